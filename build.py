@@ -1,0 +1,584 @@
+#!/usr/bin/env python3
+"""Packs server.pyz and node.pyz, and is the one entry to all that people do with this project.
+
+    python3 build.py                  dist/server.pyz and dist/node.pyz, for this machine's Python
+    python3 build.py demo             builds them and shows them at work on this machine: a server and six nodes
+    python3 build.py test [ARG ...]   every check and test, from nothing; the arguments go to pytest
+    python3 build.py protos           regenerates the gRPC stubs from node.proto; with --check, compares them
+    python3 build.py screenshots      remakes docs/*.svg
+    python3 build.py bench [ARG ...]  runs the benchmarks
+
+It needs Python 3.10 or newer with its venv module, a way to PyPI the first time, and nothing else.
+"""
+
+from __future__ import annotations
+
+import sys
+
+if sys.version_info < (3, 10):
+    sys.exit(f"build.py needs Python 3.10 or newer; this is Python {sys.version.split()[0]} ({sys.executable})")
+
+import argparse
+import contextlib
+import hashlib
+import importlib.util
+import io
+import lzma
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tarfile
+import tempfile
+import threading
+import types
+import zipfile
+import zlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import bootstrap
+
+ROOT = Path(__file__).resolve().parent
+CACHE = ROOT / ".cache"
+DIST = ROOT / "dist"
+VENV = ROOT / ".venv"
+PROGRAMS = ("server", "node")
+STUBS = ("node_pb2.py", "node_pb2.pyi", "node_pb2_grpc.py")
+REQUIREMENTS = ROOT / "requirements.txt"
+DEV_REQUIREMENTS = ROOT / "requirements-dev.txt"
+
+# One blob holds a platform's extension modules for all its Pythons. They hardly differ, and a dictionary larger than one of them
+# lets xz see that.
+XZ_FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 9, "dict_size": 32 << 20}]
+# Left out of the wheels: nothing that runs needs them.
+UNUSED_SUFFIXES = (".pyi", ".pyx", ".pxd", ".pxi", ".proto", ".h", ".cc", ".typed")
+
+
+class BuildError(Exception):
+    """What went wrong, in a sentence that says what to do."""
+
+
+class Platform(NamedTuple):
+    """A kind of machine that wheels are made for."""
+
+    name: str  # ours: linux-aarch64
+    family: str  # the platforms whose extension modules share a blob, because they are partly the same files
+    key: str  # what bootstrap.find_key returns there, {} standing for the Python's version
+    tags: tuple[str, ...]  # pip's --platform
+    minors: tuple[int, ...]  # of the Pythons to build for: 10 for 3.10
+
+
+MINORS = (10, 11, 12, 13, 14)
+PLATFORMS = (
+    # Both manylinux spellings of each, or pip takes an old release in silence.
+    Platform(
+        "linux-x86_64", "linux-x86_64", "cpython-{}-x86_64-linux-gnu", ("manylinux2014_x86_64", "manylinux_2_17_x86_64"), MINORS
+    ),
+)
+
+
+class Target(NamedTuple):
+    """One Python on one platform."""
+
+    platform: Platform
+    minor: int
+
+    @property
+    def name(self) -> str:
+        """What people call it, like cp312-linux-aarch64."""
+        return f"cp3{self.minor}-{self.platform.name}"
+
+    @property
+    def key(self) -> str:
+        """What that Python calls itself: see bootstrap.find_key."""
+        return self.platform.key.format(f"3{self.minor}")
+
+
+TARGETS = {target.name: target for target in (Target(platform, minor) for platform in PLATFORMS for minor in platform.minors)}
+
+
+def this_target() -> Target:
+    """Returns the target of the Python that runs this. Raises BuildError if there is none."""
+    key = bootstrap.find_key()
+    for target in TARGETS.values():
+        if target.key == key:
+            return target
+    raise BuildError(f"nothing can be built for this Python ({key}); run it with CPython 3.10 to 3.14")
+
+
+# --- Fetching: wheels from PyPI, as requirements.txt pins them ---
+
+
+def show(text: str, lasting: bool = True) -> None:
+    """Tells the user where the work stands: one line that is rewritten on a terminal, the lasting ones alone elsewhere."""
+    if sys.stderr.isatty():
+        width = shutil.get_terminal_size().columns - 1
+        sys.stderr.write(f"\r\033[K{text[:width]}" + "\n" * lasting)
+        sys.stderr.flush()
+    elif lasting:
+        print(text, file=sys.stderr)
+
+
+def find_pip() -> list[str]:
+    """Returns the command of this Python's pip, or of a virtual environment's when it has none of its own."""
+    if importlib.util.find_spec("pip"):
+        return [sys.executable, "-m", "pip"]
+    python = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    if not python.exists():
+        make_venv()
+    return [str(python), "-m", "pip"]
+
+
+def make_venv() -> None:
+    """Makes the virtual environment anew, empty but for pip."""
+    base = getattr(sys, "_base_executable", sys.executable)  # not the one in the very folder that this clears
+    done = subprocess.run([base, "-m", "venv", "--clear", str(VENV)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise BuildError(
+            "this Python cannot make a virtual environment: install its venv module (on Debian and Ubuntu: apt-get install "
+            f"python3-venv), then try again. It said: {last_line(done.stdout + done.stderr)}"
+        )
+
+
+def last_line(output: str) -> str:
+    """Returns the last line that says something, preferably one that pip calls an error."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()] or ["nothing"]
+    return next((line for line in lines if line.startswith("ERROR:")), lines[-1])
+
+
+def run_pip(pip: list[str], arguments: list[str], title: str) -> None:
+    """Runs pip and shows what it is at. Raises BuildError with the reason when it fails."""
+    command = [*pip, "--disable-pip-version-check", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace") as process:
+        output = ""
+        for line in process.stdout or ():
+            output += line
+            show(f"{title}: {line.strip()}", lasting=False)
+    if process.returncode:
+        raise BuildError(
+            f"{title} failed: pip could not get the packages. If this machine has no way to PyPI, set pip's proxy or index "
+            f"(pip config), or build on another machine and copy dist/. pip said: {last_line(output)}"
+        )
+
+
+def fetch_wheels(target: Target) -> list[Path]:
+    """Returns the target's wheels, from the cache or downloaded into it."""
+    requirements = REQUIREMENTS.read_text()
+    folder = CACHE / "wheels" / hashlib.sha256(requirements.encode()).hexdigest()[:12] / target.name
+    if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+            options = [f"--platform={tag}" for tag in target.platform.tags]
+            options += [f"--abi={abi}" for abi in (f"cp3{target.minor}", "abi3", "none")]
+            options += [f"--python-version=3.{target.minor}", "--implementation=cp", "--only-binary=:all:"]
+            options += ["--no-deps", "--require-hashes", f"--requirement={REQUIREMENTS}", f"--dest={temporary}/wheels"]
+            run_pip(find_pip(), ["download", *options], f"downloading the libraries for {target.name}")
+            Path(temporary, "wheels").rename(folder)
+        show(f"downloaded the libraries for {target.name}")
+    return sorted(folder.glob("*.whl"))
+
+
+# --- Packing ---
+
+
+class File(NamedTuple):
+    """A file that is unpacked beside the program or the libraries."""
+
+    path: str
+    content: bytes
+    digest: str  # SHA-256
+
+    @property
+    def index_fields(self) -> str:
+        """What bootstrap.py and unpack.py check it by: size in bytes and CRC-32."""
+        return f"{len(self.content)} {zlib.crc32(self.content):08x} {self.path}"
+
+
+def make_file(path: str, content: bytes) -> File:
+    """Wraps a file's content, with the line ends that Windows wheels have made like all others."""
+    if path.endswith(".py"):
+        content = content.replace(b"\r\n", b"\n")
+    return File(path, content, hashlib.sha256(content).hexdigest())
+
+
+def read_libraries(target: Target) -> list[File]:
+    """Returns what the target's tree of libraries holds."""
+    # Boxes with a google package of their own would hide ours, whose wheel has no such file.
+    files = [make_file("google/__init__.py", b"")]
+    for wheel in fetch_wheels(target):
+        with zipfile.ZipFile(wheel) as archive:
+            for name in archive.namelist():
+                if not name.endswith((*UNUSED_SUFFIXES, "/")) and ".dist-info/" not in name and name != "example.py":
+                    files.append(make_file(name, archive.read(name)))
+    return files
+
+
+def name_tree(title: str, files: list[File]) -> str:
+    """Names the folder of these files after their content."""
+    listing = "".join(sorted(f"{file.digest} {file.path}\n" for file in files))
+    return f"{title}-{hashlib.sha256(listing.encode()).hexdigest()[:12]}"
+
+
+class Part(NamedTuple):
+    """The files that the same targets need. Its name is BLOB/NUMBER, and the names of its files in the blob begin with that."""
+
+    name: str
+    targets: tuple[Target, ...]
+    files: list[File]
+
+    @property
+    def blob(self) -> str:
+        """The name of the solid archive that it lies in."""
+        return self.name.partition("/")[0]
+
+
+def divide(trees: dict[Target, list[File]]) -> list[Part]:
+    """Sorts the files of all targets into parts.
+
+    What one family of platforms needs lies in a blob of its own, and all else in the blob `all`. Parts of many targets come first
+    and those of one last: there the same module for one Python after the other lies side by side.
+    """
+    owners: dict[File, list[Target]] = {}
+    for target, files in trees.items():
+        for file in files:
+            owners.setdefault(file, []).append(target)
+    groups: dict[tuple[Target, ...], list[File]] = {}
+    for file, targets in owners.items():
+        groups.setdefault(tuple(targets), []).append(file)
+    parts = []
+    for number, group in enumerate(sorted(groups, key=lambda group: (-len(group), [target.name for target in group]))):
+        families = {target.platform.family for target in group}
+        blob = families.pop() if len(families) == 1 and len(group) < len(trees) else "all"
+        parts.append(Part(f"{blob}/{number}", group, sorted(groups[group], key=lambda file: file.path)))
+    return parts
+
+
+def make_tar(parts: list[Part]) -> bytes:
+    """Puts the files of these parts one after the other, with nothing that changes from one build to the next."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for part in parts:
+            for file in part.files:
+                member = tarfile.TarInfo(f"{part.name}/{file.path}")
+                member.size = len(file.content)
+                tar.addfile(member, io.BytesIO(file.content))
+    return buffer.getvalue()
+
+
+class Compressor:
+    """Compresses tars with xz, several at a time, and shows how far it is. What it did before it finds in the cache."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.done_bytes = 0
+        self.all_bytes = 0
+
+    def compress(self, tar: bytes) -> bytes:
+        """Returns the .tar.xz."""
+        key = hashlib.sha256(repr(XZ_FILTERS).encode() + tar).hexdigest()
+        cached = CACHE / "blobs" / f"{key}.tar.xz"
+        if not cached.exists():
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            with self.lock:
+                self.all_bytes += len(tar)
+            xz = lzma.LZMACompressor(filters=XZ_FILTERS)
+            blob = b"".join(xz.compress(self.count(tar[start : start + (1 << 18)])) for start in range(0, len(tar), 1 << 18))
+            write_whole(cached, blob + xz.flush())
+        return cached.read_bytes()
+
+    def count(self, chunk: bytes) -> bytes:
+        """Shows that one more chunk is being compressed."""
+        with self.lock:
+            self.done_bytes += len(chunk)
+            show(f"compressing: {self.done_bytes * 100 // self.all_bytes} % of {self.all_bytes >> 20} MiB", lasting=False)
+        return chunk
+
+    def compress_all(self, parts: list[Part]) -> dict[str, bytes]:
+        """Returns each blob's .tar.xz. The lzma module lets other threads run while it works."""
+        names = list(dict.fromkeys(part.blob for part in parts))
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            tars = [make_tar([part for part in parts if part.blob == name]) for name in names]
+            return dict(zip(names, pool.map(self.compress, tars), strict=True))
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes a file aside and renames it, so that no one meets half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f"{path.name}.{os.getpid()}")
+    aside.write_bytes(content)
+    aside.replace(path)
+
+
+def make_index(libraries: dict[Target, str], program: str, parts: list[Part]) -> bytes:
+    """Lists what a .pyz holds, for bootstrap.py and unpack.py. Its lines:
+
+    known KEY TARGET                 a target that build.py can build, and what that Python calls itself
+    tree KEY FOLDER PART PART ...    the libraries of a target in this file; KEY `any`: the program
+    PART SIZE CRC-32 PATH            a file
+    """
+    lines = [f"known {target.key} {target.name}" for target in TARGETS.values()]
+    for target, folder in libraries.items():
+        lines.append(" ".join(["tree", target.key, folder, *(part.name for part in parts if target in part.targets)]))
+    lines.append(f"tree any {program} program/0")
+    for part in parts:
+        lines += [f"{part.name} {len(file.content)} {zlib.crc32(file.content):08x} {file.path}" for file in part.files]
+    return "\n".join(lines).encode()
+
+
+def write_pyz(path: Path, entries: dict[str, bytes]) -> None:
+    """Writes a zip that Python runs. Nothing is deflated: what is large is compressed already, and zlibs differ in their output."""
+    buffer = io.BytesIO()
+    buffer.write(b"#!/usr/bin/env python3\n")
+    with zipfile.ZipFile(buffer, "a") as archive:
+        for name, content in entries.items():
+            entry = zipfile.ZipInfo(name)
+            entry.create_system = 3
+            entry.external_attr = 0o644 << 16
+            archive.writestr(entry, content)
+    write_whole(path, buffer.getvalue())
+    path.chmod(0o755)
+
+
+def pack(targets: list[Target], source: Path = ROOT, dist: Path = DIST) -> int:
+    """Packs both programs for these targets into dist/, with their checksums beside them. Returns the exit status."""
+    trees = {target: read_libraries(target) for target in targets}
+    parts = divide(trees)
+    compressor = Compressor()
+    blobs = compressor.compress_all(parts)
+    libraries = {target: name_tree(target.name, files) for target, files in trees.items()}
+    made = []
+    for name in PROGRAMS:
+        files = [make_file(path, (source / path).read_bytes()) for path in (f"{name}.py", "node_pb2.py", "node_pb2_grpc.py")]
+        program = Part("program/0", (), files)
+        entries = {"__main__.py": ROOT / "bootstrap.py", "unpack.py": ROOT / "unpack.py"}
+        contents = {entry: path.read_bytes() for entry, path in entries.items()}
+        contents["index"] = make_index(libraries, name_tree(name, files), [*parts, program])
+        contents |= {f"{blob}.tar.xz": content for blob, content in (blobs | compressor.compress_all([program])).items()}
+        made.append(dist / f"{name}.pyz")
+        write_pyz(made[-1], contents)
+        show(f"{os.path.relpath(made[-1])}: {made[-1].stat().st_size / 1e6:.1f} MB, {', '.join(target.name for target in targets)}")
+    sums = "".join(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in made)
+    write_whole(dist / "SHA256SUMS", sums.encode())
+    return 0
+
+
+# --- The virtual environment, and what runs in it ---
+
+
+def make_environment() -> str:
+    """Returns the Python of the virtual environment with all pinned requirements; makes it anew when they changed."""
+    python = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    state = "\n".join([sys.version, str(VENV), REQUIREMENTS.read_text(), DEV_REQUIREMENTS.read_text()])
+    stamp = VENV / ".requirements"
+    if not stamp.exists() or stamp.read_text() != state:
+        show("making the virtual environment .venv")
+        make_venv()
+        options = ["--no-deps", "--require-hashes", f"--requirement={REQUIREMENTS}", f"--requirement={DEV_REQUIREMENTS}"]
+        run_pip([str(python), "-m", "pip"], ["install", *options], "installing the requirements")
+        stamp.write_text(state)
+    return str(python)
+
+
+def test(pytest_arguments: list[str]) -> int:
+    """Runs every check, then pytest, whose closing line comes last. Returns the first failed one's status."""
+    python = make_environment()
+    status = 0
+    for check in (["-m", "ruff", "check"], ["-m", "mypy"], ["build.py", "protos", "--check"], ["-m", "pytest", *pytest_arguments]):
+        show(f"--- {' '.join(check).removeprefix('-m ')}")
+        status = subprocess.run([python, *check], cwd=ROOT, check=False).returncode or status
+    return status
+
+
+def protos(check: bool) -> int:
+    """Generates the stubs from node.proto with the pinned grpcio-tools, or only tells which differ from that."""
+    command = [make_environment(), "-m", "grpc_tools.protoc", "--proto_path=.", "node.proto"]
+    with tempfile.TemporaryDirectory() as folder:
+        command += [f"--{kind}_out={folder}" for kind in ("python", "pyi", "grpc_python")]
+        if subprocess.run(command, cwd=ROOT, check=False).returncode:
+            raise BuildError("node.proto does not compile; protoc says why above")
+        made = {stub: Path(folder, stub).read_bytes() for stub in STUBS}
+        changed = [stub for stub in STUBS if not (ROOT / stub).exists() or (ROOT / stub).read_bytes() != made[stub]]
+        if check and changed:
+            raise BuildError(f"not made from this node.proto: {', '.join(changed)}; run `python3 build.py protos`")
+        for stub in changed:
+            write_whole(ROOT / stub, made[stub])
+    show(f"stubs {'changed: ' + ', '.join(changed) if changed else 'match node.proto'}")
+    return 0
+
+
+def screenshots() -> int:
+    """Remakes docs/*.svg with the programs' own screens."""
+    code = "import pathlib, node, server\nfor program in node, server: program.screenshots(pathlib.Path('docs'))"
+    (ROOT / "docs").mkdir(exist_ok=True)
+    return subprocess.run([make_environment(), "-c", code], cwd=ROOT, check=False).returncode
+
+
+def bench(arguments: list[str]) -> int:
+    """Runs the benchmarks."""
+    return subprocess.run([make_environment(), "bench.py", *arguments], cwd=ROOT, check=False).returncode
+
+
+# --- The demo ---
+
+
+def find_port(preferred: int) -> int:
+    """Returns a free port on the loopback interface, the preferred one if it is."""
+    for port in (preferred, 0):
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port that is only in TIME_WAIT is free
+            probe.bind(("127.0.0.1", port))
+            return int(probe.getsockname()[1])
+    raise BuildError("no free port on 127.0.0.1")
+
+
+def find_own_address() -> str:
+    """Returns this machine's address on its network, else its name. Nothing is sent: a datagram socket only looks up the route."""
+    with contextlib.suppress(OSError), socket.socket(type=socket.SOCK_DGRAM) as probe:
+        probe.connect(("192.0.2.1", 9))
+        return str(probe.getsockname()[0])
+    return socket.gethostname()
+
+
+class Demo:
+    """A server in the foreground and nodes behind it, which end together."""
+
+    def __init__(self, logs: Path) -> None:
+        self.logs = logs
+        self.stop = threading.Event()
+        self.signal = 0
+        self.nodes: dict[Path, subprocess.Popen[bytes]] = {}
+
+    def note_signal(self, number: int, frame: types.FrameType | None) -> None:
+        """Ends the wait; the work is done there."""
+        self.signal = number
+        self.stop.set()
+
+    def run(self, nodes: int) -> int:
+        """Runs until the server ends, a node dies or a signal comes. Returns the exit status."""
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+            if hasattr(signal, name):
+                signal.signal(getattr(signal, name), self.note_signal)
+        address = f"127.0.0.1:{find_port(50051)}"
+        server = subprocess.Popen([sys.executable, str(DIST / "server.pyz"), "--listen", address])
+        trouble = ""
+        try:
+            while server.poll() is None and not is_listening(address) and not self.stop.wait(0.05):
+                pass
+            for number in range(nodes if server.poll() is None else 0):
+                self.start_node(number, address)
+            while server.poll() is None and not trouble and not self.stop.wait(0.1):
+                trouble = self.find_trouble()
+        finally:
+            self.end(server)
+        if trouble:
+            raise BuildError(trouble)
+        return 128 + self.signal if self.signal else server.returncode
+
+    def start_node(self, number: int, address: str) -> None:
+        """Starts one in the background. A session of its own: Ctrl-C is for the server and this process."""
+        kind = ["--hardware", "simulated", "--seed", str(number)] if number else ["--hardware", "auto"]
+        command = [sys.executable, str(DIST / "node.pyz"), "--server", address, "--headless", *kind]
+        path = self.logs / f"node {number}"
+        with path.open("wb") as log:
+            node = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+        self.nodes[path] = node
+
+    def find_trouble(self) -> str:
+        """Says which node ended by itself, with the end of its log; nothing if none did."""
+        for log, node in self.nodes.items():
+            if node.poll() is not None:
+                tail = "\n".join(log.read_text(errors="replace").splitlines()[-10:])
+                return f"{log.name} ended with status {node.returncode}, so the demo did. The end of its output:\n{tail}"
+        return ""
+
+    def end(self, server: subprocess.Popen[bytes]) -> None:
+        """Ends every process, the hard way if it must."""
+        if self.signal == signal.SIGINT:  # the terminal sent it to the server too, and a second one would hurry it
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                server.wait(2.5)
+        processes = [server, *self.nodes.values()]
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            try:
+                process.wait(5)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def is_listening(address: str) -> bool:
+    """Tells whether something takes connections there."""
+    host, _, port = address.rpartition(":")
+    with contextlib.suppress(OSError), socket.create_connection((host, int(port)), timeout=1):
+        return True
+    return False
+
+
+def demo(nodes: int) -> int:
+    """Builds the two files and shows them at work, one real node and simulated ones; says then how to run them by hand."""
+    pack([this_target()])
+    with tempfile.TemporaryDirectory(prefix="edge-demo-") as logs:
+        status = Demo(Path(logs)).run(nodes)
+    print(
+        "The two files are in dist/; copy them wherever you like, no install needed.\n"
+        "  where you look    python3 server.pyz\n"
+        f"  on each box       python3 node.pyz --server {find_own_address()}"
+    )
+    return status
+
+
+# --- The command line ---
+
+
+def count(text: str) -> int:
+    """Parses a number of nodes."""
+    if not 0 <= int(text) <= 100:
+        raise argparse.ArgumentTypeError("from 0 to 100")
+    return int(text)
+
+
+def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Parses the command line; what follows `test` or `bench` is for pytest or bench.py."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = parser.add_subparsers(dest="command", title="commands", metavar="")
+    command = commands.add_parser("demo", help="build both files, and run a server and some nodes on this machine")
+    command.add_argument("--nodes", type=count, default=6, metavar="N", help="number of nodes, one of them real (default: 6)")
+    commands.add_parser("test", help="run every check and test; the arguments go to pytest")
+    command = commands.add_parser("protos", help="regenerate the stubs from node.proto")
+    command.add_argument("--check", action="store_true", help="change nothing; fail if they differ")
+    commands.add_parser("screenshots", help="remake docs/*.svg")
+    commands.add_parser("bench", help="run the benchmarks; the arguments go to bench.py")
+    end = next((place + 1 for place, word in enumerate(argv) if word in ("test", "bench")), len(argv))
+    return parser.parse_args(argv[:end]), argv[end:]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command and returns its exit status."""
+    options, rest = parse(sys.argv[1:] if argv is None else argv)
+    commands: dict[str | None, Callable[[], int]] = {
+        "demo": lambda: demo(options.nodes),
+        "test": lambda: test(rest),
+        "protos": lambda: protos(options.check),
+        "screenshots": screenshots,
+        "bench": lambda: bench(rest),
+        None: lambda: pack([this_target()]),
+    }
+    try:
+        return commands[options.command]()
+    except BuildError as error:
+        if options.debug:
+            raise
+        print(f"build.py: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
