@@ -53,6 +53,7 @@ VERSION = "0.1.0"
 DEFAULT_PORT = 50051
 FRAMES_PER_SECOND = 60  # at most; a frame is drawn only when something changed
 SMALLEST_WIDTH, SMALLEST_HEIGHT = 40, 10
+HANGUP, BROKEN_PIPE = 1, 13  # signals that Windows does not name
 MISSING = "—"  # what a box does not report; never shown as 0
 ESCAPE_KEYS = {
     "\x1b[A": "up", "\x1b[B": "down", "\x1b[C": "right", "\x1b[D": "left",
@@ -208,11 +209,19 @@ class Column(NamedTuple):
 
 
 def choose_columns(columns: Sequence[Column], width: int) -> list[Column]:
-    """The columns that fit side by side into `width` with one space between them, in their order; the lowest ranks stay."""
-    chosen = list(columns)
-    while len(chosen) > 1 and sum(column.width + 1 for column in chosen) - 1 > width:
-        chosen.remove(max(chosen, key=lambda column: column.rank))
-    return chosen
+    """The columns that fit side by side into `width` with one space between them, the lowest ranks first, in their order."""
+    chosen: set[Column] = set()
+    for column in sorted(columns, key=lambda column: column.rank):
+        if sum(other.width + 1 for other in chosen) + column.width <= width:
+            chosen.add(column)
+    return [column for column in columns if column in chosen]
+
+
+def align(line: Line, column: Column) -> Line:
+    """What stands in a column: `line` in exactly its width."""
+    if column.align == ">":
+        line = [(" " * (column.width - sum(cells(text) for text, _ in line)), ""), *line]
+    return fit_line(line, column.width)
 
 
 class Endpoint(NamedTuple):
@@ -299,9 +308,14 @@ def version_text(program: str) -> str:
     return f"{program} {VERSION} (Python {platform.python_version()}, {where})"
 
 
+def abandon_stdout() -> None:
+    """Its reader is gone: what is still in its buffer goes nowhere, else Python complains once more at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def is_screen() -> bool:
     """Whether stdout is a terminal that can show a full screen."""
-    return sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+    return sys.stdout.isatty() and os.environ.get("TERM", "") not in ("", "dumb")
 
 
 class Inputs:
@@ -358,7 +372,7 @@ class Inputs:
         with contextlib.suppress(OSError):  # EIO: the terminal was closed
             if pressed := os.read(sys.stdin.fileno(), 4096):
                 return [ESCAPE_KEYS.get(key, key) for key in KEY.findall(pressed.decode(errors="replace"))]
-        self.signal = self.signal or signal.SIGHUP
+        self.signal = self.signal or HANGUP
         return []
 
 
@@ -497,6 +511,7 @@ class Hardware(Protocol):
     """A source of readings. `sample` is called by the telemetry thread alone, once an interval."""
 
     backend: pb.Backend
+    hostname: str
     notice: str  # why something is not reported; "" when all is well
 
     def info(self) -> tuple[pb.HostInfo, list[pb.DeviceInfo]]:
@@ -517,6 +532,7 @@ class HostHardware:
     backend = pb.BACKEND_HOST
 
     def __init__(self, clock: Callable[[], float] = time.monotonic, root: pathlib.Path = pathlib.Path("/")) -> None:
+        self.hostname = socket.gethostname()
         self.notice = ""
         self._clock = clock
         self._root = root
@@ -649,7 +665,7 @@ class NvmlHardware:
 
         self._nvml = pynvml
         self._host = host
-        self.notice = host.notice
+        self.hostname, self.notice = host.hostname, host.notice
         self._patience = Patience(patience_seconds)
         self._devices: list[Any] = []
         self._infos: list[pb.DeviceInfo] = []
@@ -750,6 +766,7 @@ class NvmlHardware:
 class Model(NamedTuple):
     """A device of the catalogue, with its data sheet's figures; thermal ones are what such devices show in use."""
 
+    hostname: str
     host: str
     device: str
     device_count: int
@@ -767,15 +784,17 @@ class Model(NamedTuple):
 
 
 CATALOGUE = (
-    Model("NVIDIA Jetson AGX Orin", "Orin (nvgpu)", 1, 62841, 9, 60, 72, 99, 55, True, 1300, True, 12, 64),
-    Model("Supermicro SYS-821GE-TNHR", "NVIDIA H200", 8, 143771, 76, 700, 72, 87, 28, False, 1980, False, 192, 2048),
-    Model("Workstation", "NVIDIA GeForce RTX 4090", 1, 24564, 22, 450, 73, 90, 35, True, 2520, False, 32, 128),
-    Model("Dell PowerEdge XR4000", "NVIDIA L4", 2, 23034, 13, 72, 76, 96, 45, False, 2040, False, 64, 256),
-    Model("NVIDIA DGX Spark", "NVIDIA GB10", 1, 122570, 10, 100, 78, 95, 60, True, 2418, True, 20, 128),
-    Model("HPE Apollo 6500 Gen10 Plus", "NVIDIA A100-SXM4-80GB", 4, 81920, 58, 400, 66, 89, 30, False, 1410, False, 128, 1024),
-    Model("NVIDIA DGX H100", "NVIDIA H100 80GB HBM3", 8, 81559, 70, 700, 70, 87, 28, False, 1980, False, 224, 2048),
-    Model("NVIDIA Jetson Orin Nano", "Orin (nvgpu)", 1, 7620, 4, 25, 75, 99, 50, True, 1020, True, 6, 8),
-    Model("Raspberry Pi 5 Model B", "", 0, 0, 3, 12, 68, 85, 60, True, 0, False, 4, 8),
+    Model("orin", "NVIDIA Jetson AGX Orin", "Orin (nvgpu)", 1, 62841, 9, 60, 72, 99, 55, True, 1300, True, 12, 64),
+    Model("h200", "Supermicro SYS-821GE-TNHR", "NVIDIA H200", 8, 143771, 76, 700, 72, 87, 28, False, 1980, False, 192, 2048),
+    Model("rtx4090", "Workstation", "NVIDIA GeForce RTX 4090", 1, 24564, 22, 450, 73, 90, 35, True, 2520, False, 32, 128),
+    Model("l4", "Dell PowerEdge XR4000", "NVIDIA L4", 2, 23034, 13, 72, 76, 96, 45, False, 2040, False, 64, 256),
+    Model("spark", "NVIDIA DGX Spark", "NVIDIA GB10", 1, 122570, 10, 100, 78, 95, 60, True, 2418, True, 20, 128),
+    Model(
+        "a100", "HPE Apollo 6500 Gen10 Plus", "NVIDIA A100-SXM4-80GB", 4, 81920, 58, 400, 66, 89, 30, False, 1410, False, 128, 1024
+    ),
+    Model("h100", "NVIDIA DGX H100", "NVIDIA H100 80GB HBM3", 8, 81559, 70, 700, 70, 87, 28, False, 1980, False, 224, 2048),
+    Model("orin-nano", "NVIDIA Jetson Orin Nano", "Orin (nvgpu)", 1, 7620, 4, 25, 75, 99, 50, True, 1020, True, 6, 8),
+    Model("pi", "Raspberry Pi 5 Model B", "", 0, 0, 3, 12, 68, 85, 60, True, 0, False, 4, 8),
 )
 
 
@@ -864,6 +883,7 @@ class SimulatedHardware:
     def __init__(self, seed: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.notice = "simulated: nothing here is measured"
         self.model = CATALOGUE[seed % len(CATALOGUE)]
+        self.hostname = f"{self.model.hostname}-{seed % 1000:02}"
         self._random = random.Random(seed)
         self._clock = clock
         self._born_at = clock()
@@ -892,7 +912,7 @@ class SimulatedHardware:
 
     def sample(self) -> tuple[pb.HostSample, list[pb.DeviceSample]]:
         target = self._clock() - self._born_at + self.HISTORY_SECONDS
-        self._seconds = max(self._seconds, target - self.HISTORY_SECONDS)  # a box that slept for days need not catch up
+        self._seconds = max(self._seconds, target - 3600)  # a box that slept for days need not catch up
         while self._seconds + SimulatedDevice.STEP_SECONDS <= target:  # whole steps: the course does not depend on when we look
             self._seconds += SimulatedDevice.STEP_SECONDS
             self._step(SimulatedDevice.STEP_SECONDS)
@@ -1126,7 +1146,7 @@ def make_info(hardware: Hardware, instance_id: str) -> pb.NodeInfo:
     """All that is static."""
     host, devices = hardware.info()
     info = pb.NodeInfo(
-        hostname=socket.gethostname(),
+        hostname=hardware.hostname,
         agent_version=VERSION,
         instance_id=instance_id,
         backend=hardware.backend,
@@ -1226,7 +1246,7 @@ def explain(error: grpc.RpcError, server: str) -> SessionEnded:
     code, details = error.code(), visible(error.details() or "")
     known = {
         "Connection refused": f"nothing listens on {server}: is the server running there?",
-        "DNS resolution failed": f"cannot resolve {server}: check the name, or give --server an address",
+        "address lookup failed": f"cannot resolve {server}: check the name, or give --server an address",
         "No route to host": f"no route to {server}: is it in reach of this network?",
         "Network is unreachable": f"no route to {server}: is this box's network up?",
         "http1.x server": f"{server} is no gRPC server: is the port right?",
@@ -1308,13 +1328,16 @@ class Session:
 
     def _one_by_one(self, stub: node_pb2_grpc.NodeServiceStub) -> None:
         """The first version's way: a call for each heartbeat."""
-        self._sent_info = None
+        self._sent_info, self._sent_sequence = None, 0
         leaving = False
         while not leaving:
             leaving = self._state.is_closed()
             request = self._heartbeat(first=not self.acknowledged)
             request.leaving = leaving
-            request.gpu_temp = max((device.temperature_celsius for device in request.sample.devices), default=0)
+            sample = self._state.newest()[2]
+            request.gpu_temp = max(
+                (device.temperature_celsius for device in sample.devices), default=sample.host.temperature_celsius
+            )
             try:
                 response = stub.Heartbeat(request, timeout=GOODBYE_SECONDS if leaving else SESSION_PATIENCE_SECONDS)
             except grpc.RpcError as error:
@@ -1410,7 +1433,7 @@ def render(view: View, width: int, height: int, wall: float, clock: float) -> li
         return fit_lines([[(f"too small: {width}x{height}, needs {SMALLEST_WIDTH}x{SMALLEST_HEIGHT}", "")]], width, height)
     room = height - 3  # without header and footer
     host = host_panel(view, width, room)
-    devices = device_panel(view, width, room - len(host) - min(4, room // 4))
+    devices = device_panel(view, width, room - len(host))
     log = log_panel(view.log, width, room - len(host) - len(devices))
     frame = fit_lines([*header(view, width, wall, clock), *devices, *host, *log], width, height - 1)
     return [*frame, fit_line([(" q", "bold"), (" quit", "dim")], width)]
@@ -1442,12 +1465,12 @@ def link_line(view: View, clock: float) -> Line:
 
 
 def device_panel(view: View, width: int, room: int) -> list[Line]:
-    """All devices: a box of gauges each, side by side where they fit into `room` lines, else a line each."""
+    """All devices: a box of gauges each, side by side, where `room` has lines for them and some of the log; else a line each."""
     devices = list(zip(view.info.devices, view.sample.devices, strict=False))
     if not devices:
         return []
     columns = min(max(width // 58, 1), len(devices))
-    if -(-len(devices) // columns) * 7 <= room:
+    if -(-len(devices) // columns) * 7 + 3 <= room:
         return gauge_boxes(devices, width, columns)
     lines = device_table(devices, width)
     if len(lines) > room:
@@ -1510,13 +1533,15 @@ def gauge(label: str, part: float | None, value: str, style: str, width: int) ->
     ]
 
 
+def reported(message: Any, field: str) -> Any:
+    """An optional field's value; None where the box does not report it."""
+    return getattr(message, field) if message.HasField(field) else None
+
+
 class Reading:
     """A device's sample against its info, with None for what is not reported."""
 
     def __init__(self, info: pb.DeviceInfo, sample: pb.DeviceSample) -> None:
-        def reported(message: Any, field: str) -> Any:
-            return getattr(message, field) if message.HasField(field) else None
-
         percent = reported(sample, "utilization_percent")
         self.utilization = fraction(percent, 100)
         self.memory_used = reported(sample, "memory_used_bytes")
@@ -1559,17 +1584,12 @@ def device_table(devices: Sequence[tuple[pb.DeviceInfo, pb.DeviceSample]], width
     columns = choose_columns(DEVICE_COLUMNS, width - 2)
     lines: list[Line] = [[(" " + " ".join(fit(column.title, column.width, column.align) for column in columns), "bold dim")]]
     for info, sample in devices:
-        spans = device_spans(info, sample)
-        line: Line = [(" ", "")]
-        for column in columns:
-            line += [*fit_line(spans[column.title], column.width), (" ", "")] if column.align == "<" else [
-                (" " * (column.width - sum(cells(text) for text, _ in spans[column.title])), ""), *spans[column.title], (" ", "")
-            ]  # fmt: skip
-            if sample.error and column.title in ("NAME", "GPU") and columns[-1].title != column.title:
-                break
         if sample.error:
-            line.append((f"✗ {visible(sample.error)}", "bold red"))
-        lines.append(line)
+            text = f"{visible(info.name)}  ✗ {visible(sample.error)}"
+            lines.append([(fit(str(info.index), 4, ">"), "bold"), (f" {text}", "bold red")])
+            continue
+        spans = device_spans(info, sample)
+        lines.append([(" ", "")] + [span for column in columns for span in [*align(spans[column.title], column), (" ", "")]])
     return lines
 
 
@@ -1591,50 +1611,52 @@ def device_spans(info: pb.DeviceInfo, sample: pb.DeviceSample) -> dict[str, Line
 
 
 def host_panel(view: View, width: int, room: int) -> list[Line]:
-    """The host: a box of meters, or one line where there is little room. It gets more where there is no GPU beside it."""
-    info, sample = view.info.host, view.sample.host
-
-    def reported(message: Any, field: str) -> Any:
-        return getattr(message, field) if message.HasField(field) else None
-
-    cpu = fraction(reported(sample, "cpu_percent"), 100)
-    memory_used, memory_total = reported(sample, "memory_used_bytes"), reported(info, "memory_total_bytes")
-    disk_used, disk_total = reported(sample, "disk_used_bytes"), reported(info, "disk_total_bytes")
-    memory, disk = fraction(memory_used, memory_total), fraction(disk_used, disk_total)
-    celsius, load = reported(sample, "temperature_celsius"), reported(sample, "load_1m")
-    received, sent = reported(sample, "network_received_bytes_per_second"), reported(sample, "network_sent_bytes_per_second")
-    uptime = reported(sample, "uptime_seconds")
-    words = [
-        f"load {MISSING if load is None else f'{load:.2f}'} on {info.cpu_count} CPUs",
-        f"{show_celsius(celsius, None).strip()}",
-        f"↓ {show_bytes(received)}/s ↑ {show_bytes(sent)}/s",
-        f"up {MISSING if uptime is None else show_seconds(uptime)}",
-    ]
+    """The host: a box of meters, or one line where there is little room."""
+    readings = host_readings(view)
     if room < 14:
-        return [[(f" host  cpu {show_percent(cpu)}  memory {show_percent(memory)}  disk {show_percent(disk)}  {words[1]}", "")]]
-    title = " · ".join(visible(text) for text in ("Host", info.model, info.operating_system) if text)
-    memory_text, disk_text = (
-        of(show_bytes(memory_used), show_bytes(memory_total)),
-        of(show_bytes(disk_used), show_bytes(disk_total)),
-    )
+        summary = "  ".join(f"{label} {show_percent(part)}" for label, part, _, _ in readings)
+        return [[(f" host  {summary}  {host_words(view)}", "")]]
     inner = width - 4
-    if view.info.devices and width >= 110:
-        third = inner // 3 - 1
-        parts = [
-            ("cpu", cpu, show_percent(cpu), "green"),
-            ("memory", memory, memory_text, "cyan"),
-            ("disk", disk, disk_text, "blue"),
+    if view.info.devices and width >= 120:
+        third = inner // 3
+        spans = [
+            [(fit(label, 7), "dim"), *meter(part, third - 7 - 22, style), (fit(text, 20, ">") + "  ", "")]
+            for label, part, text, style in readings
         ]
-        lines: list[Line] = [[]]
-        for label, part, text, style in parts:
-            lines[0] += [(fit(label, 7), "dim"), *meter(part, third - 7 - 21, style), (fit(text, 21, ">") + "  ", "")]
+        lines: list[Line] = [[span for part in spans for span in part]]
     else:
-        lines = [
-            gauge("cpu", cpu, show_percent(cpu), "green", inner),
-            gauge("memory", memory, memory_text, "cyan", inner),
-            gauge("disk", disk, disk_text, "blue", inner),
-        ]
-    return box(title, [*lines, [("   ".join(words), "dim")]], width)
+        lines = [gauge(label, part, text, style, inner) for label, part, text, style in readings]
+    info = view.info.host
+    title = " · ".join(visible(text) for text in ("Host", info.model, info.operating_system) if text)
+    return box(title, [*lines, [(host_words(view), "dim")]], width)
+
+
+def host_readings(view: View) -> list[tuple[str, float | None, str, str]]:
+    """Label, fraction, text and style of the host's three meters."""
+    info, sample = view.info.host, view.sample.host
+    cpu = fraction(reported(sample, "cpu_percent"), 100)
+    memory, memory_total = reported(sample, "memory_used_bytes"), reported(info, "memory_total_bytes")
+    disk, disk_total = reported(sample, "disk_used_bytes"), reported(info, "disk_total_bytes")
+    return [
+        ("cpu", cpu, show_percent(cpu), "green"),
+        ("memory", fraction(memory, memory_total), of(show_bytes(memory), show_bytes(memory_total)), "cyan"),
+        ("disk", fraction(disk, disk_total), of(show_bytes(disk), show_bytes(disk_total)), "blue"),
+    ]
+
+
+def host_words(view: View) -> str:
+    """The rest of what the host reports, in words."""
+    sample = view.sample.host
+    celsius, load, uptime = (reported(sample, field) for field in ("temperature_celsius", "load_1m", "uptime_seconds"))
+    received = reported(sample, "network_received_bytes_per_second")
+    sent = reported(sample, "network_sent_bytes_per_second")
+    words = [
+        "" if celsius is None else show_celsius(celsius, None).strip(),
+        "" if load is None else f"load {load:.2f} on {view.info.host.cpu_count} CPUs",
+        "" if received is None else f"↓ {show_bytes(received)}/s ↑ {show_bytes(sent)}/s",
+        "" if uptime is None else f"up {show_seconds(uptime)}",
+    ]
+    return "  ".join(filter(None, words))
 
 
 LOG_STYLES = {"info": "", "warning": "yellow", "error": "bold red", "debug": "dim"}
@@ -1743,7 +1765,8 @@ def print_once(hardware: Hardware, node_id: str, as_json: bool) -> None:
     lines: list[Line] = [[(f"{node_id}  {about}", "")]]
     if info.devices:
         lines += device_table(list(zip(info.devices, sample.devices, strict=True)), 140)
-    lines += host_panel(view, 100, 0)
+    lines += [[(f" {label:8}{text}", "")] for label, _, text, _ in host_readings(view)]
+    lines.append([(f" {host_words(view)}", "")])
     print(re.sub(r" +$", "", plain(lines), flags=re.MULTILINE))
 
 
@@ -1834,19 +1857,21 @@ def run(options: argparse.Namespace) -> int:
             guarded(state, options.debug, keep_connected, state, identity, server, options.interval),
         ]
         try:
+            try:
+                if screen:
+                    show_screen(state, inputs, options.no_color)
+                else:
+                    printed = run_headless(state, inputs, options.json)
+            finally:
+                state.close()
+                for thread in threads:
+                    thread.join(GOODBYE_SECONDS + 0.5)
             if screen:
-                show_screen(state, inputs, options.no_color)
-            else:
-                printed = run_headless(state, inputs, options.json)
+                printed = state.log_since(0)[0] - 1  # the last word
+            print_lines(state, printed, options.json and not screen)
         except OSError:  # the terminal or the pipe is gone
-            inputs.signal = inputs.signal or signal.SIGHUP
-        finally:
-            state.close()
-            for thread in threads:
-                thread.join(GOODBYE_SECONDS + 0.5)
-    if screen:
-        printed = state.log_since(0)[0] - 1  # the last word
-    print_lines(state, printed, options.json and not screen)
+            abandon_stdout()
+            inputs.signal = inputs.signal or (HANGUP if screen else BROKEN_PIPE)
     if state.failure:
         return 1
     return 128 + inputs.signal if inputs.signal else 0
@@ -1864,8 +1889,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"node: {failure}", file=sys.stderr)
         return 1
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains again at its end
-        return 141
+        abandon_stdout()
+        return 128 + BROKEN_PIPE
     except KeyboardInterrupt:
         return 130
 
