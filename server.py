@@ -53,6 +53,7 @@ VERSION = "0.1.0"
 DEFAULT_PORT = 50051
 FRAMES_PER_SECOND = 60  # at most; a frame is drawn only when something changed
 SMALLEST_WIDTH, SMALLEST_HEIGHT = 40, 10
+HANGUP, BROKEN_PIPE = 1, 13  # signals that Windows does not name
 MISSING = "—"  # what a box does not report; never shown as 0
 ESCAPE_KEYS = {
     "\x1b[A": "up", "\x1b[B": "down", "\x1b[C": "right", "\x1b[D": "left",
@@ -208,11 +209,19 @@ class Column(NamedTuple):
 
 
 def choose_columns(columns: Sequence[Column], width: int) -> list[Column]:
-    """The columns that fit side by side into `width` with one space between them, in their order; the lowest ranks stay."""
-    chosen = list(columns)
-    while len(chosen) > 1 and sum(column.width + 1 for column in chosen) - 1 > width:
-        chosen.remove(max(chosen, key=lambda column: column.rank))
-    return chosen
+    """The columns that fit side by side into `width` with one space between them, the lowest ranks first, in their order."""
+    chosen: set[Column] = set()
+    for column in sorted(columns, key=lambda column: column.rank):
+        if sum(other.width + 1 for other in chosen) + column.width <= width:
+            chosen.add(column)
+    return [column for column in columns if column in chosen]
+
+
+def align(line: Line, column: Column) -> Line:
+    """What stands in a column: `line` in exactly its width."""
+    if column.align == ">":
+        line = [(" " * (column.width - sum(cells(text) for text, _ in line)), ""), *line]
+    return fit_line(line, column.width)
 
 
 class Endpoint(NamedTuple):
@@ -299,9 +308,14 @@ def version_text(program: str) -> str:
     return f"{program} {VERSION} (Python {platform.python_version()}, {where})"
 
 
+def abandon_stdout() -> None:
+    """Its reader is gone: what is still in its buffer goes nowhere, else Python complains once more at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def is_screen() -> bool:
     """Whether stdout is a terminal that can show a full screen."""
-    return sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+    return sys.stdout.isatty() and os.environ.get("TERM", "") not in ("", "dumb")
 
 
 class Inputs:
@@ -358,7 +372,7 @@ class Inputs:
         with contextlib.suppress(OSError):  # EIO: the terminal was closed
             if pressed := os.read(sys.stdin.fileno(), 4096):
                 return [ESCAPE_KEYS.get(key, key) for key in KEY.findall(pressed.decode(errors="replace"))]
-        self.signal = self.signal or signal.SIGHUP
+        self.signal = self.signal or HANGUP
         return []
 
 
