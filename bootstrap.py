@@ -47,10 +47,11 @@ def find_places():
         return [os.path.join(os.path.abspath(os.environ["EDGE_CACHE"]), "edge-compute-node")]
     if sys.platform == "win32":
         return [os.path.join(os.environ[name], "edge-compute-node") for name in ("LOCALAPPDATA", "TEMP") if name in os.environ]
-    home = os.path.expanduser("~/Library/Caches" if sys.platform == "darwin" else "~/.cache")
-    own = [os.path.join(os.environ.get("XDG_CACHE_HOME") or home, "edge-compute-node")]
-    shared = ("/var/tmp", os.environ.get("TMPDIR", "/tmp"), "/dev/shm")
-    return [p for p in own + ["%s/edge-compute-node-%d" % (folder, os.geteuid()) for folder in shared] if os.path.isabs(p)]
+    home = os.path.expanduser("~")  # a service's may not exist, and then it's not for us to make it
+    own = os.environ.get("XDG_CACHE_HOME") or (os.path.isdir(home) and home + "/.cache")
+    shared = ["/var/tmp", os.environ.get("TMPDIR", "/tmp"), "/dev/shm"]
+    places = [own and own + "/edge-compute-node"] + ["%s/edge-compute-node-%d" % (folder, os.geteuid()) for folder in shared]
+    return [place for place in places if place and os.path.isabs(place)]
 
 
 def refuse(place):

@@ -25,6 +25,7 @@ import importlib.util
 import io
 import lzma
 import os
+import re
 import shutil
 import signal
 import socket
@@ -51,9 +52,10 @@ STUBS = ("node_pb2.py", "node_pb2.pyi", "node_pb2_grpc.py")
 REQUIREMENTS = ROOT / "requirements.txt"
 DEV_REQUIREMENTS = ROOT / "requirements-dev.txt"
 
-# One blob holds a platform's extension modules for all its Pythons. They hardly differ, and a dictionary larger than one of them
-# lets xz see that.
-XZ_FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 9, "dict_size": 32 << 20}]
+# The first lines of a .pyz. Python skips what stands before a zip; but a copy that was cut off is no zip, and Python takes it for
+# source code. Then it shows the second line, where the apostrophe and the zip's first bytes are syntax errors to every version.
+HEAD = b"""#!/usr/bin/env python3
+This copy isn't whole: copy the file again, and compare its SHA-256 with the one in SHA256SUMS. """
 # Left out of the wheels: nothing that runs needs them.
 UNUSED_SUFFIXES = (".pyi", ".pyx", ".pxd", ".pxi", ".proto", ".h", ".cc", ".typed")
 
@@ -66,18 +68,25 @@ class Platform(NamedTuple):
     """A kind of machine that wheels are made for."""
 
     name: str  # ours: linux-aarch64
-    family: str  # the platforms whose extension modules share a blob, because they are partly the same files
+    group: str  # what --target calls it together with others
     key: str  # what bootstrap.find_key returns there, {} standing for the Python's version
     tags: tuple[str, ...]  # pip's --platform
-    minors: tuple[int, ...]  # of the Pythons to build for: 10 for 3.10
+    minors: tuple[int, ...] = (10, 11, 12, 13, 14)  # of the Pythons to build for: 10 for 3.10
+    blob: str = ""  # where its own files are packed, if not in a blob of its name
+    lacks: tuple[str, ...] = ()  # the packages that have no wheel for it
 
 
-MINORS = (10, 11, 12, 13, 14)
 PLATFORMS = (
-    # Both manylinux spellings of each, or pip takes an old release in silence.
-    Platform(
-        "linux-x86_64", "linux-x86_64", "cpython-{}-x86_64-linux-gnu", ("manylinux2014_x86_64", "manylinux_2_17_x86_64"), MINORS
-    ),
+    # Both spellings of each manylinux, or pip takes an old release in silence.
+    Platform("linux-x86_64", "linux", "cpython-{}-x86_64-linux-gnu", ("manylinux2014_x86_64", "manylinux_2_17_x86_64")),
+    Platform("linux-aarch64", "linux", "cpython-{}-aarch64-linux-gnu", ("manylinux2014_aarch64", "manylinux_2_17_aarch64")),
+    Platform("musl-x86_64", "musl", "cpython-{}-x86_64-linux-musl", ("musllinux_1_1_x86_64", "musllinux_1_2_x86_64")),
+    Platform("musl-aarch64", "musl", "cpython-{}-aarch64-linux-musl", ("musllinux_1_1_aarch64", "musllinux_1_2_aarch64")),
+    Platform("linux-armv7l", "armv7l", "cpython-{}-arm-linux-gnueabihf", ("linux_armv7l",), minors=(11, 13), lacks=("psutil",)),
+    # One universal build of grpcio and protobuf, but two of psutil.
+    Platform("macos-arm64", "macos", "cpython-{}-darwin-arm64", ("macosx_11_0_universal2", "macosx_11_0_arm64"), blob="macos"),
+    Platform("macos-x86_64", "macos", "cpython-{}-darwin-x86_64", ("macosx_11_0_universal2", "macosx_11_0_x86_64"), blob="macos"),
+    Platform("windows-amd64", "windows", "cp{}-win_amd64", ("win_amd64",)),
 )
 
 
@@ -99,6 +108,15 @@ class Target(NamedTuple):
 
 
 TARGETS = {target.name: target for target in (Target(platform, minor) for platform in PLATFORMS for minor in platform.minors)}
+GROUPS = (*dict.fromkeys(platform.group for platform in PLATFORMS), "all")
+
+
+def parse_target(text: str) -> list[Target]:
+    """Parses a value of --target: one target's name, or a group's."""
+    found = [target for target in TARGETS.values() if text in (target.name, target.platform.group, "all")]
+    if not found:
+        raise argparse.ArgumentTypeError(f"no target {text!r}: say {', '.join(GROUPS)} or one alone, like cp312-linux-aarch64")
+    return found
 
 
 def this_target() -> Target:
@@ -168,6 +186,8 @@ def run_pip(pip: list[str], arguments: list[str], title: str) -> None:
 def fetch_wheels(target: Target) -> list[Path]:
     """Returns the target's wheels, from the cache or downloaded into it."""
     requirements = REQUIREMENTS.read_text()
+    for package in target.platform.lacks:
+        requirements = re.sub(rf"^{package}==.*\n(?:[ ].*\n)*", "", requirements, flags=re.MULTILINE)
     folder = CACHE / "wheels" / hashlib.sha256(requirements.encode()).hexdigest()[:12] / target.name
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -175,7 +195,9 @@ def fetch_wheels(target: Target) -> list[Path]:
             options = [f"--platform={tag}" for tag in target.platform.tags]
             options += [f"--abi={abi}" for abi in (f"cp3{target.minor}", "abi3", "none")]
             options += [f"--python-version=3.{target.minor}", "--implementation=cp", "--only-binary=:all:"]
-            options += ["--no-deps", "--require-hashes", f"--requirement={REQUIREMENTS}", f"--dest={temporary}/wheels"]
+            Path(temporary, "requirements.txt").write_text(requirements)
+            options += ["--no-deps", "--require-hashes", f"--requirement={temporary}/requirements.txt"]
+            options += [f"--dest={temporary}/wheels"]
             run_pip(find_pip(), ["download", *options], f"downloading the libraries for {target.name}")
             Path(temporary, "wheels").rename(folder)
         show(f"downloaded the libraries for {target.name}")
@@ -199,8 +221,8 @@ class File(NamedTuple):
 
 
 def make_file(path: str, content: bytes) -> File:
-    """Wraps a file's content, with the line ends that Windows wheels have made like all others."""
-    if path.endswith(".py"):
+    """Wraps a file's content, with the line ends of text from Windows wheels made like all others."""
+    if b"\0" not in content:
         content = content.replace(b"\r\n", b"\n")
     return File(path, content, hashlib.sha256(content).hexdigest())
 
@@ -239,7 +261,7 @@ class Part(NamedTuple):
 def divide(trees: dict[Target, list[File]]) -> list[Part]:
     """Sorts the files of all targets into parts.
 
-    What one family of platforms needs lies in a blob of its own, and all else in the blob `all`. Parts of many targets come first
+    What one platform alone needs lies in a blob of its own, and all else in the blob `all`. Parts of many targets come first
     and those of one last: there the same module for one Python after the other lies side by side.
     """
     owners: dict[File, list[Target]] = {}
@@ -251,8 +273,8 @@ def divide(trees: dict[Target, list[File]]) -> list[Part]:
         groups.setdefault(tuple(targets), []).append(file)
     parts = []
     for number, group in enumerate(sorted(groups, key=lambda group: (-len(group), [target.name for target in group]))):
-        families = {target.platform.family for target in group}
-        blob = families.pop() if len(families) == 1 and len(group) < len(trees) else "all"
+        blobs = {target.platform.blob or target.platform.name for target in group}
+        blob = blobs.pop() if len(blobs) == 1 and len(group) < len(trees) else "all"
         parts.append(Part(f"{blob}/{number}", group, sorted(groups[group], key=lambda file: file.path)))
     return parts
 
@@ -277,15 +299,17 @@ class Compressor:
         self.done_bytes = 0
         self.all_bytes = 0
 
-    def compress(self, tar: bytes) -> bytes:
-        """Returns the .tar.xz."""
-        key = hashlib.sha256(repr(XZ_FILTERS).encode() + tar).hexdigest()
-        cached = CACHE / "blobs" / f"{key}.tar.xz"
+    def compress(self, parts: list[Part]) -> bytes:
+        """Returns the .tar.xz of these parts."""
+        # The same module hardly differs from one Python to the next. A dictionary that is larger than it lets xz see that.
+        largest = max(len(file.content) for part in parts for file in part.files)
+        filters = [{"id": lzma.FILTER_LZMA2, "preset": 9, "dict_size": 1 << (largest * 5 // 4).bit_length()}]
+        tar = make_tar(parts)
+        cached = CACHE / "blobs" / f"{hashlib.sha256(repr(filters).encode() + tar).hexdigest()}.tar.xz"
         if not cached.exists():
-            cached.parent.mkdir(parents=True, exist_ok=True)
             with self.lock:
                 self.all_bytes += len(tar)
-            xz = lzma.LZMACompressor(filters=XZ_FILTERS)
+            xz = lzma.LZMACompressor(filters=filters)
             blob = b"".join(xz.compress(self.count(tar[start : start + (1 << 18)])) for start in range(0, len(tar), 1 << 18))
             write_whole(cached, blob + xz.flush())
         return cached.read_bytes()
@@ -299,10 +323,9 @@ class Compressor:
 
     def compress_all(self, parts: list[Part]) -> dict[str, bytes]:
         """Returns each blob's .tar.xz. The lzma module lets other threads run while it works."""
-        names = list(dict.fromkeys(part.blob for part in parts))
+        blobs = {name: [part for part in parts if part.blob == name] for name in dict.fromkeys(part.blob for part in parts)}
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            tars = [make_tar([part for part in parts if part.blob == name]) for name in names]
-            return dict(zip(names, pool.map(self.compress, tars), strict=True))
+            return dict(zip(blobs, pool.map(self.compress, blobs.values()), strict=True))
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -332,7 +355,7 @@ def make_index(libraries: dict[Target, str], program: str, parts: list[Part]) ->
 def write_pyz(path: Path, entries: dict[str, bytes]) -> None:
     """Writes a zip that Python runs. Nothing is deflated: what is large is compressed already, and zlibs differ in their output."""
     buffer = io.BytesIO()
-    buffer.write(b"#!/usr/bin/env python3\n")
+    buffer.write(HEAD)
     with zipfile.ZipFile(buffer, "a") as archive:
         for name, content in entries.items():
             entry = zipfile.ZipInfo(name)
@@ -341,6 +364,15 @@ def write_pyz(path: Path, entries: dict[str, bytes]) -> None:
             archive.writestr(entry, content)
     write_whole(path, buffer.getvalue())
     path.chmod(0o755)
+
+
+def describe(targets: list[Target]) -> str:
+    """Names these targets, whole platforms in short."""
+    texts = []
+    for platform in PLATFORMS:
+        minors = [target.minor for target in targets if target.platform is platform]
+        texts += [f"{platform.name} (Python {', '.join(f'3.{minor}' for minor in minors)})"] if minors else []
+    return ", ".join(texts)
 
 
 def pack(targets: list[Target], source: Path = ROOT, dist: Path = DIST) -> int:
@@ -360,7 +392,7 @@ def pack(targets: list[Target], source: Path = ROOT, dist: Path = DIST) -> int:
         contents |= {f"{blob}.tar.xz": content for blob, content in (blobs | compressor.compress_all([program])).items()}
         made.append(dist / f"{name}.pyz")
         write_pyz(made[-1], contents)
-        show(f"{os.path.relpath(made[-1])}: {made[-1].stat().st_size / 1e6:.1f} MB, {', '.join(target.name for target in targets)}")
+        show(f"{os.path.relpath(made[-1])}: {made[-1].stat().st_size / 1e6:.1f} MB, for {describe(targets)}")
     sums = "".join(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in made)
     write_whole(dist / "SHA256SUMS", sums.encode())
     return 0
@@ -372,7 +404,7 @@ def pack(targets: list[Target], source: Path = ROOT, dist: Path = DIST) -> int:
 def make_environment() -> str:
     """Returns the Python of the virtual environment with all pinned requirements; makes it anew when they changed."""
     python = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    state = "\n".join([sys.version, str(VENV), REQUIREMENTS.read_text(), DEV_REQUIREMENTS.read_text()])
+    state = "\n".join([sys.version, REQUIREMENTS.read_text(), DEV_REQUIREMENTS.read_text()])
     stamp = VENV / ".requirements"
     if not stamp.exists() or stamp.read_text() != state:
         show("making the virtual environment .venv")
@@ -546,6 +578,14 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """Parses the command line; what follows `test` or `bench` is for pytest or bench.py."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.add_argument(
+        "--target",
+        action="extend",
+        type=parse_target,
+        metavar="TARGET",
+        help=f"pack for this one, like cp312-linux-aarch64, or for a group: {', '.join(GROUPS)}; may be given again "
+        "(default: this machine's Python)",
+    )
     commands = parser.add_subparsers(dest="command", title="commands", metavar="")
     command = commands.add_parser("demo", help="build both files, and run a server and some nodes on this machine")
     command.add_argument("--nodes", type=count, default=6, metavar="N", help="number of nodes, one of them real (default: 6)")
@@ -567,7 +607,7 @@ def main(argv: list[str] | None = None) -> int:
         "protos": lambda: protos(options.check),
         "screenshots": screenshots,
         "bench": lambda: bench(rest),
-        None: lambda: pack([this_target()]),
+        None: lambda: pack(list(dict.fromkeys(options.target or [this_target()]))),
     }
     try:
         return commands[options.command]()
