@@ -21,7 +21,9 @@ import concurrent.futures
 import contextlib
 import enum
 import errno
+import functools
 import json
+import logging
 import math
 import os
 import pathlib
@@ -476,16 +478,16 @@ HEARTBEATS_PER_SECOND = 10_000  # what one process takes in; a larger fleet is t
 ACKNOWLEDGE_SECONDS = 8.0  # a node gives its session up after 12 s and two intervals of silence
 FIRST_MESSAGE_SECONDS = 10.0
 MAX_MESSAGE_BYTES = 2**20
+MAX_KEPT_BYTES = 2**16  # of one info, and of one sample: what a node can make this process keep
 MAX_DEVICES = 128
 MAX_TEXT = 256  # characters of any text that a node sends
-MAX_MEMORY_BYTES = 2**50
 FORGET_SECONDS = 24 * 3600.0
 LOST_SECONDS = 10.0
 DATA_FRAMES_PER_SECOND = 10  # heartbeats come all the time; keys are answered at once
 GOODBYE_SECONDS = 2.0
 WATCH_SECONDS = 0.2  # from one look at who is late to the next
 EVENTS_KEPT = 1000
-REFUSALS_LOGGED_PER_SECOND = 10
+COMPLAINTS_PER_SECOND = 10  # refusals and errors that the log takes: what a hostile sender can do to it
 
 SERVER_OPTIONS = (
     ("grpc.so_reuseport", 0),  # else a second server on the same port starts without an error, and takes half of the nodes
@@ -532,16 +534,15 @@ class Row(NamedTuple):
 
     node_id: str
     address: str
-    info: pb.NodeInfo
-    sample: pb.Sample
-    vitals: Vitals
-    heartbeat_at: float  # by the registry's clock, as are the next two
-    sample_at: float
-    joined_at: float
+    session: Session | None  # None: its stream is broken, or it said goodbye
     interval_seconds: float  # the cadence that this node was told
-    session: Session | None  # None: its stream is broken
+    heartbeat_at: float  # by the registry's clock, as is sample_at
+    sample_at: float | None = None  # None: it has sent none
+    info: pb.NodeInfo = pb.NodeInfo()
+    sample: pb.Sample = pb.Sample()
+    vitals: Vitals = Vitals()
     left: bool = False
-    reason: str = ""  # why it is not online
+    reason: str = ""  # why it has no session
 
 
 def state_of(row: Row, now: float) -> State:
@@ -558,10 +559,11 @@ def state_of(row: Row, now: float) -> State:
 
 def reason_of(row: Row, state: State, now: float) -> str:
     """Why a node is not online, in words; empty when it is."""
-    silent = f"no heartbeat for {show_seconds(now - row.heartbeat_at)}"
     if state is State.ONLINE:
         return ""
-    return row.reason if state in (State.LEFT, State.DISCONNECTED) else "; ".join(filter(None, (silent, row.reason)))
+    if state in (State.LEFT, State.DISCONNECTED):
+        return row.reason
+    return "; ".join(filter(None, (f"no heartbeat for {show_seconds(now - row.heartbeat_at)}", row.reason)))
 
 
 # ---- What a node may send ----
@@ -570,67 +572,122 @@ def reason_of(row: Row, state: State, now: float) -> str:
 class Refused(Exception):
     """A heartbeat that is not taken: gRPC's status code, and what the node's owner should do."""
 
-    def __init__(self, code: grpc.StatusCode, reason: str) -> None:
+    def __init__(self, reason: str, code: grpc.StatusCode = grpc.StatusCode.INVALID_ARGUMENT) -> None:
         super().__init__(reason)
         self.code = code
 
 
-def check_info(info: pb.NodeInfo) -> None:
-    """Raises Refused for texts and lists that are too long."""
-    texts = [info.hostname, info.agent_version, info.instance_id, info.notice, info.host.model, info.host.operating_system]
-    for device in info.devices:
-        texts += [device.name, device.uuid]
-    if max(map(len, texts)) > MAX_TEXT:
-        raise Refused(grpc.StatusCode.INVALID_ARGUMENT, f"a text of info has more than {MAX_TEXT} characters")
-    if len(info.devices) > MAX_DEVICES:
-        raise Refused(grpc.StatusCode.INVALID_ARGUMENT, f"info has more than {MAX_DEVICES} devices")
+GOING_AWAY = Refused("the server is going away: come back soon", grpc.StatusCode.UNAVAILABLE)
 
 
-# What a field of a sample may be. A reading outside is no reading: a sentinel, a negative number in an unsigned field, NaN.
+# What a number may be. A reading outside is no reading: a sentinel, a negative number in an unsigned field, NaN.
 RANGES: dict[str, tuple[float, float]] = {
+    "cpu_count": (0, 10**6),
+    "memory_total_bytes": (0, 2**50),
+    "disk_total_bytes": (0, 2**60),
+    "power_limit_milliwatts": (0, 10**8),
+    "slowdown_temperature_celsius": (-100, 500),
     "cpu_percent": (0, 100),
-    "utilization_percent": (0, 100),
-    "fan_percent": (0, 1000),
-    "memory_used_bytes": (0, MAX_MEMORY_BYTES),
+    "memory_used_bytes": (0, 2**50),
     "disk_used_bytes": (0, 2**60),
+    "network_received_bytes_per_second": (0, 2**50),
+    "network_sent_bytes_per_second": (0, 2**50),
     "temperature_celsius": (-100, 500),
-    "power_milliwatts": (0, 10**8),
     "load_1m": (0, 10**6),
-}  # fmt: skip
+    "utilization_percent": (0, 100),
+    "power_milliwatts": (0, 10**8),
+    "fan_percent": (0, 1000),
+    "sm_clock_mhz": (0, 10**6),
+    "gpu_temp": (-100, 500),
+}
 
 
-def is_sane(device: pb.DeviceSample) -> bool:
-    """Whether all of a device is within RANGES: the same question without the words, ten times as fast."""
+def is_sane_host(host: pb.HostSample) -> bool:
+    """Whether all of a host is within RANGES: the question of check_fields without the words, five times as fast."""
+    return (
+        host.cpu_percent <= 100
+        and host.memory_used_bytes <= 2**50
+        and host.disk_used_bytes <= 2**60
+        and host.network_received_bytes_per_second <= 2**50
+        and host.network_sent_bytes_per_second <= 2**50
+        and -100 <= host.temperature_celsius <= 500
+        and 0 <= host.load_1m <= 10**6
+    )
+
+
+def is_sane_device(device: pb.DeviceSample) -> bool:
+    """Whether all of a device is within RANGES."""
     return (
         device.utilization_percent <= 100
-        and device.memory_used_bytes <= MAX_MEMORY_BYTES
+        and device.memory_used_bytes <= 2**50
         and -100 <= device.temperature_celsius <= 500
         and device.power_milliwatts <= 10**8
         and device.fan_percent <= 1000
+        and device.sm_clock_mhz <= 10**6
         and len(device.error) <= MAX_TEXT
     )
 
 
-def check_ranges(message: Any, where: str) -> None:
-    """Raises Refused naming the first field of `message` that is out of its range, or no number."""
+def check_fields(message: Any, where: str) -> None:
+    """Raises Refused naming the first field of `message` that is out of its range, or too long."""
     for field, value in message.ListFields():
-        lowest, highest = RANGES.get(field.name, (-math.inf, math.inf))
-        if field.name in RANGES and not lowest <= value <= highest:
-            reason = f"{where}.{field.name} is {value}: it must be from {lowest:g} to {highest:g}"
-            raise Refused(grpc.StatusCode.INVALID_ARGUMENT, reason)
+        if isinstance(value, str) and len(value) > MAX_TEXT:
+            raise Refused(f"{where}.{field.name} has {len(value)} characters: it may have {MAX_TEXT}")
+        if field.name in RANGES:
+            lowest, highest = RANGES[field.name]
+            if not lowest <= value <= highest:
+                raise Refused(f"{where}.{field.name} is {value}: it must be from {lowest:g} to {highest:g}")
 
 
-def check_sample(info: pb.NodeInfo, sample: pb.Sample) -> None:
+def check_size(message: pb.NodeInfo | pb.Sample, where: str) -> None:
+    """Raises Refused for what is too large to be kept, fields included that this version does not know."""
+    if len(message.devices) > MAX_DEVICES:
+        raise Refused(f"{where} has {len(message.devices)} devices: it may have {MAX_DEVICES}")
+    if message.ByteSize() > MAX_KEPT_BYTES:
+        raise Refused(f"{where} has {message.ByteSize()} bytes: it may have {MAX_KEPT_BYTES}")
+
+
+def check_identity(request: pb.HeartbeatRequest) -> None:
+    """Raises Refused for an id that can't name a node."""
+    try:
+        check_node_id(request.node_id)
+    except ValueError as error:
+        raise Refused(f"{error}: see --id") from error
+
+
+def check_info(info: pb.NodeInfo) -> None:
     """Raises Refused, naming the first field that is out of its range."""
-    if len(sample.devices) > MAX_DEVICES:
-        raise Refused(grpc.StatusCode.INVALID_ARGUMENT, f"sample has more than {MAX_DEVICES} devices")
-    check_ranges(sample.host, "sample.host")
+    check_size(info, "info")
+    check_fields(info, "info")
+    check_fields(info.host, "info.host")
+    for index, device in enumerate(info.devices):
+        check_fields(device, f"info.devices[{index}]")
+    try:
+        info.started_at.ToJsonString()
+    except ValueError as error:
+        raise Refused("info.started_at is no time from the year 1 to 9999") from error
+
+
+def check_sample(sample: pb.Sample) -> None:
+    """Raises Refused, naming the first field that is out of its range."""
+    check_size(sample, "sample")
+    if is_sane_host(sample.host) and all(map(is_sane_device, sample.devices)):
+        return
+    check_fields(sample.host, "sample.host")
     for index, device in enumerate(sample.devices):
-        if is_sane(device):
-            continue
-        check_ranges(device, f"sample.devices[{index}]")
-        if len(device.error) > MAX_TEXT:
-            raise Refused(grpc.StatusCode.INVALID_ARGUMENT, f"sample.devices[{index}].error has more than {MAX_TEXT} characters")
+        check_fields(device, f"sample.devices[{index}]")
+
+
+def sample_of(request: pb.HeartbeatRequest) -> pb.Sample | None:
+    """The checked sample of a message; the first version's nodes send one temperature and no more. Raises Refused."""
+    if request.gpu_temp:
+        check_fields(request, "heartbeat")
+    if request.HasField("sample"):
+        check_sample(request.sample)
+        return request.sample
+    if request.gpu_temp:
+        return pb.Sample(devices=[pb.DeviceSample(temperature_celsius=round(request.gpu_temp))])
+    return None
 
 
 def vitals_of(info: pb.NodeInfo, sample: pb.Sample) -> Vitals:
@@ -671,6 +728,20 @@ def host_vitals(info: pb.NodeInfo, sample: pb.Sample) -> Vitals:
     )
 
 
+def changes_of(request: pb.HeartbeatRequest, info: pb.NodeInfo, now: float) -> dict[str, Any]:
+    """What a message changes in its node's row, whose info was `info`. Raises Refused when a field is out of its range."""
+    changes: dict[str, Any] = {"heartbeat_at": now}
+    if request.HasField("info"):
+        check_info(request.info)
+        changes["info"] = info = pb.NodeInfo()
+        info.CopyFrom(request.info)  # kept for the whole session, and a part of a message keeps all of it in memory: its backlog
+    sample = sample_of(request)
+    if sample:
+        age_milliseconds = max(request.clock_milliseconds - sample.taken_milliseconds, 0)
+        changes |= {"sample": sample, "sample_at": now - age_milliseconds / 1000, "vitals": vitals_of(info, sample)}
+    return changes
+
+
 # ---- The registry: all nodes, under one lock ----
 
 
@@ -678,7 +749,7 @@ class Event(NamedTuple):
     """What happened to a node."""
 
     time: float  # wall clock, seconds
-    kind: str  # "joined", "late", "lost", "disconnected", "back", "left", "refused"
+    kind: str  # a key of EVENT_STYLES
     node_id: str
     text: str
 
@@ -686,13 +757,14 @@ class Event(NamedTuple):
 class Session:
     """One stream of one instance of a node; or, for unary heartbeats, what stands for it."""
 
-    __slots__ = ("address", "instance_id", "next_acknowledgement_at", "node_id", "unary")
+    __slots__ = ("address", "close", "instance_id", "next_acknowledgement_at", "node_id", "sequence")
 
-    def __init__(self, node_id: str, instance_id: str, address: str, unary: bool = False) -> None:
-        self.node_id = node_id
-        self.instance_id = instance_id
+    def __init__(self, request: pb.HeartbeatRequest, address: str, close: Callable[[], object] | None) -> None:
+        self.node_id = request.node_id
+        self.instance_id = request.info.instance_id
         self.address = address
-        self.unary = unary
+        self.close = close  # ends the stream, from any thread; None: unary heartbeats, which have none
+        self.sequence = max((sample.sequence for sample in request.backlog), default=0)  # the newest sample that came
         self.next_acknowledgement_at = 0.0
 
 
@@ -705,121 +777,104 @@ class Registry:
         self._rows: dict[str, Row] = {}
         self._interval_seconds = interval_seconds
         self._max_nodes = max_nodes
-        self._beating = 0  # nodes that are not lost, as of the last watch
-        self._refusals = (0, 0)  # second, and how many in it
+        self._beating = 0  # nodes that are not gone, as of the last watch
+        self._gone: collections.deque[Row] = collections.deque()  # the lost and left ones, longest silent first: they give way
+        self._told: dict[str, State] = {}  # the worse states that the log has already told
         self._events: collections.deque[Event] = collections.deque(maxlen=EVENTS_KEPT)
         self._event_count = 0
-        self._told: dict[str, State] = {}  # the worse states that the log has already told
+        self._complaints = (0, 0)  # second, and how many in it
 
-    def open(self, request: pb.HeartbeatRequest, address: str, unary: bool = False) -> Session:
-        """Admit the sender of a session's first message. Raises Refused: a bad id, a living holder of the id, a full server."""
-        try:
-            node_id = check_node_id(request.node_id)
-            check_info(request.info)
-        except ValueError as error:
-            raise self.refuse(request.node_id, address, grpc.StatusCode.INVALID_ARGUMENT, f"{error}: see --id") from error
-        except Refused as refused:
-            raise self.refuse(request.node_id, address, refused.code, str(refused)) from refused
+    def open(self, request: pb.HeartbeatRequest, address: str, close: Callable[[], object] | None = None) -> Session:
+        """Take a session's first message. Raises Refused: a bad id or field, a living holder of the id, a full server."""
+        check_identity(request)
         now = self.clock()
-        session = Session(node_id, request.info.instance_id, address, unary)
+        changes = changes_of(request, pb.NodeInfo(), now)
+        session = Session(request, address, close)
         session.next_acknowledgement_at = now + random.uniform(0, ACKNOWLEDGE_SECONDS)  # spread: a fleet comes back at once
         with self._lock:
-            holder = self._rows.get(node_id)
-            if holder and self._is_taken(holder, session, now):
+            holder = self._rows.get(session.node_id)
+            self._check_free(holder, session, now)
+            row = self._admit(session, request, holder, now)
+            self._put(row._replace(**changes), session, request)
+        return session
+
+    def _check_free(self, holder: Row | None, newcomer: Session, now: float) -> None:
+        """Raises Refused when another instance lives under this id (one that is late, broken or gone gives way), or all is full."""
+        if holder and holder.session and state_of(holder, now) is State.ONLINE:
+            other_kind = (holder.session.close is None) != (newcomer.close is None)
+            # The first version's nodes and scripts do not say which instance they are: the kind of call must do.
+            if holder.session.instance_id != newcomer.instance_id or (not newcomer.instance_id and other_kind):
                 where = f"{visible(holder.info.hostname) or 'a node'} at {holder.address}"
-                refusal = (grpc.StatusCode.ALREADY_EXISTS, f"the id {node_id} is taken by {where}")
-            elif not holder and not self._make_room(now):
-                refusal = (
-                    grpc.StatusCode.RESOURCE_EXHAUSTED,
-                    f"the server is full with {self._max_nodes} nodes: see its --max-nodes",
-                )
-            else:
-                self._admit(session, request.info, holder, now)
-                return session
-        raise self.refuse(node_id, address, *refusal)
+                raise Refused(f"the id {newcomer.node_id} is taken by {where}", grpc.StatusCode.ALREADY_EXISTS)
+        if not holder and not self._make_room():
+            reason = f"the server is full with {self._max_nodes} nodes: start it with a larger --max-nodes"
+            raise Refused(reason, grpc.StatusCode.RESOURCE_EXHAUSTED)
 
-    def _is_taken(self, holder: Row, newcomer: Session, now: float) -> bool:
-        """Whether another instance lives under this id. One that is late, broken or gone gives way to its successor."""
-        if state_of(holder, now) is not State.ONLINE or not holder.session:
-            return False
-        if newcomer.unary and not newcomer.instance_id:
-            return not holder.session.unary  # the first version's nodes do not say which instance they are
-        return holder.session.instance_id not in ("", newcomer.instance_id)
+    def _make_room(self) -> bool:
+        while len(self._rows) >= self._max_nodes and self._gone:
+            row = self._gone.popleft()
+            if self._rows.get(row.node_id) is row:  # else it came back
+                self._remove(row)
+        return len(self._rows) < self._max_nodes
 
-    def _make_room(self, now: float) -> bool:
-        if len(self._rows) < self._max_nodes:
-            return True
-        gone = [row for row in self._rows.values() if state_of(row, now) in (State.LOST, State.LEFT)]
-        if gone:
-            del self._rows[min(gone, key=lambda row: row.heartbeat_at).node_id]
-        return bool(gone)
+    def _remove(self, row: Row) -> None:
+        del self._rows[row.node_id]
+        self._told.pop(row.node_id, None)
+        if row.session and row.session.close:
+            row.session.close()
 
-    def _admit(self, session: Session, info: pb.NodeInfo, holder: Row | None, now: float) -> None:
-        known = holder and (holder.info.instance_id == session.instance_id or not session.instance_id)
-        if holder is None or holder.left or not known:
-            hostname = f"{visible(info.hostname)}, " if info.hostname else ""
-            self._log("joined", session.node_id, f"{hostname}{session.address}")
+    def _admit(self, session: Session, request: pb.HeartbeatRequest, holder: Row | None, now: float) -> Row:
+        """The row to start with: what the same instance does not bring along again is as it was."""
+        row = Row(session.node_id, session.address, session, self._cadence_seconds(), now)
+        back = False
+        if holder:
+            if holder.info.instance_id == session.instance_id:
+                row = row._replace(info=holder.info, sample=holder.sample, sample_at=holder.sample_at, vitals=holder.vitals)
+                back = not holder.left
+            self._remove(holder)
+        if holder and back:
+            self._log("back", session.node_id, f"after {show_seconds(now - holder.heartbeat_at)}")
         else:
-            self._log_return(holder, now)
-        row = Row(
-            node_id=session.node_id,
-            address=session.address,
-            info=info if info.hostname or not holder else holder.info,
-            sample=holder.sample if holder and known else pb.Sample(),
-            vitals=holder.vitals if holder and known else Vitals(),
-            heartbeat_at=now,
-            sample_at=holder.sample_at if holder and known else now,
-            joined_at=holder.joined_at if holder else now,
-            interval_seconds=self.cadence_seconds(),
-            session=session,
-        )
-        self._rows[session.node_id] = row
-        self._told.pop(session.node_id, None)
+            hostname = f"{visible(request.info.hostname)}, " if request.info.hostname else ""
+            self._log("joined", session.node_id, f"{hostname}{session.address}")
+        return row
 
     def heartbeat(self, session: Session, request: pb.HeartbeatRequest) -> None:
-        """Take one message of a session. Raises Refused when a field is out of its range, or another session has taken over."""
+        """Take one more message of a session. Raises Refused for a field out of its range, or when the session is over."""
         now = self.clock()
-        try:
-            changes = self._changes(session, request, now)
-        except Refused as refused:
-            raise self.refuse(session.node_id, session.address, refused.code, str(refused)) from refused
         with self._lock:
-            row = self._rows.get(session.node_id)
-            if row is None or row.session is not session:
-                raise Refused(grpc.StatusCode.ABORTED, f"another session of {session.node_id} has taken over")
-            if row.left or now - row.heartbeat_at > 3 * row.interval_seconds:
-                self._log_return(row, now)
-            self._rows[session.node_id] = row._replace(heartbeat_at=now, left=False, reason="", **changes)
-            if request.leaving:
-                self._rows[session.node_id] = self._rows[session.node_id]._replace(left=True, session=None, reason="said goodbye")
-                self._log("left", session.node_id, "said goodbye")
+            info = self._held(session).info
+        changes = changes_of(request, info, now)
+        with self._lock:
+            row = self._held(session)
+            if self._told.pop(session.node_id, None):
+                self._log("back", session.node_id, f"after {show_seconds(now - row.heartbeat_at)}")
+            self._put(row._replace(**changes), session, request)
 
-    def _changes(self, session: Session, request: pb.HeartbeatRequest, now: float) -> dict[str, Any]:
-        """What a message changes in its row, checked: all of it outside the lock."""
-        changes: dict[str, Any] = {}
-        row = self._rows.get(session.node_id)
-        info = row.info if row else pb.NodeInfo()
-        if request.HasField("info"):
-            check_info(request.info)
-            changes["info"] = info = request.info
-        if request.HasField("sample"):
-            sample = request.sample
-            check_sample(info, sample)
-            age_milliseconds = max(request.clock_milliseconds - sample.taken_milliseconds, 0)
-            changes |= {"sample": sample, "sample_at": now - age_milliseconds / 1000, "vitals": vitals_of(info, sample)}
-        elif request.gpu_temp and not request.HasField("info"):
-            if not -100 <= request.gpu_temp <= 500:
-                raise Refused(grpc.StatusCode.INVALID_ARGUMENT, f"gpu_temp is {request.gpu_temp}: it must be from -100 to 500")
-            changes |= {"sample_at": now, "vitals": Vitals(celsius=request.gpu_temp)}
-        return changes
-
-    def unary_session(self, request: pb.HeartbeatRequest, address: str) -> Session:
-        """What stands for the session of a node that has none: its row's, or a new one. Raises Refused as `open` does."""
+    def take_unary(self, request: pb.HeartbeatRequest, address: str) -> Session:
+        """Take a heartbeat without a stream: of the session that its row has, or of a new one. Raises Refused as `open` does."""
         with self._lock:
             row = self._rows.get(request.node_id)
-            if row and row.session and row.session.unary and request.info.instance_id in ("", row.session.instance_id):
-                return row.session
-        return self.open(request, address, unary=True)
+        session = row.session if row else None
+        if session and session.close is None and request.info.instance_id in ("", session.instance_id):
+            self.heartbeat(session, request)
+            return session
+        return self.open(request, address)
+
+    def _held(self, session: Session) -> Row:
+        """The row that a session holds. Raises Refused when it holds none any more."""
+        row = self._rows.get(session.node_id)
+        if row is None or row.session is not session:
+            raise Refused(f"another session of {session.node_id} has taken over", grpc.StatusCode.ABORTED)
+        return row
+
+    def _put(self, row: Row, session: Session, request: pb.HeartbeatRequest) -> None:
+        session.sequence = request.sample.sequence or session.sequence
+        if request.leaving:
+            row = row._replace(left=True, session=None, reason="said goodbye")
+            self._gone.append(row)
+            self._log("left", row.node_id, row.reason)
+        self._rows[row.node_id] = row
 
     def end(self, session: Session, reason: str) -> None:
         """A stream is over. Only its own row knows of it: a newer session's stays as it is."""
@@ -829,30 +884,20 @@ class Registry:
                 self._rows[session.node_id] = row._replace(session=None, reason=reason)
                 self._log("disconnected", session.node_id, reason)
 
-    def acknowledgement(self, session: Session, sequence: int) -> pb.HeartbeatResponse:
-        """The answer to a heartbeat, with the cadence of now."""
+    def acknowledgement(self, session: Session) -> pb.HeartbeatResponse:
+        """The answer to what a session has sent so far, with the cadence of now."""
         with self._lock:
             row = self._rows.get(session.node_id)
-            interval = self.cadence_seconds()
+            interval = self._cadence_seconds()
             if row and row.session is session and row.interval_seconds != interval:
                 self._rows[session.node_id] = row._replace(interval_seconds=interval)
         return pb.HeartbeatResponse(
-            acknowledged=True, acknowledged_sequence=sequence, heartbeat_interval_milliseconds=round(interval * 1000)
+            acknowledged=True, acknowledged_sequence=session.sequence, heartbeat_interval_milliseconds=round(interval * 1000)
         )
 
-    def cadence_seconds(self) -> float:
-        """What the user asks for, stretched when the whole fleet would exceed the budget."""
-        return max(self._interval_seconds, self._beating / HEARTBEATS_PER_SECOND)
-
-    def refuse(self, node_id: str, address: str, code: grpc.StatusCode, reason: str) -> Refused:
-        """The refusal to raise, written into the log."""
-        second = int(self.clock())
-        with self._lock:
-            before = self._refusals[1] if self._refusals[0] == second else 0
-            self._refusals = second, before + 1
-            if before < REFUSALS_LOGGED_PER_SECOND:  # what hostile senders can do to the log
-                self._log("refused", visible(node_id, 63), f"{address}: {reason} ({code.name})")
-        return Refused(code, reason)
+    def _cadence_seconds(self) -> float:
+        """What the user asks for; stretched, by tenths of a second, when the whole fleet would exceed the budget."""
+        return max(self._interval_seconds, math.ceil(self._beating / HEARTBEATS_PER_SECOND * 10) / 10)
 
     def snapshot(self) -> list[Row]:
         """All rows, as they are now."""
@@ -860,24 +905,31 @@ class Registry:
             return list(self._rows.values())
 
     def watch(self) -> None:
-        """Write into the log what only time tells (late, lost), and forget what has been silent for a day. Called now and then."""
+        """See what only time tells: who is late or lost, and who has been silent for a day. Called now and then."""
         now = self.clock()
         rows = self.snapshot()
-        silent = [row for row in rows if now - row.heartbeat_at > 3 * row.interval_seconds]
-        self._beating = len(rows) - sum(state_of(row, now) is State.LOST for row in silent) - sum(row.left for row in rows)
-        for row in silent:
-            state = state_of(row, now)
-            with self._lock:
-                if now - row.heartbeat_at > FORGET_SECONDS and self._rows.get(row.node_id) is row:
-                    del self._rows[row.node_id]
-                    self._told.pop(row.node_id, None)
-                elif (
-                    state in (State.LATE, State.LOST)
-                    and self._told.get(row.node_id) is not state
-                    and self._rows.get(row.node_id) is row
-                ):
+        silent = [(row, state_of(row, now)) for row in rows if row.left or now - row.heartbeat_at > 3 * row.interval_seconds]
+        gone = sorted((row for row, state in silent if state in (State.LOST, State.LEFT)), key=lambda row: row.heartbeat_at)
+        with self._lock:
+            self._beating = len(rows) - len(gone)
+            self._gone = collections.deque(gone)
+            for row, state in silent:
+                if self._rows.get(row.node_id) is not row:
+                    continue
+                if now - row.heartbeat_at > FORGET_SECONDS:
+                    self._remove(row)
+                elif state in (State.LATE, State.LOST) and self._told.get(row.node_id) is not state:
                     self._told[row.node_id] = state
                     self._log(state.value.lower(), row.node_id, reason_of(row, state, now))
+
+    def complain(self, kind: str, node_id: str, text: str) -> None:
+        """Write into the log what a hostile sender could make come in masses: COMPLAINTS_PER_SECOND and no more."""
+        second = int(self.clock())
+        with self._lock:
+            before = self._complaints[1] if self._complaints[0] == second else 0
+            self._complaints = second, before + 1
+            if before < COMPLAINTS_PER_SECOND:
+                self._log(kind, visible(node_id, 63) or MISSING, visible(text, 500))
 
     def events_since(self, count: int) -> tuple[int, list[Event]]:
         """The number of events so far, and those after the first `count`, as far as they are kept."""
@@ -885,13 +937,21 @@ class Registry:
             new = min(self._event_count - count, len(self._events))
             return self._event_count, list(self._events)[len(self._events) - new :]
 
-    def _log_return(self, row: Row, now: float) -> None:
-        self._told.pop(row.node_id, None)
-        self._log("back", row.node_id, f"after {show_seconds(now - row.heartbeat_at)}")
-
     def _log(self, kind: str, node_id: str, text: str) -> None:
         self._events.append(Event(time.time(), kind, node_id, text))
         self._event_count += 1
+
+
+class ErrorEvents(logging.Handler):
+    """What gRPC and asyncio log of exceptions in the network thread: an event, where stderr would go across the screen."""
+
+    def __init__(self, registry: Registry) -> None:
+        super().__init__(logging.ERROR)
+        self._registry = registry
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info[1] if record.exc_info else None
+        self._registry.complain("error", "server", record.getMessage() + (f": {error!r}" if error else ""))
 
 
 # ---- The network thread ----
@@ -908,68 +968,95 @@ class Service(node_pb2_grpc.NodeServiceServicer):
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
-        self._streams: set[asyncio.Task[None]] = set()
+        self._streams: dict[asyncio.Task[None], Refused | None] = {}  # and why the server ends it, when it does
         self._closing = False
 
     async def Heartbeat(self, request: pb.HeartbeatRequest, context: Any) -> pb.HeartbeatResponse:
         """One heartbeat, one answer."""
         address = peer_address(context.peer())
         try:
-            session = self._registry.unary_session(request, address)
-            self._registry.heartbeat(session, request)
-            return self._registry.acknowledgement(session, request.sample.sequence)
+            return self._registry.acknowledgement(self._registry.take_unary(request, address))
         except Refused as refused:
+            self._log_refusal(request.node_id, address, refused)
             await context.abort(refused.code, str(refused))
             raise AssertionError("abort raises") from refused
 
-    async def StreamHeartbeats(self, requests: Any, context: Any) -> None:
+    async def StreamHeartbeats(self, _: Any, context: Any) -> None:
         """A session: one stream from its first message to its end."""
         task = asyncio.current_task()
         assert task
-        self._streams.add(task)
-        session: Session | None = None
-        reason = "the stream broke"
+        self._streams[task] = GOING_AWAY if self._closing else None
         try:
-            first = await asyncio.wait_for(context.read(), FIRST_MESSAGE_SECONDS)
-            if first is grpc.aio.EOF:
-                raise Refused(grpc.StatusCode.INVALID_ARGUMENT, "the stream ended before its first message")
-            session = self._registry.open(first, peer_address(context.peer()))
-            await self._take_heartbeats(session, first, context)
+            await self._hold_session(context, task)
+        except Refused as refused:
+            await context.abort(refused.code, str(refused))
+        except asyncio.CancelledError:
+            refusal = self._streams[task]
+            if not refusal:  # the node is gone
+                raise
+            await context.abort(refusal.code, str(refusal))
+        finally:
+            del self._streams[task]
+
+    async def _hold_session(self, context: Any, task: asyncio.Task[None]) -> None:
+        address, node_id = peer_address(context.peer()), ""
+        session, reason = None, "the stream broke"
+        try:
+            first = await self._first_message(context)
+            node_id = first.node_id
+            taken_over = Refused(f"another session of {node_id} has taken over", grpc.StatusCode.ABORTED)
+            close = functools.partial(asyncio.get_running_loop().call_soon_threadsafe, self._end, task, taken_over)
+            session = self._registry.open(first, address, close)
+            await self._take_heartbeats(session, context)
             reason = "the stream ended without a goodbye"
         except Refused as refused:
             reason = str(refused)
-            await context.abort(refused.code, reason)
-        except asyncio.TimeoutError:
-            await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, f"no first message within {FIRST_MESSAGE_SECONDS:g} s")
-        except asyncio.CancelledError:
-            if not self._closing:
-                raise
-            await context.abort(grpc.StatusCode.UNAVAILABLE, "the server is going away: come back soon")
+            self._log_refusal(node_id, address, refused)
+            raise
         finally:
-            self._streams.discard(task)
             if session:
                 self._registry.end(session, reason)
 
-    async def _take_heartbeats(self, session: Session, request: pb.HeartbeatRequest, context: Any) -> None:
-        """Until the node half-closes. The first message is answered at once, the last too; between them, now and then."""
-        registry, sequence = self._registry, 0
-        registry.heartbeat(session, request)
-        await context.write(registry.acknowledgement(session, request.sample.sequence))
+    @staticmethod
+    async def _first_message(context: Any) -> pb.HeartbeatRequest:
+        try:
+            first = await asyncio.wait_for(context.read(), FIRST_MESSAGE_SECONDS)
+        except asyncio.TimeoutError as error:
+            raise Refused(f"no message within {FIRST_MESSAGE_SECONDS:g} s", grpc.StatusCode.DEADLINE_EXCEEDED) from error
+        if first is grpc.aio.EOF:
+            raise Refused("the stream ended before its first message")
+        message: pb.HeartbeatRequest = first
+        return message
+
+    async def _take_heartbeats(self, session: Session, context: Any) -> None:
+        """Until the goodbye, or the node half-closes. The first message and the goodbye are answered at once, others at times."""
+        registry = self._registry
+        await context.write(registry.acknowledgement(session))
         while (request := await context.read()) is not grpc.aio.EOF:
             registry.heartbeat(session, request)
-            sequence = request.sample.sequence or sequence
             now = registry.clock()
             if now >= session.next_acknowledgement_at or request.leaving:
                 session.next_acknowledgement_at = now + ACKNOWLEDGE_SECONDS
-                await context.write(registry.acknowledgement(session, sequence))
+                await context.write(registry.acknowledgement(session))
+            if request.leaving:
+                return
+
+    def _log_refusal(self, node_id: str, address: str, refused: Refused) -> None:
+        self._registry.complain("refused", node_id, f"{address}: {refused} ({refused.code.name})")
+
+    def _end(self, task: asyncio.Task[None], refusal: Refused) -> None:
+        if task in self._streams:
+            self._streams[task] = refusal
+            task.cancel()
 
     async def close(self) -> None:
         """End every session with a status that says: come back soon."""
         self._closing = True
-        for task in self._streams:
-            task.cancel()
-        if self._streams:
-            await asyncio.wait(self._streams, timeout=GOODBYE_SECONDS / 2)
+        streams = list(self._streams)
+        for task in streams:
+            self._end(task, GOING_AWAY)
+        if streams:
+            await asyncio.wait(streams, timeout=GOODBYE_SECONDS / 2)
 
 
 class Network:
@@ -1057,23 +1144,22 @@ def why_not_bound(endpoint: Endpoint) -> str:
 
 
 def raise_open_files(max_nodes: int) -> str:
-    """Raise the soft limit on open files to the hard one: a connection is a file. Returns a warning when that is too low."""
+    """Raise the soft limit on open files to what `max_nodes` connections need. Returns a warning when the system allows less."""
     try:
         import resource
     except ImportError:  # Windows has no such limit
         return ""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = max_nodes + 100
-    if hard != resource.RLIM_INFINITY and hard < wanted:
-        wanted, warning = (
-            hard,
-            f"only {hard} files may be open here, so about {hard - 100} nodes: raise it with ulimit -Hn {wanted}",
-        )
-    else:
-        warning = ""
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-    return warning
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < allowed:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+        except (OSError, ValueError):  # macOS allows less than its hard limit says
+            allowed = soft
+    if allowed == wanted:
+        return ""
+    return f"only {allowed} files may be open here, so about {allowed - 100} nodes: raise it with ulimit -Hn {wanted}"
 
 
 # ---- The screen: pure functions of a fleet, a size and a time ----
@@ -1092,6 +1178,8 @@ EVENT_STYLES = {
     "disconnected": "yellow",
     "lost": "bold red",
     "refused": "bold red",
+    "error": "bold red",
+    "warning": "yellow",
     "left": "dim",
 }
 
@@ -1123,7 +1211,7 @@ class Fleet(NamedTuple):
 
 def natural(row: Row) -> list[tuple[int, str]]:
     """Sorts Node-9 before Node-10."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", row.node_id, flags=re.ASCII)]
+    return [(int(part), "") if index % 2 else (-1, part) for index, part in enumerate(re.split("([0-9]+)", row.node_id))]
 
 
 def render(fleet: Fleet, width: int, height: int) -> list[Line]:
@@ -1218,19 +1306,10 @@ def row_line(row: Row, columns: Sequence[Column], now: float) -> Line:
     spans = row_spans(row, state, now)
     line: Line = []
     for column in columns:
-        span = (
-            fit_line(spans[column.title], column.width) if column.align == "<" else right_aligned(spans[column.title], column.width)
-        )
-        line += [*span, (" ", "")]
+        line += [*align(spans[column.title], column), (" ", "")]
     if state is not State.ONLINE:
         line = [(text, style if text[:1] in "◐○✗◌" else "dim") for text, style in line]
     return line
-
-
-def right_aligned(line: Line, width: int) -> Line:
-    """`line` in `width` cells, at the right."""
-    used = sum(cells(text) for text, _ in line)
-    return fit_line([(" " * (width - used), ""), *line], width)
 
 
 def row_spans(row: Row, state: State, now: float) -> dict[str, Line]:
@@ -1259,10 +1338,10 @@ def row_spans(row: Row, state: State, now: float) -> dict[str, Line]:
 
 def age_span(row: Row, now: float) -> Span:
     """Age of the heartbeat; of the sample, and yellow, where the box is alive and its sensors hang."""
-    heartbeat_age, sample_age = now - row.heartbeat_at, now - row.sample_at
-    if row.sample.sequence and sample_age - heartbeat_age > max(LOST_SECONDS, 5 * row.interval_seconds):
-        return (f"~{show_seconds(sample_age)}", "bold yellow")
-    return (show_seconds(heartbeat_age), "dim")
+    silence = max(LOST_SECONDS, 5 * row.interval_seconds)
+    if row.sample_at is not None and row.heartbeat_at - row.sample_at > silence:
+        return (f"~{show_seconds(now - row.sample_at)}", "bold yellow")
+    return (show_seconds(now - row.heartbeat_at), "dim")
 
 
 def device_names(info: pb.NodeInfo) -> str:
@@ -1339,11 +1418,18 @@ def example_row(index: int) -> Row:
             power_milliwatts=round(watts * 1000 * (0.1 + 0.9 * load)),
         )
     age = {6: 4.0, 11: 31.0, 17: 9.0}.get(index, chance.random())
-    session = Session(f"Node-{1000 + index}", info.instance_id, "")
     return Row(
-        session.node_id, f"10.0.0.{100 + index}", info, sample, vitals_of(info, sample), 1000 - age, 1000 - age, 0, 1.0,
-        None if index in (11, 17) else session, left=index == 17,
-    )  # fmt: skip
+        node_id=f"Node-{1000 + index}",
+        address=f"10.0.0.{100 + index}",
+        session=None if index in (11, 17) else Session(pb.HeartbeatRequest(), "", None),
+        interval_seconds=1.0,
+        heartbeat_at=1000 - age,
+        sample_at=1000 - age,
+        info=info,
+        sample=sample,
+        vitals=vitals_of(info, sample),
+        left=index == 17,
+    )
 
 
 # ---- The program ----
@@ -1371,7 +1457,8 @@ def show_screen(registry: Registry, network: Network, inputs: Inputs, listening:
 def snapshot_json(registry: Registry) -> str:
     """The fleet as one line of JSON."""
     now = registry.clock()
-    return json.dumps({"time": round(time.time(), 3), "nodes": [row_json(row, now) for row in registry.snapshot()]})
+    text = json.dumps({"time": round(time.time(), 3), "nodes": [row_json(row, now) for row in registry.snapshot()]})
+    return text.replace("\x7f", "\\u007f")  # DEL, the one control character that JSON takes as it is
 
 
 def row_json(row: Row, now: float) -> dict[str, Any]:
@@ -1380,11 +1467,10 @@ def row_json(row: Row, now: float) -> dict[str, Any]:
     return {
         "node_id": row.node_id,
         "hostname": row.info.hostname,
-        "address": row.address,
         "state": state.value,
         "reason": reason_of(row, state, now),
         "heartbeat_age_seconds": round(now - row.heartbeat_at, 3),
-        "sample_age_seconds": round(now - row.sample_at, 3),
+        "sample_age_seconds": None if row.sample_at is None else round(now - row.sample_at, 3),
         "info": json_format.MessageToDict(row.info, preserving_proto_field_name=True),
         "sample": json_format.MessageToDict(row.sample, preserving_proto_field_name=True),
     }
@@ -1412,6 +1498,19 @@ def print_events(registry: Registry, printed: int) -> int:
     return count
 
 
+class Listed(argparse.Action):
+    """An option that may be given again, or name several with commas. The first flag takes the place of the default."""
+
+    def __call__(self, _parser: object, options: argparse.Namespace, values: Any, _flag: object = None) -> None:
+        before = getattr(options, self.dest)
+        setattr(options, self.dest, before + values if isinstance(before, list) else values)
+
+
+def parse_endpoints(text: str) -> list[Endpoint]:
+    """HOST[:PORT], and more of them after commas. Raises argparse.ArgumentTypeError."""
+    return [parse_endpoint(part.strip()) for part in text.split(",")]
+
+
 def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line. Exits with 2 when it can't be understood."""
 
@@ -1430,9 +1529,12 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
         "each option can also be set in the environment, by the name in brackets; a flag beats it",
     )
     parser.option(
-        "--listen", "where nodes report to; may be given again (default [::]:50051, IPv4 too)",
-        type=parse_endpoint, action="append", metavar="HOST[:PORT]",
-    )  # fmt: skip
+        "--listen",
+        "where nodes report to; may be given again (default [::]:50051, IPv4 too)",
+        type=parse_endpoints,
+        action=Listed,
+        metavar="HOST[:PORT]",
+    )
     parser.option(
         "--interval", "seconds between a node's heartbeats (default 1)", type=parse_seconds, default="1", metavar="SECONDS"
     )
@@ -1449,25 +1551,27 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def run(options: argparse.Namespace) -> int:
     """The program after its command line. Raises Failure."""
-    warning = raise_open_files(options.max_nodes)
     registry = Registry(options.interval, options.max_nodes)
     network = Network(registry, options.listen)
+    if options.debug:
+        logging.basicConfig(level=logging.ERROR)
+    logging.getLogger().addHandler(ErrorEvents(registry))
     screen = is_screen() and not options.headless and not options.json
     with Inputs(keyboard=screen) as inputs:
+        if warning := raise_open_files(options.max_nodes):
+            registry.complain("warning", "server", warning)
         listening = ", ".join(map(str, network.start()))
-        if not screen:
-            print(
-                f"listening on {listening}" + f"; {warning}" * bool(warning),
-                file=sys.stderr if options.json else sys.stdout,
-                flush=True,
-            )
         try:
             if screen:
                 show_screen(registry, network, inputs, listening, options.no_color)
             else:
+                print(f"listening on {listening}", file=sys.stderr if options.json else sys.stdout, flush=True)
                 run_headless(registry, network, inputs, options.json)
-        except OSError:  # the terminal or the pipe is gone
-            inputs.signal = inputs.signal or signal.SIGHUP
+        except OSError as error:  # the terminal or the pipe is gone
+            abandon_stdout()
+            if error.errno == errno.ENOSPC:
+                raise Failure("cannot write: no space left on device") from error
+            inputs.signal = inputs.signal or (HANGUP if screen else BROKEN_PIPE)
         finally:
             network.stop()
     if network.failure:
@@ -1481,13 +1585,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parse_options(argv)
     try:
         return run(options)
-    except Failure as failure:
-        if options.debug:
-            raise
-        print(f"server: {failure}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         return 130
+    except Exception as error:
+        if options.debug:
+            raise
+        unexpected = "" if isinstance(error, Failure) else f"{type(error).__name__} (see --debug, and please report it): "
+        print(f"server: {unexpected}{error}", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":
