@@ -18,6 +18,7 @@ import argparse
 import collections
 import contextlib
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -249,15 +250,23 @@ def parse_endpoint(text: str) -> Endpoint:
     return Endpoint(host, port)
 
 
-def parse_seconds(text: str) -> float:
-    """A time from 0.1 to 3600 seconds. Raises argparse.ArgumentTypeError."""
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0.1 <= seconds <= 3600:
-        raise argparse.ArgumentTypeError(f"{text!r} is no time from 0.1 to 3600 seconds")
-    return seconds
+def number_between(lowest: float, highest: float, what: str) -> Callable[[str], float]:
+    """A parser of numbers in a range, which raises argparse.ArgumentTypeError saying what is wanted."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not lowest <= value <= highest:
+            raise argparse.ArgumentTypeError(f"{text!r} is no {what} from {lowest:g} to {highest:g}")
+        return value
+
+    return parse
+
+
+parse_seconds = number_between(0.1, 3600, "number of seconds")
+parse_fps = number_between(0.1, FRAMES_PER_SECOND, "number of frames a second")
 
 
 def check_node_id(text: str) -> str:
@@ -322,11 +331,13 @@ class Inputs:
     """Keys and signals, waited for together by the main thread.
 
     The handlers of SIGINT, SIGTERM and SIGHUP only note their number; a second SIGINT raises KeyboardInterrupt. Everything is
-    restored at the end. With `keyboard`, stdin is read key by key if it is a terminal (termios; not on Windows).
+    restored at the end. With `keyboard`, stdin is read key by key if it is a terminal (termios; not on Windows), and Ctrl-Z comes
+    as the key "suspend": the screen has to go first.
     """
 
     def __init__(self, keyboard: bool) -> None:
         self.signal = 0
+        self._suspended = False
         self._keyboard = keyboard and sys.stdin is not None and sys.stdin.isatty() and os.name == "posix"
 
     def __enter__(self) -> Inputs:
@@ -337,24 +348,41 @@ class Inputs:
         self._handlers = {number: signal.signal(number, self._note) for number in (getattr(signal, name) for name in names)}
         self._wakeup = signal.set_wakeup_fd(self._woken.fileno(), warn_on_full_buffer=False)
         if self._keyboard:
-            import termios
-            import tty
-
-            self._terminal = termios.tcgetattr(sys.stdin)
-            tty.setcbreak(sys.stdin)
+            self._handlers[signal.SIGTSTP] = signal.signal(signal.SIGTSTP, self._note_suspend)
+        self._take_keyboard()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._keyboard:
-            import termios
-
-            with contextlib.suppress(termios.error):  # the terminal is gone
-                termios.tcsetattr(sys.stdin, termios.TCSADRAIN, self._terminal)
+        self._give_keyboard()
         signal.set_wakeup_fd(self._wakeup)
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._wake.close()
         self._woken.close()
+
+    def suspend(self) -> None:
+        """Stop this process until the shell's `fg`, with the keyboard as the shell wants it."""
+        self._give_keyboard()
+        os.kill(os.getpid(), signal.SIGSTOP)
+        self._take_keyboard()
+
+    def _take_keyboard(self) -> None:
+        if self._keyboard:
+            import termios
+            import tty
+
+            self._terminal = termios.tcgetattr(sys.stdin)
+            tty.setcbreak(sys.stdin)
+
+    def _give_keyboard(self) -> None:
+        if self._keyboard:
+            import termios
+
+            with contextlib.suppress(termios.error):  # the terminal is gone
+                termios.tcsetattr(sys.stdin, termios.TCSADRAIN, self._terminal)
+
+    def _note_suspend(self, _number: int, _frame: object) -> None:
+        self._suspended = True
 
     def _note(self, number: int, _frame: object) -> None:
         if self.signal and number == signal.SIGINT:
@@ -367,6 +395,9 @@ class Inputs:
         ready, _, _ = select.select(watched, [], [], max(seconds, 0))
         if self._wake in ready:
             self._wake.recv(4096)
+        if self._suspended:
+            self._suspended = False
+            return ["suspend"]
         if sys.stdin not in ready:
             return []
         with contextlib.suppress(OSError):  # EIO: the terminal was closed
@@ -405,6 +436,13 @@ class Screen:
         with contextlib.suppress(OSError):  # the terminal is gone
             self._write("\x1b[?7h")
             self._live.stop()
+
+    def suspend(self, inputs: Inputs) -> None:
+        """Ctrl-Z: leave the terminal to the shell, and take it again at `fg`."""
+        self.__exit__()
+        inputs.suspend()
+        self._size = (0, 0)  # draw all of it again
+        self.__enter__()
 
     def size(self) -> tuple[int, int]:
         """Columns and lines of the terminal now; (0, 0) where it has none."""
@@ -470,6 +508,327 @@ def save_svg(lines: list[Line], title: str, path: pathlib.Path) -> None:
     path.write_text(console.export_svg(title=title, unique_id=path.stem), encoding="utf-8")
 
 
+# ---- Panels of one node: its own screen, and its page on the server's. Pure functions of a subject and a size. ----
+
+HISTORY_SAMPLES = 120  # two minutes at the usual cadence
+NOT_REPORTED = 255  # in a history
+
+# Bits of NVML's clocks event reasons (nvml.h, nvmlClocksEventReason…) that hold a device back, in words.
+THROTTLE_WORDS = {
+    0x04: "power cap",
+    0x08: "hardware slowdown",
+    0x10: "sync boost",
+    0x20: "thermal (software)",
+    0x40: "thermal (hardware)",
+    0x80: "power brake",
+}
+
+
+class Subject(NamedTuple):
+    """A node, as the panels show it."""
+
+    info: pb.NodeInfo
+    sample: pb.Sample
+    processes: Sequence[pb.Process]
+    history: bytes
+
+
+def history_frame(head: tuple[float | None, float | None, float | None], info: pb.NodeInfo, sample: pb.Sample) -> bytes:
+    """A sample, three bytes a row: utilization and memory in percent, temperature in °C. The node's row, then each device's."""
+    frame = bytearray(percent_byte(part) for part in head[:2])
+    frame.append(NOT_REPORTED if head[2] is None else min(max(round(head[2]), 0), 254))
+    for index, known in enumerate(info.devices):
+        if index >= len(sample.devices):
+            frame += b"\xff\xff\xff"
+            continue
+        device, total = sample.devices[index], known.memory_total_bytes
+        frame.append(min(device.utilization_percent, 100) if device.HasField("utilization_percent") else NOT_REPORTED)
+        used = device.HasField("memory_used_bytes") and total
+        frame.append(min(device.memory_used_bytes * 100 // total, 100) if used else NOT_REPORTED)
+        frame.append(min(max(device.temperature_celsius, 0), 254) if device.HasField("temperature_celsius") else NOT_REPORTED)
+    return bytes(frame)
+
+
+def percent_byte(part: float | None) -> int:
+    """A fraction as a byte of a history."""
+    return NOT_REPORTED if part is None else min(max(round(part * 100), 0), 100)
+
+
+def extend_history(history: bytes, frame: bytes) -> bytes:
+    """The last HISTORY_SAMPLES frames. All have one length: a history starts anew when the devices change."""
+    return (history + frame)[-HISTORY_SAMPLES * len(frame) :]
+
+
+def series(subject: Subject, row: int, column: int) -> bytes:
+    """One curve of a history, oldest first. Row 0 is the node, 1 its first device; columns are utilization, memory, temperature."""
+    return subject.history[3 * row + column :: 3 * (1 + len(subject.info.devices))]
+
+
+# Bytes 0 to 100 as the eight blocks of a sparkline; 254 and less as a hundredth more; what is not reported as a space.
+SPARKS = bytes(min(value * 8 // 101, 7) for value in range(255)) + b"\x08"
+SPARK_CHARACTERS = dict(enumerate("▁▂▃▄▅▆▇█ "))
+
+
+def sparkline(values: bytes, width: int) -> str:
+    """The newest `width` values, the newest at the right, on a fixed scale from 0 to 100."""
+    return values[-width:].translate(SPARKS).decode("latin-1").translate(SPARK_CHARACTERS).rjust(width)
+
+
+def graph(values: bytes, width: int, height: int, style: str) -> list[Line]:
+    """A curve in `height` lines, the newest at the right, on a fixed scale from 0 to 100."""
+    newest = values[-width:]
+    lines: list[Line] = []
+    for level in range(height - 1, -1, -1):
+        eighths = [
+            0 if value == NOT_REPORTED else min(max(round(min(value, 100) * height * 8 / 100) - level * 8, 0), 8)
+            for value in newest
+        ]
+        lines.append([("".join(" ▁▂▃▄▅▆▇█"[eighth] for eighth in eighths).rjust(width), style)])
+    return lines
+
+
+def node_panels(subject: Subject, width: int, room: int) -> list[Line]:
+    """Devices, processes and host, in at most `room` lines."""
+    host = host_panel(subject, width, room)
+    processes = process_panel(subject.processes, width, room)
+    devices = device_panel(subject, width, room - len(host) - len(processes))
+    return [*devices, *processes, *host]
+
+
+def device_panel(subject: Subject, width: int, room: int) -> list[Line]:
+    """All devices: a box of gauges each, side by side, with a graph where there is room for it; else a line each."""
+    devices = list(zip(subject.info.devices, subject.sample.devices, strict=False))
+    if not devices:
+        return []
+    columns = min(max(width // 58, 1), len(devices))
+    rows = -(-len(devices) // columns)
+    if rows * 7 + 3 <= room:
+        return gauge_boxes(subject, width, columns, min((room - rows * 7 - 6) // rows, 10))
+    lines = device_table(subject, width)
+    if len(lines) > room:
+        hidden = len(lines) - room + 1
+        lines = [*lines[: room - 1], [(f" and {hidden} more: the terminal is too low", "dim")]]
+    return lines
+
+
+def gauge_boxes(subject: Subject, width: int, columns: int, graph_height: int) -> list[Line]:
+    """A box a device, `columns` of them side by side."""
+    lines: list[Line] = []
+    devices = list(zip(subject.info.devices, subject.sample.devices, strict=False))
+    for start in range(0, len(devices), columns):
+        boxes = []
+        for position, (info, sample) in enumerate(devices[start : start + columns]):
+            box_width = width * (position + 1) // columns - width * position // columns
+            content = gauges(info, sample, box_width - 4)
+            if graph_height >= 3:
+                content += graphs(subject, start + position, box_width - 4, graph_height)
+            boxes.append(box(f"GPU {info.index} · {visible(info.name)}", content, box_width))
+        lines += [[span for part in parts for span in part] for parts in zip(*boxes, strict=True)]
+    return lines
+
+
+def graphs(subject: Subject, device: int, width: int, height: int) -> list[Line]:
+    """Utilization and temperature of the last minutes, side by side, each under its title."""
+    half = (width - 2) // 2
+    limit = subject.info.devices[device].slowdown_temperature_celsius
+    reached = reported(subject.sample.devices[device], "temperature_celsius")
+    left = graph(series(subject, 1 + device, 0), half, height - 1, "green")
+    right = graph(series(subject, 1 + device, 2), half, height - 1, heat_style(reached, limit))
+    titles: Line = [(fit("utilization, 0 to 100%", half), "dim"), ("  ", ""), (fit("temperature, 0 to 100°C", half), "dim")]
+    return [titles, *([*first, ("  ", ""), *second] for first, second in zip(left, right, strict=True))]
+
+
+def gauges(info: pb.DeviceInfo, sample: pb.DeviceSample, width: int) -> list[Line]:
+    """Five lines: utilization, memory, temperature, power, and the rest in words."""
+    if sample.error:
+        return [[(fit(f"✗ {visible(sample.error)}", width), "bold red")], *[[]] * 4]
+    reading = Reading(info, sample)
+    memory = "memory (shared)" if info.unified_memory else "memory"
+    words = [
+        f"fan {reading.fan}",
+        f"SM {reading.clock}",
+        f"throttle: {reading.throttle}",
+    ]
+    return [
+        gauge("utilization", reading.utilization, show_percent(reading.utilization), "green", width),
+        gauge(memory, reading.memory, of(show_bytes(reading.memory_used), show_bytes(reading.memory_total)), "cyan", width),
+        gauge(
+            "temperature",
+            reading.heat,
+            of(show_celsius(reading.celsius, reading.limit), reading.limit_text),
+            reading.heat_style,
+            width,
+        ),
+        gauge("power", reading.power, of(show_watts(reading.milliwatts), show_watts(reading.limit_milliwatts)), "magenta", width),
+        [("   ".join(words), "yellow" if reading.throttled else "dim")],
+    ]
+
+
+def of(value: str, whole: str) -> str:
+    """ "45.2 GiB of 140 GiB", where the whole is known."""
+    return value if MISSING in (value, whole) else f"{value} of {whole}"
+
+
+def gauge(label: str, part: float | None, value: str, style: str, width: int) -> Line:
+    """A labelled meter with its value at the right."""
+    length = max(width - 16 - 21, 4)
+    return [
+        (fit(label, 16), "dim"),
+        *meter(part, length, style),
+        (fit(value, width - 16 - length, ">"), "" if value != MISSING else "dim"),
+    ]
+
+
+def reported(message: Any, field: str) -> Any:
+    """An optional field's value; None where the box does not report it."""
+    return getattr(message, field) if message.HasField(field) else None
+
+
+class Reading:
+    """A device's sample against its info, with None for what is not reported."""
+
+    def __init__(self, info: pb.DeviceInfo, sample: pb.DeviceSample) -> None:
+        percent = reported(sample, "utilization_percent")
+        self.utilization = fraction(percent, 100)
+        self.memory_used = reported(sample, "memory_used_bytes")
+        self.memory_total = reported(info, "memory_total_bytes")
+        self.memory = fraction(self.memory_used, self.memory_total)
+        self.celsius = reported(sample, "temperature_celsius")
+        self.limit = reported(info, "slowdown_temperature_celsius")
+        self.limit_text = MISSING if self.limit is None else f"{self.limit}°C"
+        self.heat = fraction(self.celsius, self.limit or 100)
+        self.heat_style = heat_style(self.celsius, self.limit)
+        self.milliwatts = reported(sample, "power_milliwatts")
+        self.limit_milliwatts = reported(info, "power_limit_milliwatts")
+        self.power = fraction(self.milliwatts, self.limit_milliwatts)
+        fan = reported(sample, "fan_percent")
+        self.fan = show_percent(fraction(fan, 100))
+        clock = reported(sample, "sm_clock_mhz")
+        self.clock = MISSING if clock is None else f"{clock} MHz"
+        reasons = reported(sample, "throttle_reasons")
+        held_back = [words for bit, words in THROTTLE_WORDS.items() if (reasons or 0) & bit]
+        self.throttled = bool((reasons or 0) & ~0x05)  # not for idling, nor for the power limit that any busy GPU meets
+        self.throttle = MISSING if reasons is None else ", ".join(held_back) or "none"
+
+
+DEVICE_COLUMNS = (
+    Column("GPU", 3, 0, ">"),
+    Column("NAME", 24, 6),
+    Column("UTILIZATION", 16, 1),
+    Column("MEMORY", 16, 3),
+    Column("USED", 20, 5, ">"),
+    Column("TEMP", 6, 0, ">"),
+    Column("POWER", 7, 2, ">"),
+    Column("FAN", 4, 7, ">"),
+    Column("SM CLOCK", 8, 8, ">"),
+    Column("THROTTLE", 20, 4),
+)
+
+
+def device_table(subject: Subject, width: int) -> list[Line]:
+    """A title line, then a line a device."""
+    columns = choose_columns(DEVICE_COLUMNS, width - 2)
+    lines: list[Line] = [[(" " + " ".join(fit(column.title, column.width, column.align) for column in columns), "bold dim")]]
+    for info, sample in zip(subject.info.devices, subject.sample.devices, strict=False):
+        if sample.error:
+            text = f"{visible(info.name)}  ✗ {visible(sample.error)}"
+            lines.append([(fit(str(info.index), 4, ">"), "bold"), (f" {text}", "bold red")])
+            continue
+        spans = device_spans(info, sample)
+        lines.append([(" ", "")] + [span for column in columns for span in [*align(spans[column.title], column), (" ", "")]])
+    return lines
+
+
+def device_spans(info: pb.DeviceInfo, sample: pb.DeviceSample) -> dict[str, Line]:
+    """What stands in each column for a device."""
+    reading = Reading(info, sample)
+    return {
+        "GPU": [(str(info.index), "bold")],
+        "NAME": [(visible(info.name), "")],
+        "UTILIZATION": [*meter(reading.utilization, 10, "green"), (fit(show_percent(reading.utilization), 6, ">"), "")],
+        "MEMORY": [*meter(reading.memory, 10, "cyan"), (fit(show_percent(reading.memory), 6, ">"), "")],
+        "USED": [(of(show_bytes(reading.memory_used), show_bytes(reading.memory_total)), "")],
+        "TEMP": [(show_celsius(reading.celsius, reading.limit), reading.heat_style)],
+        "POWER": [(show_watts(reading.milliwatts), "")],
+        "FAN": [(reading.fan, "dim")],
+        "SM CLOCK": [(reading.clock, "dim")],
+        "THROTTLE": [(reading.throttle, "yellow" if reading.throttled else "dim")],
+    }
+
+
+def host_panel(subject: Subject, width: int, room: int) -> list[Line]:
+    """The host: a box of meters, or one line where there is little room."""
+    readings = host_readings(subject)
+    if room < 14:
+        summary = "  ".join(f"{label} {show_percent(part)}" for label, part, _, _ in readings)
+        return [[(f" host  {summary}  {host_words(subject)}", "")]]
+    inner = width - 4
+    if subject.info.devices and width >= 120:
+        third = inner // 3
+        spans = [
+            [(fit(label, 7), "dim"), *meter(part, third - 7 - 22, style), (fit(text, 20, ">") + "  ", "")]
+            for label, part, text, style in readings
+        ]
+        lines: list[Line] = [[span for part in spans for span in part]]
+    else:
+        lines = [gauge(label, part, text, style, inner) for label, part, text, style in readings]
+    info, cores = subject.info.host, subject.sample.host.cpu_core_percents
+    if cores and room >= 24:
+        lines += core_lines(cores, inner)
+    title = " · ".join(visible(text) for text in ("Host", info.model, info.operating_system) if text)
+    return box(title, [*lines, [(host_words(subject), "dim")]], width)
+
+
+def host_readings(subject: Subject) -> list[tuple[str, float | None, str, str]]:
+    """Label, fraction, text and style of the host's three meters."""
+    info, sample = subject.info.host, subject.sample.host
+    cpu = fraction(reported(sample, "cpu_percent"), 100)
+    memory, memory_total = reported(sample, "memory_used_bytes"), reported(info, "memory_total_bytes")
+    disk, disk_total = reported(sample, "disk_used_bytes"), reported(info, "disk_total_bytes")
+    return [
+        ("cpu", cpu, show_percent(cpu), "green"),
+        ("memory", fraction(memory, memory_total), of(show_bytes(memory), show_bytes(memory_total)), "cyan"),
+        ("disk", fraction(disk, disk_total), of(show_bytes(disk), show_bytes(disk_total)), "blue"),
+    ]
+
+
+def host_words(subject: Subject) -> str:
+    """The rest of what the host reports, in words."""
+    sample = subject.sample.host
+    celsius, load, uptime = (reported(sample, field) for field in ("temperature_celsius", "load_1m", "uptime_seconds"))
+    received = reported(sample, "network_received_bytes_per_second")
+    sent = reported(sample, "network_sent_bytes_per_second")
+    words = [
+        "" if celsius is None else show_celsius(celsius, None).strip(),
+        "" if load is None else f"load {load:.2f} on {subject.info.host.cpu_count} CPUs",
+        "" if received is None else f"↓ {show_bytes(received)}/s ↑ {show_bytes(sent)}/s",
+        "" if uptime is None else f"up {show_seconds(uptime)}",
+    ]
+    return "  ".join(filter(None, words))
+
+
+def process_panel(processes: Sequence[pb.Process], width: int, room: int) -> list[Line]:
+    """Who uses the devices, those with most memory first, in a quarter of the room."""
+    shown = min(len(processes), room // 4 - 3)
+    if shown < 1:
+        return []
+    largest = sorted(processes, key=lambda process: -process.memory_used_bytes)
+    lines: list[Line] = [[(f"{'GPU':>3} {'PID':>8} {'USER':12} {'MEMORY':>9} NAME", "bold dim")]]
+    for process in largest[:shown]:
+        memory = show_bytes(reported(process, "memory_used_bytes"))
+        user = fit(visible(process.user) or MISSING, 12)
+        lines.append([(f"{process.device_index:3} {process.pid:8} {user} {memory:>9} ", ""), (visible(process.name), "bold")])
+    more = f", {len(processes) - shown} more" if len(processes) > shown else ""
+    return box(f"Processes{more}", lines, width)
+
+
+def core_lines(percents: bytes, width: int) -> list[Line]:
+    """A spark a processor: how even the load is."""
+    each = width - 7
+    parts = [percents[start : start + each] for start in range(0, len(percents), each)]
+    return [[("cores  ", "dim"), (sparkline(part, len(part)), "green")] for part in parts]
+
+
 # ---- End of the block that stands in both scripts. ----
 
 MAX_BACKOFF_SECONDS = 30.0
@@ -478,6 +837,8 @@ SILENCE_SECONDS = 12.0  # a server acknowledges every 8 s; silence of this and t
 GOODBYE_SECONDS = 2.0
 NVML_PATIENCE_SECONDS = 2.0  # a driver call that takes longer hangs
 SLOW_READING_SECONDS = 5.0  # disk and temperature change slowly, and their files are many on a large host
+MAX_CORES = 64  # bytes of a heartbeat: a host with more processors reports means of groups
+MAX_PROCESSES = 256
 BACKLOG_SAMPLES = 300
 LOG_LINES = 500
 
@@ -492,17 +853,6 @@ CHANNEL_OPTIONS = (
     ("grpc.enable_retries", 0),
     ("grpc.max_receive_message_length", 64 * 1024),
 )
-
-# Bits of NVML's clocks event reasons (nvml.h, nvmlClocksEventReason…) that hold a device back, in words.
-THROTTLE_WORDS = {
-    0x04: "power cap",
-    0x08: "hardware slowdown",
-    0x10: "sync boost",
-    0x20: "thermal (software)",
-    0x40: "thermal (hardware)",
-    0x80: "power brake",
-}
-
 
 # ---- Hardware: what this box has (info), and how it is now (sample) ----
 
@@ -519,6 +869,9 @@ class Hardware(Protocol):
 
     def sample(self) -> tuple[pb.HostSample, list[pb.DeviceSample]]:
         """What does: the devices in the order of `info`."""
+
+    def processes(self) -> list[pb.Process]:
+        """What runs on the devices."""
 
 
 def within(value: float | None, lowest: float, highest: float) -> int | None:
@@ -547,7 +900,7 @@ class HostHardware:
             self.notice = "psutil is not there: no CPU, memory, network; install python3-psutil"
         else:
             self._psutil = psutil
-            psutil.cpu_percent()  # the mean since the call before: the first has none
+            psutil.cpu_percent(percpu=True)  # the mean since the call before: the first has none
 
     def info(self) -> tuple[pb.HostInfo, list[pb.DeviceInfo]]:
         host = pb.HostInfo(model=self._model(), operating_system=self._operating_system(), cpu_count=os.cpu_count())
@@ -567,11 +920,33 @@ class HostHardware:
             host.load_1m = os.getloadavg()[0]
         if self._psutil:
             memory = self._psutil.virtual_memory()
-            host.cpu_percent = min(round(self._psutil.cpu_percent()), 100)
+            self._add_processors(host)
             host.memory_used_bytes = memory.total - memory.available
             host.uptime_seconds = max(round(time.time() - self._psutil.boot_time()), 0)
             self._add_network(host, now)
         return host, []
+
+    def processes(self) -> list[pb.Process]:
+        return []
+
+    def owner(self, pid: int) -> tuple[str, str]:
+        """User and name of a process; empty where it is gone, or not ours to ask."""
+        if not self._psutil:
+            return "", ""
+        user = name = ""
+        with contextlib.suppress(self._psutil.Error, KeyError):
+            process = self._psutil.Process(pid)
+            name = process.name()
+            user = process.username()
+        return user[:64], name[:64]
+
+    def _add_processors(self, host: pb.HostSample) -> None:
+        assert self._psutil
+        percents = self._psutil.cpu_percent(percpu=True) or [0.0]
+        host.cpu_percent = min(round(sum(percents) / len(percents)), 100)
+        group = -(-len(percents) // MAX_CORES)
+        groups = [percents[start : start + group] for start in range(0, len(percents), group)]
+        host.cpu_core_percents = bytes(min(round(sum(part) / len(part)), 100) for part in groups)
 
     def _disk(self) -> tuple[int, int]:
         usage = shutil.disk_usage(self._root)
@@ -666,7 +1041,7 @@ class NvmlHardware:
         self._nvml = pynvml
         self._host = host
         self.hostname, self.notice = host.hostname, host.notice
-        self._patience = Patience(patience_seconds)
+        self._patience, self._processes_patience = Patience(patience_seconds), Patience(patience_seconds)
         self._devices: list[Any] = []
         self._infos: list[pb.DeviceInfo] = []
         try:
@@ -689,6 +1064,32 @@ class NvmlHardware:
             if info.unified_memory and not device.error and host.HasField("memory_used_bytes"):
                 device.memory_used_bytes = host.memory_used_bytes
         return host, devices
+
+    def processes(self) -> list[pb.Process]:
+        try:
+            found: list[pb.Process] = self._processes_patience.call(self._processes)
+        except TimeoutError:
+            return []
+        for process in found:
+            process.user, process.name = self._host.owner(process.pid)
+        return found
+
+    def _processes(self) -> list[pb.Process]:
+        return [process for index, handle in enumerate(self._devices) if handle for process in self._processes_of(index, handle)]
+
+    def _processes_of(self, index: int, handle: Any) -> list[pb.Process]:
+        """Compute and graphics; a process that does both is named once."""
+        nvml, found = self._nvml, {}
+        try:
+            for kind in ("Compute", "Graphics"):
+                for version in ("v3", "v2"):
+                    running = self._ask(getattr(nvml, f"nvmlDeviceGet{kind}RunningProcesses_{version}"), handle)
+                    if running is not None:
+                        found.update({process.pid: process.usedGpuMemory for process in running})
+                        break
+        except nvml.NVMLError:
+            return []  # the sample says what is wrong with this device
+        return [pb.Process(device_index=index, pid=pid, memory_used_bytes=within(used, 0, 2**50)) for pid, used in found.items()]
 
     def _open(self) -> None:
         self._nvml.nvmlInit()
@@ -872,6 +1273,9 @@ class Job(NamedTuple):
     load: float
     memory: float
     checkpoint_seconds: float  # now and then all of it waits for the disk
+    pid: int
+    user: str
+    name: str
 
 
 class SimulatedHardware:
@@ -918,6 +1322,14 @@ class SimulatedHardware:
             self._step(SimulatedDevice.STEP_SECONDS)
         return self._host_sample(), [device.sample() for device in self.devices]
 
+    def processes(self) -> list[pb.Process]:
+        memory = self.model.memory_mib * 2**20
+        return [
+            pb.Process(device_index=index, pid=job.pid, user=job.user, name=job.name, memory_used_bytes=round(job.memory * memory))
+            for job in self._jobs
+            for index in sorted(job.devices)
+        ]
+
     def _step(self, seconds: float) -> None:
         self._jobs = [job for job in self._jobs if job.ends_at > self._seconds]
         busy = frozenset().union(*(job.devices for job in self._jobs))
@@ -944,12 +1356,19 @@ class SimulatedHardware:
             load=self._random.choice([self._random.uniform(0.3, 0.8), self._random.uniform(0.9, 1.0)]),
             memory=self._random.uniform(0.25, 0.95),
             checkpoint_seconds=self._random.uniform(60, 180),
+            pid=self._random.randrange(1000, 4_000_000),
+            user=self._random.choice(["ada", "grace", "alan"]),
+            name=self._random.choice(["python3", "torchrun", "vllm", "ollama"]),
         )
 
     def _mean_load(self) -> float:
         if not self.devices:
             return 0.5 + 0.4 * math.sin(self._seconds / 47)
         return sum(device.load for device in self.devices) / len(self.devices)
+
+    def _core_percent(self, core: int, load: float) -> int:
+        wave = math.sin(self._seconds / (7 + core % 5) + core)
+        return min(max(round(100 * load + 30 * load * wave), 0), 100)
 
     def _host_sample(self) -> pb.HostSample:
         load = self._processor.load
@@ -963,6 +1382,7 @@ class SimulatedHardware:
             temperature_celsius=round(self._processor.celsius),
             load_1m=round(load * self.model.cpu_count, 2),
             uptime_seconds=round(self._seconds),
+            cpu_core_percents=bytes(self._core_percent(core, load) for core in range(min(self.model.cpu_count, MAX_CORES))),
         )
 
 
@@ -996,7 +1416,7 @@ class LogLine(NamedTuple):
 class Link(NamedTuple):
     """The connection to the server, as the screen shows it."""
 
-    phase: str = "connecting"  # "connecting", "connected", "waiting" or "closed"
+    phase: str = "connecting"  # "connecting", "connected" or "waiting"
     reason: str = ""  # why it is not connected
     retry_at: float = 0.0  # by the monotonic clock, while waiting
     sessions: int = 0
@@ -1004,10 +1424,11 @@ class Link(NamedTuple):
     interval_seconds: float = 0.0
     acknowledged_at: float = 0.0  # by the monotonic clock
     unary: bool = False
+    last_error: str = ""  # why the session before this one ended
 
 
 class View(NamedTuple):
-    """All that a frame shows, taken at one moment."""
+    """All that the threads share, taken at one moment."""
 
     version: int
     node_id: str
@@ -1016,6 +1437,8 @@ class View(NamedTuple):
     sample: pb.Sample
     sample_age_seconds: float
     interval_seconds: float
+    processes: Sequence[pb.Process]
+    history: bytes
     link: Link
     log: tuple[LogLine, ...]
 
@@ -1037,6 +1460,8 @@ class NodeState:
         self._info = info
         self._sample = pb.Sample()
         self._sample_at = self.started_at
+        self._processes = pb.ProcessList()
+        self._history = b""
         self._link = Link()
         self._log: collections.deque[LogLine] = collections.deque(maxlen=LOG_LINES)
         self._log_count = 0
@@ -1046,13 +1471,17 @@ class NodeState:
     def publish(self, sample: pb.Sample) -> None:
         with self._changed:
             self._sample, self._sample_at = sample, self.clock()
+            host_memory = fraction(sample.host.memory_used_bytes, self._info.host.memory_total_bytes)
+            head = (sample.host.cpu_percent / 100, host_memory, reported(sample.host, "temperature_celsius"))
+            self._history = extend_history(self._history, history_frame(head, self._info, sample))
             self._unacknowledged.append(sample)
             self._touch()
 
-    def publish_info(self, info: pb.NodeInfo) -> None:
+    def publish_processes(self, processes: pb.ProcessList) -> None:
         with self._changed:
-            self._info = info
-            self._touch()
+            if processes != self._processes:
+                self._processes = processes
+                self._touch()
 
     def rename(self, node_id: str) -> None:
         with self._changed:
@@ -1091,10 +1520,10 @@ class NodeState:
         with self._changed:
             return self._closed
 
-    def newest(self) -> tuple[str, pb.NodeInfo, pb.Sample, list[pb.Sample]]:
-        """Id, info, newest sample, and the samples that no server has acknowledged, oldest first."""
+    def unacknowledged(self) -> list[pb.Sample]:
+        """The samples that no server has acknowledged, oldest first."""
         with self._changed:
-            return self._node_id, self._info, self._sample, list(self._unacknowledged)
+            return list(self._unacknowledged)
 
     def wait(self, condition: Callable[[], object], seconds: float) -> None:
         """Wait until `condition` holds (it is asked at each change, under the lock), the node is closed, or `seconds` are over."""
@@ -1111,8 +1540,14 @@ class NodeState:
         return self._sample.sequence
 
     def version(self) -> int:
+        """Another number after each change."""
         with self._changed:
             return self._version
+
+    def is_waiting(self) -> bool:
+        """Whether a countdown to the next try is on."""
+        with self._changed:
+            return self._link.phase == "waiting"
 
     def view(self) -> View:
         with self._changed:
@@ -1124,6 +1559,8 @@ class NodeState:
                 sample=self._sample,
                 sample_age_seconds=self.clock() - self._sample_at,
                 interval_seconds=self.interval_seconds,
+                processes=self._processes.processes,
+                history=self._history,
                 link=self._link,
                 log=tuple(self._log),
             )
@@ -1167,13 +1604,16 @@ def take_sample(hardware: Hardware, sequence: int, started_at: float, clock: Cal
 
 def keep_sampling(hardware: Hardware, state: NodeState, interval_seconds: float) -> None:
     """Body of the telemetry thread: a sample each interval, whatever the link does. A reading that takes longer skips beats."""
-    due = state.clock()
+    due = processes_due = state.clock()
     errors: list[str] = []
     sequence = 0
     while not state.is_closed():
         sequence += 1
         sample = take_sample(hardware, sequence, state.started_at, state.clock)
         state.publish(sample)
+        if state.clock() >= processes_due:
+            state.publish_processes(pb.ProcessList(processes=hardware.processes()[:MAX_PROCESSES]))
+            processes_due = state.clock() + SLOW_READING_SECONDS
         errors_now = [device.error for device in sample.devices]
         for index, error in enumerate(errors_now):
             before = errors[index] if errors else ""
@@ -1270,8 +1710,11 @@ class Session:
         self._server = server
         self._interval_seconds = fallback_interval_seconds  # until the server assigns one
         self._outbox: queue.SimpleQueue[pb.HeartbeatRequest | None] = queue.SimpleQueue()
-        self._sent_info: pb.NodeInfo | None = None
+        self._first = True
+        self._unary = False
+        self._sent_processes: Sequence[pb.Process] = ()
         self._sent_sequence = 0
+        self._measured_microseconds = 0  # round trip to tell the server
         self._sent_at: dict[int, float] = {}  # sequence -> time, of what is not acknowledged yet
         self._heard_at = state.clock()
         self._ended: SessionEnded | None = None
@@ -1328,13 +1771,14 @@ class Session:
 
     def _one_by_one(self, stub: node_pb2_grpc.NodeServiceStub) -> None:
         """The first version's way: a call for each heartbeat."""
-        self._sent_info, self._sent_sequence = None, 0
+        self._first = self._unary = True
+        self._sent_processes, self._sent_sequence = (), 0
         leaving = False
         while not leaving:
             leaving = self._state.is_closed()
-            request = self._heartbeat(first=not self.acknowledged)
+            request = self._heartbeat()
             request.leaving = leaving
-            sample = self._state.newest()[2]
+            sample = self._state.view().sample
             request.gpu_temp = max(
                 (device.temperature_celsius for device in sample.devices), default=sample.host.temperature_celsius
             )
@@ -1347,22 +1791,26 @@ class Session:
                 self._wait_for_beat(lambda: False)
         self._state.log("goodbye acknowledged")
 
-    def _heartbeat(self, first: bool | None = None) -> pb.HeartbeatRequest:
+    def _heartbeat(self) -> pb.HeartbeatRequest:
         """The next message: all that is static and the backlog with the first one, then what is new."""
-        node_id, info, sample, unacknowledged = self._state.newest()
-        now = self._state.clock()
-        request = pb.HeartbeatRequest(clock_milliseconds=round((now - self._state.started_at) * 1000))
-        if first or (first is None and self._sent_info is None):
-            request.backlog.extend(unacknowledged[:-1])
-        if first is not None or self._sent_info is None:
-            request.node_id = node_id
-        if info is not self._sent_info:
-            request.info.CopyFrom(info)
-            self._sent_info = info
-        if sample.sequence > self._sent_sequence:
-            request.sample.CopyFrom(sample)
-            self._sent_sequence = sample.sequence
-            self._sent_at[sample.sequence] = now
+        view = self._state.view()
+        request = pb.HeartbeatRequest(clock_milliseconds=round((self._state.clock() - self._state.started_at) * 1000))
+        if self._first:
+            request.info.CopyFrom(view.info)
+            request.info.session_number = view.link.sessions + 1
+            request.info.last_error = view.link.last_error[:200]
+            request.backlog.extend(self._state.unacknowledged()[:-1])
+        if self._first or self._unary:
+            request.node_id = view.node_id
+        if view.processes is not self._sent_processes:
+            request.processes.processes.extend(view.processes)
+            self._sent_processes = view.processes
+        if view.sample.sequence > self._sent_sequence:
+            request.sample.CopyFrom(view.sample)
+            self._sent_sequence = view.sample.sequence
+            self._sent_at[view.sample.sequence] = self._state.clock()
+        request.round_trip_microseconds, self._measured_microseconds = self._measured_microseconds, 0
+        self._first = False
         return request
 
     def _wait_for_beat(self, over: Callable[[], bool]) -> None:
@@ -1391,6 +1839,7 @@ class Session:
         changes: dict[str, Any] = {"acknowledged_at": now, "interval_seconds": self._interval_seconds}
         if sent_at is not None:
             changes["round_trip_seconds"] = now - sent_at
+            self._measured_microseconds = max(round((now - sent_at) * 1e6), 1)
         if not self.acknowledged:
             self.acknowledged = True
             changes |= {"phase": "connected", "reason": "", "sessions": self._state.view().link.sessions + 1}
@@ -1420,7 +1869,9 @@ def keep_connected(state: NodeState, identity: Identity, server: str, interval_s
         delay = next(delays)
         if not state.is_closed():
             state.log(f"{reason}; next try in {delay:.1f} s", "warning")
-            state.update_link(phase="waiting", reason=reason, retry_at=state.clock() + delay, round_trip_seconds=None)
+            state.update_link(
+                phase="waiting", reason=reason, last_error=reason, retry_at=state.clock() + delay, round_trip_seconds=None
+            )
             state.wait(lambda: False, delay)
 
 
@@ -1432,10 +1883,9 @@ def render(view: View, width: int, height: int, wall: float, clock: float) -> li
     if width < SMALLEST_WIDTH or height < SMALLEST_HEIGHT:
         return fit_lines([[(f"too small: {width}x{height}, needs {SMALLEST_WIDTH}x{SMALLEST_HEIGHT}", "")]], width, height)
     room = height - 3  # without header and footer
-    host = host_panel(view, width, room)
-    devices = device_panel(view, width, room - len(host))
-    log = log_panel(view.log, width, room - len(host) - len(devices))
-    frame = fit_lines([*header(view, width, wall, clock), *devices, *host, *log], width, height - 1)
+    panels = node_panels(Subject(view.info, view.sample, view.processes, view.history), width, room - min(7, room // 6))
+    log = log_panel(view.log, width, room - len(panels))
+    frame = fit_lines([*header(view, width, wall, clock), *panels, *log], width, height - 1)
     return [*frame, fit_line([(" q", "bold"), (" quit", "dim")], width)]
 
 
@@ -1464,201 +1914,6 @@ def link_line(view: View, clock: float) -> Line:
     return [(" ◐ connecting", "yellow"), (f" to {view.server}", "")]
 
 
-def device_panel(view: View, width: int, room: int) -> list[Line]:
-    """All devices: a box of gauges each, side by side, where `room` has lines for them and some of the log; else a line each."""
-    devices = list(zip(view.info.devices, view.sample.devices, strict=False))
-    if not devices:
-        return []
-    columns = min(max(width // 58, 1), len(devices))
-    if -(-len(devices) // columns) * 7 + 3 <= room:
-        return gauge_boxes(devices, width, columns)
-    lines = device_table(devices, width)
-    if len(lines) > room:
-        hidden = len(lines) - room + 1
-        lines = [*lines[: room - 1], [(f" and {hidden} more: the terminal is too low", "dim")]]
-    return lines
-
-
-def gauge_boxes(devices: Sequence[tuple[pb.DeviceInfo, pb.DeviceSample]], width: int, columns: int) -> list[Line]:
-    """A box a device, `columns` of them side by side."""
-    lines: list[Line] = []
-    for start in range(0, len(devices), columns):
-        boxes = []
-        for position, (info, sample) in enumerate(devices[start : start + columns]):
-            box_width = width * (position + 1) // columns - width * position // columns
-            title = f"GPU {info.index} · {visible(info.name)}"
-            boxes.append(box(title, gauges(info, sample, box_width - 4), box_width))
-        lines += [[span for part in parts for span in part] for parts in zip(*boxes, strict=True)]
-    return lines
-
-
-def gauges(info: pb.DeviceInfo, sample: pb.DeviceSample, width: int) -> list[Line]:
-    """Five lines: utilization, memory, temperature, power, and the rest in words."""
-    if sample.error:
-        return [[(fit(f"✗ {visible(sample.error)}", width), "bold red")], *[[]] * 4]
-    reading = Reading(info, sample)
-    memory = "memory (shared)" if info.unified_memory else "memory"
-    words = [
-        f"fan {reading.fan}",
-        f"SM {reading.clock}",
-        f"throttle: {reading.throttle}",
-    ]
-    return [
-        gauge("utilization", reading.utilization, show_percent(reading.utilization), "green", width),
-        gauge(memory, reading.memory, of(show_bytes(reading.memory_used), show_bytes(reading.memory_total)), "cyan", width),
-        gauge(
-            "temperature",
-            reading.heat,
-            of(show_celsius(reading.celsius, reading.limit), reading.limit_text),
-            reading.heat_style,
-            width,
-        ),
-        gauge("power", reading.power, of(show_watts(reading.milliwatts), show_watts(reading.limit_milliwatts)), "magenta", width),
-        [("   ".join(words), "yellow" if reading.throttled else "dim")],
-    ]
-
-
-def of(value: str, whole: str) -> str:
-    """ "45.2 GiB of 140 GiB", where the whole is known."""
-    return value if MISSING in (value, whole) else f"{value} of {whole}"
-
-
-def gauge(label: str, part: float | None, value: str, style: str, width: int) -> Line:
-    """A labelled meter with its value at the right."""
-    length = max(width - 16 - 21, 4)
-    return [
-        (fit(label, 16), "dim"),
-        *meter(part, length, style),
-        (fit(value, width - 16 - length, ">"), "" if value != MISSING else "dim"),
-    ]
-
-
-def reported(message: Any, field: str) -> Any:
-    """An optional field's value; None where the box does not report it."""
-    return getattr(message, field) if message.HasField(field) else None
-
-
-class Reading:
-    """A device's sample against its info, with None for what is not reported."""
-
-    def __init__(self, info: pb.DeviceInfo, sample: pb.DeviceSample) -> None:
-        percent = reported(sample, "utilization_percent")
-        self.utilization = fraction(percent, 100)
-        self.memory_used = reported(sample, "memory_used_bytes")
-        self.memory_total = reported(info, "memory_total_bytes")
-        self.memory = fraction(self.memory_used, self.memory_total)
-        self.celsius = reported(sample, "temperature_celsius")
-        self.limit = reported(info, "slowdown_temperature_celsius")
-        self.limit_text = MISSING if self.limit is None else f"{self.limit}°C"
-        self.heat = fraction(self.celsius, self.limit or 100)
-        self.heat_style = heat_style(self.celsius, self.limit)
-        self.milliwatts = reported(sample, "power_milliwatts")
-        self.limit_milliwatts = reported(info, "power_limit_milliwatts")
-        self.power = fraction(self.milliwatts, self.limit_milliwatts)
-        fan = reported(sample, "fan_percent")
-        self.fan = show_percent(fraction(fan, 100))
-        clock = reported(sample, "sm_clock_mhz")
-        self.clock = MISSING if clock is None else f"{clock} MHz"
-        reasons = reported(sample, "throttle_reasons")
-        held_back = [words for bit, words in THROTTLE_WORDS.items() if (reasons or 0) & bit]
-        self.throttled = bool((reasons or 0) & ~0x05)  # not for idling, nor for the power limit that any busy GPU meets
-        self.throttle = MISSING if reasons is None else ", ".join(held_back) or "none"
-
-
-DEVICE_COLUMNS = (
-    Column("GPU", 3, 0, ">"),
-    Column("NAME", 24, 6),
-    Column("UTILIZATION", 16, 1),
-    Column("MEMORY", 16, 3),
-    Column("USED", 20, 5, ">"),
-    Column("TEMP", 6, 0, ">"),
-    Column("POWER", 7, 2, ">"),
-    Column("FAN", 4, 7, ">"),
-    Column("SM CLOCK", 8, 8, ">"),
-    Column("THROTTLE", 20, 4),
-)
-
-
-def device_table(devices: Sequence[tuple[pb.DeviceInfo, pb.DeviceSample]], width: int) -> list[Line]:
-    """A title line, then a line a device."""
-    columns = choose_columns(DEVICE_COLUMNS, width - 2)
-    lines: list[Line] = [[(" " + " ".join(fit(column.title, column.width, column.align) for column in columns), "bold dim")]]
-    for info, sample in devices:
-        if sample.error:
-            text = f"{visible(info.name)}  ✗ {visible(sample.error)}"
-            lines.append([(fit(str(info.index), 4, ">"), "bold"), (f" {text}", "bold red")])
-            continue
-        spans = device_spans(info, sample)
-        lines.append([(" ", "")] + [span for column in columns for span in [*align(spans[column.title], column), (" ", "")]])
-    return lines
-
-
-def device_spans(info: pb.DeviceInfo, sample: pb.DeviceSample) -> dict[str, Line]:
-    """What stands in each column for a device."""
-    reading = Reading(info, sample)
-    return {
-        "GPU": [(str(info.index), "bold")],
-        "NAME": [(visible(info.name), "")],
-        "UTILIZATION": [*meter(reading.utilization, 10, "green"), (fit(show_percent(reading.utilization), 6, ">"), "")],
-        "MEMORY": [*meter(reading.memory, 10, "cyan"), (fit(show_percent(reading.memory), 6, ">"), "")],
-        "USED": [(of(show_bytes(reading.memory_used), show_bytes(reading.memory_total)), "")],
-        "TEMP": [(show_celsius(reading.celsius, reading.limit), reading.heat_style)],
-        "POWER": [(show_watts(reading.milliwatts), "")],
-        "FAN": [(reading.fan, "dim")],
-        "SM CLOCK": [(reading.clock, "dim")],
-        "THROTTLE": [(reading.throttle, "yellow" if reading.throttled else "dim")],
-    }
-
-
-def host_panel(view: View, width: int, room: int) -> list[Line]:
-    """The host: a box of meters, or one line where there is little room."""
-    readings = host_readings(view)
-    if room < 14:
-        summary = "  ".join(f"{label} {show_percent(part)}" for label, part, _, _ in readings)
-        return [[(f" host  {summary}  {host_words(view)}", "")]]
-    inner = width - 4
-    if view.info.devices and width >= 120:
-        third = inner // 3
-        spans = [
-            [(fit(label, 7), "dim"), *meter(part, third - 7 - 22, style), (fit(text, 20, ">") + "  ", "")]
-            for label, part, text, style in readings
-        ]
-        lines: list[Line] = [[span for part in spans for span in part]]
-    else:
-        lines = [gauge(label, part, text, style, inner) for label, part, text, style in readings]
-    info = view.info.host
-    title = " · ".join(visible(text) for text in ("Host", info.model, info.operating_system) if text)
-    return box(title, [*lines, [(host_words(view), "dim")]], width)
-
-
-def host_readings(view: View) -> list[tuple[str, float | None, str, str]]:
-    """Label, fraction, text and style of the host's three meters."""
-    info, sample = view.info.host, view.sample.host
-    cpu = fraction(reported(sample, "cpu_percent"), 100)
-    memory, memory_total = reported(sample, "memory_used_bytes"), reported(info, "memory_total_bytes")
-    disk, disk_total = reported(sample, "disk_used_bytes"), reported(info, "disk_total_bytes")
-    return [
-        ("cpu", cpu, show_percent(cpu), "green"),
-        ("memory", fraction(memory, memory_total), of(show_bytes(memory), show_bytes(memory_total)), "cyan"),
-        ("disk", fraction(disk, disk_total), of(show_bytes(disk), show_bytes(disk_total)), "blue"),
-    ]
-
-
-def host_words(view: View) -> str:
-    """The rest of what the host reports, in words."""
-    sample = view.sample.host
-    celsius, load, uptime = (reported(sample, field) for field in ("temperature_celsius", "load_1m", "uptime_seconds"))
-    received = reported(sample, "network_received_bytes_per_second")
-    sent = reported(sample, "network_sent_bytes_per_second")
-    words = [
-        "" if celsius is None else show_celsius(celsius, None).strip(),
-        "" if load is None else f"load {load:.2f} on {view.info.host.cpu_count} CPUs",
-        "" if received is None else f"↓ {show_bytes(received)}/s ↑ {show_bytes(sent)}/s",
-        "" if uptime is None else f"up {show_seconds(uptime)}",
-    ]
-    return "  ".join(filter(None, words))
-
-
 LOG_STYLES = {"info": "", "warning": "yellow", "error": "bold red", "debug": "dim"}
 
 
@@ -1682,12 +1937,11 @@ def screenshots(folder: pathlib.Path) -> None:
     """docs/node.svg: a simulated box after some minutes, drawn by the real functions."""
     os.environ["TZ"] = "UTC"
     time.tzset()
-    clock_seconds = 0.0
-    hardware = SimulatedHardware(seed=1, clock=lambda: clock_seconds)
-    info = make_info(hardware, "0123456789abcdef")
-    info.hostname = "gpu-07"
-    state = NodeState("Node-8821", "10.0.0.5:50051", info, 1.0, clock=lambda: clock_seconds)
-    state.publish(take_sample(hardware, 1, 0, lambda: clock_seconds))
+    seconds = itertools.count()
+    hardware = SimulatedHardware(seed=1, clock=lambda: next(seconds))
+    state = NodeState("Node-8821", "10.0.0.5:50051", make_info(hardware, ""), 1.0, clock=lambda: 0.0)
+    for sequence in range(1, HISTORY_SAMPLES + 1):
+        state.publish(take_sample(hardware, sequence, 0, lambda: 0.0))
     log = (
         LogLine(1_800_000_000, "info", "connected to 10.0.0.5:50051, a heartbeat every 1 s"),
         LogLine(1_800_000_311, "warning", "10.0.0.5:50051 broke the connection; next try in 0.7 s"),
@@ -1695,26 +1949,29 @@ def screenshots(folder: pathlib.Path) -> None:
     )
     link = Link(phase="connected", sessions=2, round_trip_seconds=0.0012, interval_seconds=1)
     view = state.view()._replace(log=log, link=link)
-    save_svg(render(view, 120, 45, 1_800_000_400, clock_seconds), "node.pyz", folder / "node.svg")
+    save_svg(render(view, 150, 45, 1_800_000_400, 0), "node.pyz", folder / "node.svg")
 
 
 # ---- The program ----
 
 
-def show_screen(state: NodeState, inputs: Inputs, no_color: bool) -> None:
-    """The main thread with a terminal: up to 60 frames a second, drawn only when something changed."""
+def show_screen(state: NodeState, inputs: Inputs, no_color: bool, frames_per_second: float) -> None:
+    """The main thread with a terminal: a frame is drawn only when something changed."""
     with Screen(no_color) as screen:
-        view, drawn = state.view(), None
+        drawn, due = None, 0.0
         while not inputs.signal and not state.is_closed():
             now = state.clock()
-            tenths = 10 if view.link.phase == "waiting" else 1  # the countdown shows tenths, the clock seconds
+            tenths = 10 if state.is_waiting() else 1  # the countdown shows tenths, the clock seconds
             current = (state.version(), screen.size(), int(now * tenths))
-            if current != drawn:
-                view = state.view()
-                screen.draw(render(view, *screen.size(), time.time(), now))
-                drawn = current
-            if "q" in inputs.wait(1 / FRAMES_PER_SECOND):
+            if current != drawn and now >= due:
+                screen.draw(render(state.view(), *screen.size(), time.time(), now))
+                drawn, due = current, now + 1 / frames_per_second
+            keys = inputs.wait(1 / frames_per_second)
+            if "q" in keys:
                 return
+            if "suspend" in keys:
+                screen.suspend(inputs)
+                drawn = None
 
 
 def print_lines(state: NodeState, printed: int, as_json: bool) -> int:
@@ -1740,9 +1997,9 @@ def run_headless(state: NodeState, inputs: Inputs, as_json: bool) -> int:
     while not inputs.signal and not state.is_closed():
         printed = print_lines(state, printed, as_json)
         if as_json and state.newest_sequence() != sequence:
-            node_id, info, sample, _ = state.newest()
-            sequence = sample.sequence
-            print(reading_json(node_id, info, sample), flush=True)
+            view = state.view()
+            sequence = view.sample.sequence
+            print(reading_json(view.node_id, view.info, view.sample), flush=True)
         inputs.wait(0.1)
     return printed
 
@@ -1757,16 +2014,14 @@ def print_once(hardware: Hardware, node_id: str, as_json: bool) -> None:
     if as_json:
         print(reading_json(node_id, info, sample))
         return
-    state = NodeState(node_id, "", info, 1.0)
-    state.publish(sample)
-    view = state.view()
+    subject = Subject(info, sample, hardware.processes(), b"")
     texts = (info.hostname, info.host.model, info.host.operating_system, info.notice)
     about = " · ".join(visible(text) for text in texts if text)
     lines: list[Line] = [[(f"{node_id}  {about}", "")]]
     if info.devices:
-        lines += device_table(list(zip(info.devices, sample.devices, strict=True)), 140)
-    lines += [[(f" {label:8}{text}", "")] for label, _, text, _ in host_readings(view)]
-    lines.append([(f" {host_words(view)}", "")])
+        lines += device_table(subject, 140)
+    lines += [[(f" {label:8}{text}", "")] for label, _, text, _ in host_readings(subject)]
+    lines.append([(f" {host_words(subject)}", "")])
     print(re.sub(r" +$", "", plain(lines), flags=re.MULTILINE))
 
 
@@ -1827,6 +2082,9 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.switch("--headless", "no screen: one plain line an event; by itself where stdout is no terminal")
     parser.switch("--once", "read the hardware once, print it, and exit")
     parser.switch("--json", "with --once and --headless: JSON, one object a line")
+    parser.option(
+        "--fps", "frames a second at most, less for a slow line (default 60)", type=parse_fps, default="60", metavar="RATE"
+    )
     parser.switch("--no-color", "no colours (also with NO_COLOR set)")
     parser.switch("--debug", "tracebacks, and more in the log")
     parser.add_argument("--version", action="version", version=version_text("node"), help="version, Python and target")
@@ -1859,7 +2117,7 @@ def run(options: argparse.Namespace) -> int:
         try:
             try:
                 if screen:
-                    show_screen(state, inputs, options.no_color)
+                    show_screen(state, inputs, options.no_color, options.fps)
                 else:
                     printed = run_headless(state, inputs, options.json)
             finally:

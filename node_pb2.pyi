@@ -22,7 +22,7 @@ BACKEND_NVML: Backend
 BACKEND_SIMULATED: Backend
 
 class HeartbeatRequest(_message.Message):
-    __slots__ = ("node_id", "gpu_temp", "info", "sample", "backlog", "leaving", "clock_milliseconds")
+    __slots__ = ("node_id", "gpu_temp", "info", "sample", "backlog", "leaving", "clock_milliseconds", "processes", "round_trip_microseconds")
     NODE_ID_FIELD_NUMBER: _ClassVar[int]
     GPU_TEMP_FIELD_NUMBER: _ClassVar[int]
     INFO_FIELD_NUMBER: _ClassVar[int]
@@ -30,6 +30,8 @@ class HeartbeatRequest(_message.Message):
     BACKLOG_FIELD_NUMBER: _ClassVar[int]
     LEAVING_FIELD_NUMBER: _ClassVar[int]
     CLOCK_MILLISECONDS_FIELD_NUMBER: _ClassVar[int]
+    PROCESSES_FIELD_NUMBER: _ClassVar[int]
+    ROUND_TRIP_MICROSECONDS_FIELD_NUMBER: _ClassVar[int]
     node_id: str
     gpu_temp: float
     info: NodeInfo
@@ -37,7 +39,9 @@ class HeartbeatRequest(_message.Message):
     backlog: _containers.RepeatedCompositeFieldContainer[Sample]
     leaving: bool
     clock_milliseconds: int
-    def __init__(self, node_id: _Optional[str] = ..., gpu_temp: _Optional[float] = ..., info: _Optional[_Union[NodeInfo, _Mapping]] = ..., sample: _Optional[_Union[Sample, _Mapping]] = ..., backlog: _Optional[_Iterable[_Union[Sample, _Mapping]]] = ..., leaving: bool = ..., clock_milliseconds: _Optional[int] = ...) -> None: ...
+    processes: ProcessList
+    round_trip_microseconds: int
+    def __init__(self, node_id: _Optional[str] = ..., gpu_temp: _Optional[float] = ..., info: _Optional[_Union[NodeInfo, _Mapping]] = ..., sample: _Optional[_Union[Sample, _Mapping]] = ..., backlog: _Optional[_Iterable[_Union[Sample, _Mapping]]] = ..., leaving: bool = ..., clock_milliseconds: _Optional[int] = ..., processes: _Optional[_Union[ProcessList, _Mapping]] = ..., round_trip_microseconds: _Optional[int] = ...) -> None: ...
 
 class HeartbeatResponse(_message.Message):
     __slots__ = ("acknowledged", "acknowledged_sequence", "heartbeat_interval_milliseconds")
@@ -50,7 +54,7 @@ class HeartbeatResponse(_message.Message):
     def __init__(self, acknowledged: bool = ..., acknowledged_sequence: _Optional[int] = ..., heartbeat_interval_milliseconds: _Optional[int] = ...) -> None: ...
 
 class NodeInfo(_message.Message):
-    __slots__ = ("hostname", "agent_version", "instance_id", "backend", "started_at", "host", "devices", "notice")
+    __slots__ = ("hostname", "agent_version", "instance_id", "backend", "started_at", "host", "devices", "notice", "session_number", "last_error")
     HOSTNAME_FIELD_NUMBER: _ClassVar[int]
     AGENT_VERSION_FIELD_NUMBER: _ClassVar[int]
     INSTANCE_ID_FIELD_NUMBER: _ClassVar[int]
@@ -59,6 +63,8 @@ class NodeInfo(_message.Message):
     HOST_FIELD_NUMBER: _ClassVar[int]
     DEVICES_FIELD_NUMBER: _ClassVar[int]
     NOTICE_FIELD_NUMBER: _ClassVar[int]
+    SESSION_NUMBER_FIELD_NUMBER: _ClassVar[int]
+    LAST_ERROR_FIELD_NUMBER: _ClassVar[int]
     hostname: str
     agent_version: str
     instance_id: str
@@ -67,7 +73,9 @@ class NodeInfo(_message.Message):
     host: HostInfo
     devices: _containers.RepeatedCompositeFieldContainer[DeviceInfo]
     notice: str
-    def __init__(self, hostname: _Optional[str] = ..., agent_version: _Optional[str] = ..., instance_id: _Optional[str] = ..., backend: _Optional[_Union[Backend, str]] = ..., started_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., host: _Optional[_Union[HostInfo, _Mapping]] = ..., devices: _Optional[_Iterable[_Union[DeviceInfo, _Mapping]]] = ..., notice: _Optional[str] = ...) -> None: ...
+    session_number: int
+    last_error: str
+    def __init__(self, hostname: _Optional[str] = ..., agent_version: _Optional[str] = ..., instance_id: _Optional[str] = ..., backend: _Optional[_Union[Backend, str]] = ..., started_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., host: _Optional[_Union[HostInfo, _Mapping]] = ..., devices: _Optional[_Iterable[_Union[DeviceInfo, _Mapping]]] = ..., notice: _Optional[str] = ..., session_number: _Optional[int] = ..., last_error: _Optional[str] = ...) -> None: ...
 
 class HostInfo(_message.Message):
     __slots__ = ("model", "operating_system", "cpu_count", "memory_total_bytes", "disk_total_bytes")
@@ -114,7 +122,7 @@ class Sample(_message.Message):
     def __init__(self, sequence: _Optional[int] = ..., taken_milliseconds: _Optional[int] = ..., host: _Optional[_Union[HostSample, _Mapping]] = ..., devices: _Optional[_Iterable[_Union[DeviceSample, _Mapping]]] = ...) -> None: ...
 
 class HostSample(_message.Message):
-    __slots__ = ("cpu_percent", "memory_used_bytes", "disk_used_bytes", "network_received_bytes_per_second", "network_sent_bytes_per_second", "temperature_celsius", "load_1m", "uptime_seconds")
+    __slots__ = ("cpu_percent", "memory_used_bytes", "disk_used_bytes", "network_received_bytes_per_second", "network_sent_bytes_per_second", "temperature_celsius", "load_1m", "uptime_seconds", "cpu_core_percents")
     CPU_PERCENT_FIELD_NUMBER: _ClassVar[int]
     MEMORY_USED_BYTES_FIELD_NUMBER: _ClassVar[int]
     DISK_USED_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -123,6 +131,7 @@ class HostSample(_message.Message):
     TEMPERATURE_CELSIUS_FIELD_NUMBER: _ClassVar[int]
     LOAD_1M_FIELD_NUMBER: _ClassVar[int]
     UPTIME_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    CPU_CORE_PERCENTS_FIELD_NUMBER: _ClassVar[int]
     cpu_percent: int
     memory_used_bytes: int
     disk_used_bytes: int
@@ -131,7 +140,8 @@ class HostSample(_message.Message):
     temperature_celsius: int
     load_1m: float
     uptime_seconds: int
-    def __init__(self, cpu_percent: _Optional[int] = ..., memory_used_bytes: _Optional[int] = ..., disk_used_bytes: _Optional[int] = ..., network_received_bytes_per_second: _Optional[int] = ..., network_sent_bytes_per_second: _Optional[int] = ..., temperature_celsius: _Optional[int] = ..., load_1m: _Optional[float] = ..., uptime_seconds: _Optional[int] = ...) -> None: ...
+    cpu_core_percents: bytes
+    def __init__(self, cpu_percent: _Optional[int] = ..., memory_used_bytes: _Optional[int] = ..., disk_used_bytes: _Optional[int] = ..., network_received_bytes_per_second: _Optional[int] = ..., network_sent_bytes_per_second: _Optional[int] = ..., temperature_celsius: _Optional[int] = ..., load_1m: _Optional[float] = ..., uptime_seconds: _Optional[int] = ..., cpu_core_percents: _Optional[bytes] = ...) -> None: ...
 
 class DeviceSample(_message.Message):
     __slots__ = ("utilization_percent", "memory_used_bytes", "temperature_celsius", "power_milliwatts", "fan_percent", "sm_clock_mhz", "throttle_reasons", "error")
@@ -152,3 +162,23 @@ class DeviceSample(_message.Message):
     throttle_reasons: int
     error: str
     def __init__(self, utilization_percent: _Optional[int] = ..., memory_used_bytes: _Optional[int] = ..., temperature_celsius: _Optional[int] = ..., power_milliwatts: _Optional[int] = ..., fan_percent: _Optional[int] = ..., sm_clock_mhz: _Optional[int] = ..., throttle_reasons: _Optional[int] = ..., error: _Optional[str] = ...) -> None: ...
+
+class ProcessList(_message.Message):
+    __slots__ = ("processes",)
+    PROCESSES_FIELD_NUMBER: _ClassVar[int]
+    processes: _containers.RepeatedCompositeFieldContainer[Process]
+    def __init__(self, processes: _Optional[_Iterable[_Union[Process, _Mapping]]] = ...) -> None: ...
+
+class Process(_message.Message):
+    __slots__ = ("device_index", "pid", "user", "name", "memory_used_bytes")
+    DEVICE_INDEX_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    USER_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_USED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    device_index: int
+    pid: int
+    user: str
+    name: str
+    memory_used_bytes: int
+    def __init__(self, device_index: _Optional[int] = ..., pid: _Optional[int] = ..., user: _Optional[str] = ..., name: _Optional[str] = ..., memory_used_bytes: _Optional[int] = ...) -> None: ...

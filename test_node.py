@@ -310,6 +310,8 @@ class Driver:
 
     def _answer(self, name: str, handle: int, arguments: tuple[Any, ...]) -> int:
         answer = self.gpus[handle - 1].get(name, Code(pynvml.NVML_ERROR_NOT_SUPPORTED))
+        if name.endswith("RunningProcesses_v3") and callable(answer):
+            return int(answer(arguments))
         if callable(answer):
             answer = answer()
         if isinstance(answer, Code):
@@ -480,6 +482,33 @@ def test_without_gpus_auto_is_the_host_and_says_why(
 def test_auto_takes_nvml_when_it_counts_a_gpu(nvml: Callable[..., node.NvmlHardware]) -> None:
     nvml(h200())
     assert node.open_hardware("auto", 0).backend == pb.BACKEND_NVML
+
+
+def running(*processes: tuple[int, int]) -> Callable[[Any], int]:
+    """nvmlDeviceGet…RunningProcesses: first the count, then pid and memory of each."""
+
+    def answer(count: Any, array: Any) -> int:
+        known, count._obj.value = count._obj.value, len(processes)
+        if known < len(processes):
+            return int(pynvml.NVML_ERROR_INSUFFICIENT_SIZE)
+        for entry, (pid, used) in zip(array or (), processes, strict=False):
+            entry.pid, entry.usedGpuMemory = pid, used
+        return 0
+
+    return lambda arguments: answer(*arguments)
+
+
+def test_processes_have_their_owner_and_memory_where_nvml_tells(nvml: Callable[..., node.NvmlHardware]) -> None:
+    me, gone = os.getpid(), 2**22 + 1
+    compute, graphics = running((me, 2**30), (gone, 2**64 - 1)), running((me, 2**30))
+    hardware = nvml(
+        h200(nvmlDeviceGetComputeRunningProcesses_v3=compute, nvmlDeviceGetGraphicsRunningProcesses_v3=graphics), h200()
+    )
+    mine, ghost = sorted(hardware.processes(), key=lambda process: process.pid != me)
+    assert (mine.device_index, mine.pid, mine.memory_used_bytes) == (0, me, 2**30)
+    assert mine.name.startswith(("python", "pytest"))
+    assert mine.user
+    assert (ghost.name, ghost.user, ghost.HasField("memory_used_bytes")) == ("", "", False)
 
 
 class Shaky(node.HostHardware):
@@ -812,6 +841,27 @@ def test_a_frame_has_exactly_its_size(size: tuple[int, int], seed: int) -> None:
         assert ("too small" in text) == (width < 40 or height < 10)
 
 
+def test_history_is_a_window() -> None:
+    history = b""
+    for value in range(node.HISTORY_SAMPLES + 5):
+        history = node.extend_history(history, bytes([value % 100, 1, 2]))
+    assert len(history) == 3 * node.HISTORY_SAMPLES
+    assert history[0] == 5
+
+
+def test_a_frame_of_history_has_bytes_for_the_node_and_each_device() -> None:
+    info = pb.NodeInfo(devices=[pb.DeviceInfo(memory_total_bytes=1000), pb.DeviceInfo(), pb.DeviceInfo()])
+    full = pb.DeviceSample(utilization_percent=50, memory_used_bytes=250, temperature_celsius=-5)
+    frame = node.history_frame((0.5, None, 81.4), info, pb.Sample(devices=[full, pb.DeviceSample()]))
+    assert list(frame) == [50, 255, 81, 50, 25, 0, 255, 255, 255, 255, 255, 255]
+
+
+def test_sparklines_and_graphs_have_a_fixed_scale_with_the_newest_at_the_right() -> None:
+    assert node.sparkline(bytes([0, 50, 100, 255]), 6) == "  ▁▄█ "
+    assert node.sparkline(bytes(range(100)), 3) == "███"
+    assert node.plain(node.graph(bytes([0, 50, 100, 255]), 5, 2, "")) == "   █ \n  ██ "
+
+
 def test_each_gauge_shows_its_reading() -> None:
     text = node.plain(node.render(view_of(2), 160, 45, 0, 0))
     for word in (
@@ -937,6 +987,29 @@ def test_a_quiet_screen_sends_only_what_changed(terminal: Open) -> None:
     update = screen.raw[start:].split(b"\x1b[?2026h")[3]
     assert update.count(b"H") < 6  # a cursor move a line: the countdown's, the clock's, the log's
     assert update.rstrip().endswith(b"\x1b[?2026l")
+
+
+def test_suspend_gives_the_terminal_back_and_fg_takes_it_again(terminal: Open) -> None:
+    screen = terminal("node.py", "--server", "127.0.0.1:1", *SIMULATED)
+    screen.shows("disconnected")
+    screen.press("\x1a")
+    status = pathlib.Path(f"/proc/{screen.process.pid}/stat")
+    eventually(lambda: status.read_text().rpartition(")")[2].split()[0] == "T")
+    assert screen.is_restored()
+    start = len(screen.raw)
+    screen.process.send_signal(signal.SIGCONT)
+    eventually(lambda: b"\x1b[?1049h" in screen.raw[start:] and b"NVIDIA H200" in screen.raw[start:])
+    screen.press("q")
+    assert screen.wait() == 0
+    assert eventually(screen.is_restored)
+
+
+def test_fps_bounds_the_frames(terminal: Open) -> None:
+    screen = terminal("node.py", "--server", "127.0.0.1:1", "--fps", "2", "--interval", "0.1", *SIMULATED)
+    screen.shows("disconnected")
+    start, begun = len(screen.raw), time.monotonic()
+    eventually(lambda: screen.raw[start:].count(b"\x1b[?2026h") >= 4)
+    assert time.monotonic() - begun >= 1.4
 
 
 @pytest.mark.parametrize("how", ["--no-color", "NO_COLOR"])
