@@ -45,6 +45,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC's C core writes to stder
 import grpc
 import grpc.aio
 from google.protobuf import json_format
+from google.protobuf.message import DecodeError
 
 import node_pb2 as pb
 import node_pb2_grpc
@@ -251,15 +252,23 @@ def parse_endpoint(text: str) -> Endpoint:
     return Endpoint(host, port)
 
 
-def parse_seconds(text: str) -> float:
-    """A time from 0.1 to 3600 seconds. Raises argparse.ArgumentTypeError."""
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0.1 <= seconds <= 3600:
-        raise argparse.ArgumentTypeError(f"{text!r} is no time from 0.1 to 3600 seconds")
-    return seconds
+def number_between(lowest: float, highest: float, what: str) -> Callable[[str], float]:
+    """A parser of numbers in a range, which raises argparse.ArgumentTypeError saying what is wanted."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not lowest <= value <= highest:
+            raise argparse.ArgumentTypeError(f"{text!r} is no {what} from {lowest:g} to {highest:g}")
+        return value
+
+    return parse
+
+
+parse_seconds = number_between(0.1, 3600, "number of seconds")
+parse_fps = number_between(0.1, FRAMES_PER_SECOND, "number of frames a second")
 
 
 def check_node_id(text: str) -> str:
@@ -324,11 +333,13 @@ class Inputs:
     """Keys and signals, waited for together by the main thread.
 
     The handlers of SIGINT, SIGTERM and SIGHUP only note their number; a second SIGINT raises KeyboardInterrupt. Everything is
-    restored at the end. With `keyboard`, stdin is read key by key if it is a terminal (termios; not on Windows).
+    restored at the end. With `keyboard`, stdin is read key by key if it is a terminal (termios; not on Windows), and Ctrl-Z comes
+    as the key "suspend": the screen has to go first.
     """
 
     def __init__(self, keyboard: bool) -> None:
         self.signal = 0
+        self._suspended = False
         self._keyboard = keyboard and sys.stdin is not None and sys.stdin.isatty() and os.name == "posix"
 
     def __enter__(self) -> Inputs:
@@ -339,24 +350,41 @@ class Inputs:
         self._handlers = {number: signal.signal(number, self._note) for number in (getattr(signal, name) for name in names)}
         self._wakeup = signal.set_wakeup_fd(self._woken.fileno(), warn_on_full_buffer=False)
         if self._keyboard:
-            import termios
-            import tty
-
-            self._terminal = termios.tcgetattr(sys.stdin)
-            tty.setcbreak(sys.stdin)
+            self._handlers[signal.SIGTSTP] = signal.signal(signal.SIGTSTP, self._note_suspend)
+        self._take_keyboard()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._keyboard:
-            import termios
-
-            with contextlib.suppress(termios.error):  # the terminal is gone
-                termios.tcsetattr(sys.stdin, termios.TCSADRAIN, self._terminal)
+        self._give_keyboard()
         signal.set_wakeup_fd(self._wakeup)
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._wake.close()
         self._woken.close()
+
+    def suspend(self) -> None:
+        """Stop this process until the shell's `fg`, with the keyboard as the shell wants it."""
+        self._give_keyboard()
+        os.kill(os.getpid(), signal.SIGSTOP)
+        self._take_keyboard()
+
+    def _take_keyboard(self) -> None:
+        if self._keyboard:
+            import termios
+            import tty
+
+            self._terminal = termios.tcgetattr(sys.stdin)
+            tty.setcbreak(sys.stdin)
+
+    def _give_keyboard(self) -> None:
+        if self._keyboard:
+            import termios
+
+            with contextlib.suppress(termios.error):  # the terminal is gone
+                termios.tcsetattr(sys.stdin, termios.TCSADRAIN, self._terminal)
+
+    def _note_suspend(self, _number: int, _frame: object) -> None:
+        self._suspended = True
 
     def _note(self, number: int, _frame: object) -> None:
         if self.signal and number == signal.SIGINT:
@@ -369,6 +397,9 @@ class Inputs:
         ready, _, _ = select.select(watched, [], [], max(seconds, 0))
         if self._wake in ready:
             self._wake.recv(4096)
+        if self._suspended:
+            self._suspended = False
+            return ["suspend"]
         if sys.stdin not in ready:
             return []
         with contextlib.suppress(OSError):  # EIO: the terminal was closed
@@ -407,6 +438,13 @@ class Screen:
         with contextlib.suppress(OSError):  # the terminal is gone
             self._write("\x1b[?7h")
             self._live.stop()
+
+    def suspend(self, inputs: Inputs) -> None:
+        """Ctrl-Z: leave the terminal to the shell, and take it again at `fg`."""
+        self.__exit__()
+        inputs.suspend()
+        self._size = (0, 0)  # draw all of it again
+        self.__enter__()
 
     def size(self) -> tuple[int, int]:
         """Columns and lines of the terminal now; (0, 0) where it has none."""
@@ -470,6 +508,327 @@ def save_svg(lines: list[Line], title: str, path: pathlib.Path) -> None:
         console.print(Text.assemble(*line), no_wrap=True, crop=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(console.export_svg(title=title, unique_id=path.stem), encoding="utf-8")
+
+
+# ---- Panels of one node: its own screen, and its page on the server's. Pure functions of a subject and a size. ----
+
+HISTORY_SAMPLES = 120  # two minutes at the usual cadence
+NOT_REPORTED = 255  # in a history
+
+# Bits of NVML's clocks event reasons (nvml.h, nvmlClocksEventReason…) that hold a device back, in words.
+THROTTLE_WORDS = {
+    0x04: "power cap",
+    0x08: "hardware slowdown",
+    0x10: "sync boost",
+    0x20: "thermal (software)",
+    0x40: "thermal (hardware)",
+    0x80: "power brake",
+}
+
+
+class Subject(NamedTuple):
+    """A node, as the panels show it."""
+
+    info: pb.NodeInfo
+    sample: pb.Sample
+    processes: Sequence[pb.Process]
+    history: bytes
+
+
+def history_frame(head: tuple[float | None, float | None, float | None], info: pb.NodeInfo, sample: pb.Sample) -> bytes:
+    """A sample, three bytes a row: utilization and memory in percent, temperature in °C. The node's row, then each device's."""
+    frame = bytearray(percent_byte(part) for part in head[:2])
+    frame.append(NOT_REPORTED if head[2] is None else min(max(round(head[2]), 0), 254))
+    for index, known in enumerate(info.devices):
+        if index >= len(sample.devices):
+            frame += b"\xff\xff\xff"
+            continue
+        device, total = sample.devices[index], known.memory_total_bytes
+        frame.append(min(device.utilization_percent, 100) if device.HasField("utilization_percent") else NOT_REPORTED)
+        used = device.HasField("memory_used_bytes") and total
+        frame.append(min(device.memory_used_bytes * 100 // total, 100) if used else NOT_REPORTED)
+        frame.append(min(max(device.temperature_celsius, 0), 254) if device.HasField("temperature_celsius") else NOT_REPORTED)
+    return bytes(frame)
+
+
+def percent_byte(part: float | None) -> int:
+    """A fraction as a byte of a history."""
+    return NOT_REPORTED if part is None else min(max(round(part * 100), 0), 100)
+
+
+def extend_history(history: bytes, frame: bytes) -> bytes:
+    """The last HISTORY_SAMPLES frames. All have one length: a history starts anew when the devices change."""
+    return (history + frame)[-HISTORY_SAMPLES * len(frame) :]
+
+
+def series(subject: Subject, row: int, column: int) -> bytes:
+    """One curve of a history, oldest first. Row 0 is the node, 1 its first device; columns are utilization, memory, temperature."""
+    return subject.history[3 * row + column :: 3 * (1 + len(subject.info.devices))]
+
+
+# Bytes 0 to 100 as the eight blocks of a sparkline; 254 and less as a hundredth more; what is not reported as a space.
+SPARKS = bytes(min(value * 8 // 101, 7) for value in range(255)) + b"\x08"
+SPARK_CHARACTERS = dict(enumerate("▁▂▃▄▅▆▇█ "))
+
+
+def sparkline(values: bytes, width: int) -> str:
+    """The newest `width` values, the newest at the right, on a fixed scale from 0 to 100."""
+    return values[-width:].translate(SPARKS).decode("latin-1").translate(SPARK_CHARACTERS).rjust(width)
+
+
+def graph(values: bytes, width: int, height: int, style: str) -> list[Line]:
+    """A curve in `height` lines, the newest at the right, on a fixed scale from 0 to 100."""
+    newest = values[-width:]
+    lines: list[Line] = []
+    for level in range(height - 1, -1, -1):
+        eighths = [
+            0 if value == NOT_REPORTED else min(max(round(min(value, 100) * height * 8 / 100) - level * 8, 0), 8)
+            for value in newest
+        ]
+        lines.append([("".join(" ▁▂▃▄▅▆▇█"[eighth] for eighth in eighths).rjust(width), style)])
+    return lines
+
+
+def node_panels(subject: Subject, width: int, room: int) -> list[Line]:
+    """Devices, processes and host, in at most `room` lines."""
+    host = host_panel(subject, width, room)
+    processes = process_panel(subject.processes, width, room)
+    devices = device_panel(subject, width, room - len(host) - len(processes))
+    return [*devices, *processes, *host]
+
+
+def device_panel(subject: Subject, width: int, room: int) -> list[Line]:
+    """All devices: a box of gauges each, side by side, with a graph where there is room for it; else a line each."""
+    devices = list(zip(subject.info.devices, subject.sample.devices, strict=False))
+    if not devices:
+        return []
+    columns = min(max(width // 58, 1), len(devices))
+    rows = -(-len(devices) // columns)
+    if rows * 7 + 3 <= room:
+        return gauge_boxes(subject, width, columns, min((room - rows * 7 - 6) // rows, 10))
+    lines = device_table(subject, width)
+    if len(lines) > room:
+        hidden = len(lines) - room + 1
+        lines = [*lines[: room - 1], [(f" and {hidden} more: the terminal is too low", "dim")]]
+    return lines
+
+
+def gauge_boxes(subject: Subject, width: int, columns: int, graph_height: int) -> list[Line]:
+    """A box a device, `columns` of them side by side."""
+    lines: list[Line] = []
+    devices = list(zip(subject.info.devices, subject.sample.devices, strict=False))
+    for start in range(0, len(devices), columns):
+        boxes = []
+        for position, (info, sample) in enumerate(devices[start : start + columns]):
+            box_width = width * (position + 1) // columns - width * position // columns
+            content = gauges(info, sample, box_width - 4)
+            if graph_height >= 3:
+                content += graphs(subject, start + position, box_width - 4, graph_height)
+            boxes.append(box(f"GPU {info.index} · {visible(info.name)}", content, box_width))
+        lines += [[span for part in parts for span in part] for parts in zip(*boxes, strict=True)]
+    return lines
+
+
+def graphs(subject: Subject, device: int, width: int, height: int) -> list[Line]:
+    """Utilization and temperature of the last minutes, side by side, each under its title."""
+    half = (width - 2) // 2
+    limit = subject.info.devices[device].slowdown_temperature_celsius
+    reached = reported(subject.sample.devices[device], "temperature_celsius")
+    left = graph(series(subject, 1 + device, 0), half, height - 1, "green")
+    right = graph(series(subject, 1 + device, 2), half, height - 1, heat_style(reached, limit))
+    titles: Line = [(fit("utilization, 0 to 100%", half), "dim"), ("  ", ""), (fit("temperature, 0 to 100°C", half), "dim")]
+    return [titles, *([*first, ("  ", ""), *second] for first, second in zip(left, right, strict=True))]
+
+
+def gauges(info: pb.DeviceInfo, sample: pb.DeviceSample, width: int) -> list[Line]:
+    """Five lines: utilization, memory, temperature, power, and the rest in words."""
+    if sample.error:
+        return [[(fit(f"✗ {visible(sample.error)}", width), "bold red")], *[[]] * 4]
+    reading = Reading(info, sample)
+    memory = "memory (shared)" if info.unified_memory else "memory"
+    words = [
+        f"fan {reading.fan}",
+        f"SM {reading.clock}",
+        f"throttle: {reading.throttle}",
+    ]
+    return [
+        gauge("utilization", reading.utilization, show_percent(reading.utilization), "green", width),
+        gauge(memory, reading.memory, of(show_bytes(reading.memory_used), show_bytes(reading.memory_total)), "cyan", width),
+        gauge(
+            "temperature",
+            reading.heat,
+            of(show_celsius(reading.celsius, reading.limit), reading.limit_text),
+            reading.heat_style,
+            width,
+        ),
+        gauge("power", reading.power, of(show_watts(reading.milliwatts), show_watts(reading.limit_milliwatts)), "magenta", width),
+        [("   ".join(words), "yellow" if reading.throttled else "dim")],
+    ]
+
+
+def of(value: str, whole: str) -> str:
+    """ "45.2 GiB of 140 GiB", where the whole is known."""
+    return value if MISSING in (value, whole) else f"{value} of {whole}"
+
+
+def gauge(label: str, part: float | None, value: str, style: str, width: int) -> Line:
+    """A labelled meter with its value at the right."""
+    length = max(width - 16 - 21, 4)
+    return [
+        (fit(label, 16), "dim"),
+        *meter(part, length, style),
+        (fit(value, width - 16 - length, ">"), "" if value != MISSING else "dim"),
+    ]
+
+
+def reported(message: Any, field: str) -> Any:
+    """An optional field's value; None where the box does not report it."""
+    return getattr(message, field) if message.HasField(field) else None
+
+
+class Reading:
+    """A device's sample against its info, with None for what is not reported."""
+
+    def __init__(self, info: pb.DeviceInfo, sample: pb.DeviceSample) -> None:
+        percent = reported(sample, "utilization_percent")
+        self.utilization = fraction(percent, 100)
+        self.memory_used = reported(sample, "memory_used_bytes")
+        self.memory_total = reported(info, "memory_total_bytes")
+        self.memory = fraction(self.memory_used, self.memory_total)
+        self.celsius = reported(sample, "temperature_celsius")
+        self.limit = reported(info, "slowdown_temperature_celsius")
+        self.limit_text = MISSING if self.limit is None else f"{self.limit}°C"
+        self.heat = fraction(self.celsius, self.limit or 100)
+        self.heat_style = heat_style(self.celsius, self.limit)
+        self.milliwatts = reported(sample, "power_milliwatts")
+        self.limit_milliwatts = reported(info, "power_limit_milliwatts")
+        self.power = fraction(self.milliwatts, self.limit_milliwatts)
+        fan = reported(sample, "fan_percent")
+        self.fan = show_percent(fraction(fan, 100))
+        clock = reported(sample, "sm_clock_mhz")
+        self.clock = MISSING if clock is None else f"{clock} MHz"
+        reasons = reported(sample, "throttle_reasons")
+        held_back = [words for bit, words in THROTTLE_WORDS.items() if (reasons or 0) & bit]
+        self.throttled = bool((reasons or 0) & ~0x05)  # not for idling, nor for the power limit that any busy GPU meets
+        self.throttle = MISSING if reasons is None else ", ".join(held_back) or "none"
+
+
+DEVICE_COLUMNS = (
+    Column("GPU", 3, 0, ">"),
+    Column("NAME", 24, 6),
+    Column("UTILIZATION", 16, 1),
+    Column("MEMORY", 16, 3),
+    Column("USED", 20, 5, ">"),
+    Column("TEMP", 6, 0, ">"),
+    Column("POWER", 7, 2, ">"),
+    Column("FAN", 4, 7, ">"),
+    Column("SM CLOCK", 8, 8, ">"),
+    Column("THROTTLE", 20, 4),
+)
+
+
+def device_table(subject: Subject, width: int) -> list[Line]:
+    """A title line, then a line a device."""
+    columns = choose_columns(DEVICE_COLUMNS, width - 2)
+    lines: list[Line] = [[(" " + " ".join(fit(column.title, column.width, column.align) for column in columns), "bold dim")]]
+    for info, sample in zip(subject.info.devices, subject.sample.devices, strict=False):
+        if sample.error:
+            text = f"{visible(info.name)}  ✗ {visible(sample.error)}"
+            lines.append([(fit(str(info.index), 4, ">"), "bold"), (f" {text}", "bold red")])
+            continue
+        spans = device_spans(info, sample)
+        lines.append([(" ", "")] + [span for column in columns for span in [*align(spans[column.title], column), (" ", "")]])
+    return lines
+
+
+def device_spans(info: pb.DeviceInfo, sample: pb.DeviceSample) -> dict[str, Line]:
+    """What stands in each column for a device."""
+    reading = Reading(info, sample)
+    return {
+        "GPU": [(str(info.index), "bold")],
+        "NAME": [(visible(info.name), "")],
+        "UTILIZATION": [*meter(reading.utilization, 10, "green"), (fit(show_percent(reading.utilization), 6, ">"), "")],
+        "MEMORY": [*meter(reading.memory, 10, "cyan"), (fit(show_percent(reading.memory), 6, ">"), "")],
+        "USED": [(of(show_bytes(reading.memory_used), show_bytes(reading.memory_total)), "")],
+        "TEMP": [(show_celsius(reading.celsius, reading.limit), reading.heat_style)],
+        "POWER": [(show_watts(reading.milliwatts), "")],
+        "FAN": [(reading.fan, "dim")],
+        "SM CLOCK": [(reading.clock, "dim")],
+        "THROTTLE": [(reading.throttle, "yellow" if reading.throttled else "dim")],
+    }
+
+
+def host_panel(subject: Subject, width: int, room: int) -> list[Line]:
+    """The host: a box of meters, or one line where there is little room."""
+    readings = host_readings(subject)
+    if room < 14:
+        summary = "  ".join(f"{label} {show_percent(part)}" for label, part, _, _ in readings)
+        return [[(f" host  {summary}  {host_words(subject)}", "")]]
+    inner = width - 4
+    if subject.info.devices and width >= 120:
+        third = inner // 3
+        spans = [
+            [(fit(label, 7), "dim"), *meter(part, third - 7 - 22, style), (fit(text, 20, ">") + "  ", "")]
+            for label, part, text, style in readings
+        ]
+        lines: list[Line] = [[span for part in spans for span in part]]
+    else:
+        lines = [gauge(label, part, text, style, inner) for label, part, text, style in readings]
+    info, cores = subject.info.host, subject.sample.host.cpu_core_percents
+    if cores and room >= 24:
+        lines += core_lines(cores, inner)
+    title = " · ".join(visible(text) for text in ("Host", info.model, info.operating_system) if text)
+    return box(title, [*lines, [(host_words(subject), "dim")]], width)
+
+
+def host_readings(subject: Subject) -> list[tuple[str, float | None, str, str]]:
+    """Label, fraction, text and style of the host's three meters."""
+    info, sample = subject.info.host, subject.sample.host
+    cpu = fraction(reported(sample, "cpu_percent"), 100)
+    memory, memory_total = reported(sample, "memory_used_bytes"), reported(info, "memory_total_bytes")
+    disk, disk_total = reported(sample, "disk_used_bytes"), reported(info, "disk_total_bytes")
+    return [
+        ("cpu", cpu, show_percent(cpu), "green"),
+        ("memory", fraction(memory, memory_total), of(show_bytes(memory), show_bytes(memory_total)), "cyan"),
+        ("disk", fraction(disk, disk_total), of(show_bytes(disk), show_bytes(disk_total)), "blue"),
+    ]
+
+
+def host_words(subject: Subject) -> str:
+    """The rest of what the host reports, in words."""
+    sample = subject.sample.host
+    celsius, load, uptime = (reported(sample, field) for field in ("temperature_celsius", "load_1m", "uptime_seconds"))
+    received = reported(sample, "network_received_bytes_per_second")
+    sent = reported(sample, "network_sent_bytes_per_second")
+    words = [
+        "" if celsius is None else show_celsius(celsius, None).strip(),
+        "" if load is None else f"load {load:.2f} on {subject.info.host.cpu_count} CPUs",
+        "" if received is None else f"↓ {show_bytes(received)}/s ↑ {show_bytes(sent)}/s",
+        "" if uptime is None else f"up {show_seconds(uptime)}",
+    ]
+    return "  ".join(filter(None, words))
+
+
+def process_panel(processes: Sequence[pb.Process], width: int, room: int) -> list[Line]:
+    """Who uses the devices, those with most memory first, in a quarter of the room."""
+    shown = min(len(processes), room // 4 - 3)
+    if shown < 1:
+        return []
+    largest = sorted(processes, key=lambda process: -process.memory_used_bytes)
+    lines: list[Line] = [[(f"{'GPU':>3} {'PID':>8} {'USER':12} {'MEMORY':>9} NAME", "bold dim")]]
+    for process in largest[:shown]:
+        memory = show_bytes(reported(process, "memory_used_bytes"))
+        user = fit(visible(process.user) or MISSING, 12)
+        lines.append([(f"{process.device_index:3} {process.pid:8} {user} {memory:>9} ", ""), (visible(process.name), "bold")])
+    more = f", {len(processes) - shown} more" if len(processes) > shown else ""
+    return box(f"Processes{more}", lines, width)
+
+
+def core_lines(percents: bytes, width: int) -> list[Line]:
+    """A spark a processor: how even the load is."""
+    each = width - 7
+    parts = [percents[start : start + each] for start in range(0, len(percents), each)]
+    return [[("cores  ", "dim"), (sparkline(part, len(part)), "green")] for part in parts]
 
 
 # ---- End of the block that stands in both scripts. ----
@@ -951,6 +1310,8 @@ class ErrorEvents(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, grpc.aio.InternalError):  # a node that is gone, or does not read, could not be answered
+            return
         self._registry.complain("error", "server", record.getMessage() + (f": {error!r}" if error else ""))
 
 
@@ -1009,10 +1370,11 @@ class Service(node_pb2_grpc.NodeServiceServicer):
             session = self._registry.open(first, address, close)
             await self._take_heartbeats(session, context)
             reason = "the stream ended without a goodbye"
-        except Refused as refused:
+        except (Refused, DecodeError) as error:
+            refused = error if isinstance(error, Refused) else Refused(f"this is no heartbeat: {error}")
             reason = str(refused)
             self._log_refusal(node_id, address, refused)
-            raise
+            raise refused from error
         finally:
             if session:
                 self._registry.end(session, reason)
@@ -1138,7 +1500,7 @@ def why_not_bound(endpoint: Endpoint) -> str:
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         if error.errno == errno.EADDRINUSE:
-            other = Endpoint(endpoint.host, endpoint.port + 1)
+            other = Endpoint(endpoint.host, endpoint.port + 1 if endpoint.port < 65535 else DEFAULT_PORT)
             return f"port {endpoint.port} is in use: is a server running already? Else try --listen {other}"
     return f"cannot listen on {endpoint}: {reason}; give --listen another address or port"
 
