@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
-import hashlib
 import itertools
 import json
 import math
@@ -27,7 +26,6 @@ import platform
 import queue
 import random
 import re
-import secrets
 import select
 import shutil
 import signal
@@ -41,6 +39,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, NoReturn, Protocol
 
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC's C core writes to stderr, across the screen; what matters comes as errors
+
+sys.modules.setdefault("ssl", None)  # type: ignore[arg-type]  # asyncio, which gRPC imports, would load OpenSSL with it: 4 MB
 
 import grpc
 from google.protobuf import json_format
@@ -1647,9 +1647,13 @@ def machine_digits(attempt: int) -> str:
                 break
     else:
         machine = f"{uuid.getnode()} {socket.gethostname()}"
-    digest = hashlib.sha256(f"{machine} {attempt}".encode()).digest()
+    return draw_digits(attempt, random.Random(f"{machine} {attempt}"))
+
+
+def draw_digits(attempt: int, source: random.Random) -> str:
+    """Four digits; more after some attempts, since a large fleet uses up the short ones."""
     lowest = 10 ** (3 + attempt // 3)
-    return str(lowest + int.from_bytes(digest[:8], "big") % (9 * lowest))
+    return str(lowest + int(source.random() * 9 * lowest))
 
 
 class Identity:
@@ -1667,10 +1671,8 @@ class Identity:
         return self.node_id
 
     def _draw(self) -> str:
-        if self._simulated:
-            lowest = 10 ** (3 + self._attempt // 3)
-            return f"Node-{lowest + secrets.randbelow(9 * lowest)}"
-        return f"Node-{machine_digits(self._attempt)}"
+        digits = draw_digits(self._attempt, random.SystemRandom()) if self._simulated else machine_digits(self._attempt)
+        return f"Node-{digits}"
 
 
 class SessionEnded(Exception):
@@ -2007,7 +2009,7 @@ def run_headless(state: NodeState, inputs: Inputs, as_json: bool) -> int:
 def print_once(hardware: Hardware, node_id: str, as_json: bool) -> None:
     """--once: two readings, since the processor's load and the network's rates are means between two."""
     started_at = time.monotonic()
-    info = make_info(hardware, secrets.token_hex(8))
+    info = make_info(hardware, os.urandom(8).hex())
     take_sample(hardware, 1, started_at, time.monotonic)
     time.sleep(0.5)
     sample = take_sample(hardware, 2, started_at, time.monotonic)
@@ -2097,13 +2099,13 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
 def run(options: argparse.Namespace) -> int:
     """The program after its command line. Raises Failure."""
     simulated = options.hardware == "simulated"
-    hardware = open_hardware(options.hardware, secrets.randbelow(2**32) if options.seed is None else options.seed)
+    hardware = open_hardware(options.hardware, random.SystemRandom().randrange(2**32) if options.seed is None else options.seed)
     identity = Identity(options.id, simulated)
     if options.once:
         print_once(hardware, identity.node_id, options.json)
         return 0
     server = str(options.server)
-    state = NodeState(identity.node_id, server, make_info(hardware, secrets.token_hex(8)), options.interval)
+    state = NodeState(identity.node_id, server, make_info(hardware, os.urandom(8).hex()), options.interval)
     state.log(f"{identity.node_id} reports to {server}")
     if hardware.notice:
         state.log(hardware.notice, "warning")
