@@ -1,61 +1,62 @@
-"""What runs first in server.pyz and node.pyz: finds this Python's libraries in the cache and starts the program.
+"""The first thing in server.pyz and node.pyz: finds this Python's libraries in the cache and starts the program.
 
-A C extension can't be imported from a zip, so the libraries are unpacked once (unpack.py) and found again at each later start. This
-file becomes __main__.py of both and is compiled at each start: it holds what a warm start needs, and nothing else. Python 2.7 must
-be able to parse it, so that an old Python gets a sentence and not a SyntaxError.
+A C extension can't be imported from a zip, so the libraries are unpacked once, by unpack.py, and found again at each later start.
+This file is compiled at each start: it holds what a warm one needs, and nothing else.
 """
 
+from __future__ import annotations
+
+import _imp
 import os
+import stat
 import sys
-
-ARCHIVE = os.path.dirname(os.path.abspath(__file__))
-NAME = os.path.basename(ARCHIVE)
-
-if sys.version_info < (3, 10):
-    sys.exit("%s needs Python 3.10 or newer; this is Python %d.%d (%s)" % ((NAME,) + sys.version_info[:2] + (sys.executable,)))
-
-import _imp  # noqa: E402
-import stat  # noqa: E402
-import time  # noqa: E402
+import time
+import zipimport
 
 try:
     import fcntl
-except ImportError:  # Windows: a folder with loaded DLLs can't be renamed there, so a tree in use needs no other lock
+except ImportError:
     fcntl = None  # type: ignore[assignment]
 
+ARCHIVE = os.path.dirname(os.path.abspath(__file__))
+NAME = os.path.basename(ARCHIVE)
+# All unpacked files have this time, in seconds since 1970: whatever writes to one later changes it.
+FILE_TIME = 946684800
 DAY_SECONDS = 86400
+Files = list[list[str]]  # each [part, size in bytes, CRC-32, path]
 
 
-def find_key():
-    # type: () -> str
-    """Names what this Python can load (not what the machine is called), like cpython-312-aarch64-linux-gnu."""
+def find_key() -> str:
+    """Names what this Python can load (which is not what the machine is called), like cpython-312-aarch64-linux-gnu."""
     key = _imp.extension_suffixes()[0].split(".")[1]
     if key.endswith("-darwin"):
-        return key + "-" + os.uname()[4]
+        return f"{key}-{os.uname().machine}"
     if key.endswith("-linux-gnu"):
         try:
             os.confstr("CS_GNU_LIBC_VERSION")
-        except (OSError, ValueError):  # a Python 3.10 built on musl calls itself gnu all the same
-            return key[:-3] + "musl"
+        except (OSError, ValueError):  # a Python 3.10 on musl calls itself gnu all the same
+            return key.removesuffix("gnu") + "musl"
     return key
 
 
-def find_places():
-    # type: () -> list[str]
+def find_places() -> list[str]:
     """Lists the folders where the cache may lie, best first. EDGE_CACHE leaves no other choice."""
     if os.environ.get("EDGE_CACHE"):
         return [os.path.join(os.path.abspath(os.environ["EDGE_CACHE"]), "edge-compute-node")]
     if sys.platform == "win32":
         return [os.path.join(os.environ[name], "edge-compute-node") for name in ("LOCALAPPDATA", "TEMP") if name in os.environ]
-    home = os.path.expanduser("~")  # a service's may not exist, and then it's not for us to make it
-    own = os.environ.get("XDG_CACHE_HOME") or (os.path.isdir(home) and home + "/.cache")
-    shared = ["/var/tmp", os.environ.get("TMPDIR", "/tmp"), "/dev/shm"]
-    places = [own and own + "/edge-compute-node"] + ["%s/edge-compute-node-%d" % (folder, os.geteuid()) for folder in shared]
-    return [place for place in places if place and os.path.isabs(place)]
+    places = []
+    home = os.path.expanduser("~")
+    if os.environ.get("XDG_CACHE_HOME"):
+        places.append(os.environ["XDG_CACHE_HOME"] + "/edge-compute-node")
+    elif os.path.isdir(home) and home != "/":  # a service may have none; then it is not for us to make one
+        places.append(home + "/.cache/edge-compute-node")
+    shared = ("/var/tmp", os.environ.get("TMPDIR", "/tmp"), "/dev/shm")
+    places += [f"{folder}/edge-compute-node-{os.geteuid()}" for folder in shared]
+    return [place for place in places if os.path.isabs(place)]
 
 
-def refuse(place):
-    # type: (str) -> str
+def refuse(place: str) -> str:
     """Says why code can't be loaded from this folder, or must not be; an empty string if nothing speaks against it."""
     if os.name != "posix":
         return ""
@@ -64,27 +65,25 @@ def refuse(place):
         folder = os.path.dirname(folder)
     status = os.stat(folder)
     if status.st_mode & stat.S_IWOTH and not status.st_mode & stat.S_ISVTX:
-        return "anyone can replace what lies in %s" % folder
+        return f"anyone can replace what lies in {folder}"
     if os.path.lexists(place):
         folder, status = place, os.lstat(place)
-        if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            return "%s can be written to by others" % folder
     if not stat.S_ISDIR(status.st_mode):
-        return "%s is not a folder" % folder
+        return f"{folder} is not a folder"
+    if folder == place and status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return f"others can write to {folder}"
     if status.st_uid not in (0, os.geteuid()):  # its owner could run code as this user; under sudo, as root
-        return "%s belongs to another user" % folder
+        return f"{folder} belongs to another user"
     if os.statvfs(folder).f_flag & getattr(os, "ST_NOEXEC", 0):
-        return "%s is mounted noexec" % folder
+        return f"{folder} is mounted noexec"
     return ""
 
 
-def read_index(key):
-    # type: (str) -> dict[str, list[list[str]]]
-    """Returns the two trees that this Python needs, libraries and program, each with its files as [part, size, CRC-32, path].
-
-    build.py's make_index describes the format."""
-    trees, wanted = {}, {}  # type: dict[str, list[list[str]]], dict[str, list[list[str]]]
-    for line in __loader__.get_data(os.path.join(ARCHIVE, "index")).decode().splitlines():  # type: ignore[name-defined]
+def read_index(key: str) -> dict[str, Files]:
+    """Returns the two trees that this Python needs, libraries and program. build.py's make_index describes the format."""
+    trees: dict[str, Files] = {}
+    wanted: dict[str, Files] = {}
+    for line in zipimport.zipimporter(ARCHIVE).get_data("index").decode().splitlines():
         words = line.split(" ", 3)
         if words[0] in wanted:
             wanted[words[0]].append(words)
@@ -94,72 +93,82 @@ def read_index(key):
     return trees
 
 
-def take(tree, files):
-    # type: (str, list[list[str]]) -> bool
-    """Takes a tree into use if it is whole: a truncated extension module would be a SIGBUS, which nothing can catch.
+def lock(descriptor: int, *, exclusive: bool, wait: bool) -> None:
+    """Locks an open file until it is closed. Raises BlockingIOError if another process has it and this one does not wait.
 
-    The lock on its mark is held as long as this process lives, so that no other one sweeps the tree away."""
+    Does nothing on Windows: no folder with an open file in it can be renamed there, so what is in use is safe without.
+    """
+    if fcntl:
+        fcntl.flock(descriptor, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | (0 if wait else fcntl.LOCK_NB))
+
+
+def is_whole(path: str, size: str) -> bool:
+    """Tells whether a file is as it was unpacked, without reading it."""
     try:
-        mark = os.open(tree + "/.in-use", os.O_RDONLY)
-        if fcntl:
-            fcntl.flock(mark, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        if any(os.stat(tree + "/" + path).st_size != int(size) for _, size, _, path in files):
+        status = os.stat(path)
+    except OSError:
+        return False
+    return status.st_size == int(size) and status.st_mtime == FILE_TIME
+
+
+def take(tree: str, files: Files) -> bool:
+    """Takes a tree into use if it is whole: a module that was cut off would be a SIGBUS, which nothing can catch.
+
+    The lock on its mark is held as long as this process lives, so that no other one sweeps the tree away.
+    """
+    try:
+        mark = os.open(f"{tree}/.in-use", os.O_RDONLY)
+        lock(mark, exclusive=False, wait=False)
+        if not all(is_whole(f"{tree}/{path}", size) for _, size, _, path in files):
             return False
         if time.time() - os.fstat(mark).st_mtime > DAY_SECONDS:
-            os.utime(tree + "/.in-use")
+            os.utime(f"{tree}/.in-use")
             import unpack
 
             unpack.sweep(os.path.dirname(tree))
-    except OSError:
+    except (OSError, ValueError):
         return False
     return True
 
 
-def open_trees(trees, repair):
-    # type: (dict[str, list[list[str]]], bool) -> str
+def open_trees(trees: dict[str, Files], repair: bool) -> str:
     """Returns the folder that holds both trees, in use from now on; unpacks what is missing or damaged."""
-    places = find_places()
-    for place in places:
-        if not repair and not refuse(place) and all(take(place + "/" + tree, files) for tree, files in trees.items()):
+    for place in [] if repair else find_places():
+        if not refuse(place) and all(take(f"{place}/{tree}", files) for tree, files in trees.items()):
             return place
     import unpack
 
-    place = unpack.unpack(ARCHIVE, places, refuse, trees, repair)
-    if not all(take(place + "/" + tree, files) for tree, files in trees.items()):
-        sys.exit("%s: something else changed what was just unpacked into %s; start it again" % (NAME, place))
+    place = unpack.unpack(trees, repair)
+    if not all(take(f"{place}/{tree}", files) for tree, files in trees.items()):
+        sys.exit(f"{NAME}: something else changed what was just unpacked into {place}; start it again")
     return place
 
 
-def main():
-    # type: () -> int
+def main() -> int:
     """Starts the program and returns its exit status."""
     key = find_key()
     trees = read_index(key)
     if len(trees) < 2:
         import unpack
 
-        unpack.report_missing_target(ARCHIVE, key)
-    # Sizes don't tell what only reading each file would. So if the import fails, all is read and repaired, and started again, once.
-    repairing = os.environ.pop("EDGE_REPAIR", "")
-    place = open_trees(trees, bool(repairing))
+        unpack.report_missing_target(key)
+    # What damage neither size nor time tells shows when the import fails. Then all is read and mended, and started again, once.
+    repair = bool(os.environ.pop("EDGE_REPAIR", ""))
+    place = open_trees(trees, repair)
     libraries, program = trees
-    sys.path[:1] = [os.path.join(place, program), os.path.join(place, libraries)]
-    sys.dont_write_bytecode = False  # without its cache of bytecode a start takes three times as long; containers often turn it off
+    sys.path[:1] = [f"{place}/{program}", f"{place}/{libraries}"]
+    sys.dont_write_bytecode = False  # containers often turn it off, and then a start takes three times as long
     sys.pycache_prefix = None
     for name in [name for name in sys.modules if name.partition(".")[0] == "google"]:
-        del sys.modules[name]  # another package's .pth file may have put its own there at start
+        del sys.modules[name]  # the box's own, put there by a .pth file
     os.environ.update(EDGE_TREE=sys.path[1], EDGE_TARGET=libraries.rpartition("-")[0])
     try:
         module = __import__(program.rpartition("-")[0])
     except Exception as error:
-        if not repairing:
+        if not repair:
             os.environ["EDGE_REPAIR"] = "1"
-            os.execv(sys.executable, [sys.executable] + sys.orig_argv[1:])
+            os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
         if "--debug" in sys.argv:
             raise
-        sys.exit("%s: its libraries can't be loaded here: %s (--debug says more)" % (NAME, error))
+        sys.exit(f"{NAME}: its libraries can't be loaded here: {error} (--debug says more)")
     return int(module.main())
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -52,6 +52,19 @@ STUBS = ("node_pb2.py", "node_pb2.pyi", "node_pb2_grpc.py")
 REQUIREMENTS = ROOT / "requirements.txt"
 DEV_REQUIREMENTS = ROOT / "requirements-dev.txt"
 
+# What Python runs in a .pyz. Every version since 2.7 must be able to parse it: an old one shall say this and not `SyntaxError`.
+MAIN = b"""\
+import os
+import sys
+
+if sys.version_info < (3, 10):
+    name = os.path.basename(os.path.dirname(os.path.abspath(__file__)))
+    sys.exit("%s needs Python 3.10 or newer; this is Python %d.%d (%s)" % ((name,) + sys.version_info[:2] + (sys.executable,)))
+
+import bootstrap
+
+sys.exit(bootstrap.main())
+"""
 # The first lines of a .pyz. Python skips what stands before a zip; but a copy that was cut off is no zip, and Python takes it for
 # source code. Then it shows the second line, where the apostrophe and the zip's first bytes are syntax errors to every version.
 HEAD = b"""#!/usr/bin/env python3
@@ -386,8 +399,7 @@ def pack(targets: list[Target], source: Path = ROOT, dist: Path = DIST) -> int:
     for name in PROGRAMS:
         files = [make_file(path, (source / path).read_bytes()) for path in (f"{name}.py", "node_pb2.py", "node_pb2_grpc.py")]
         program = Part("program/0", (), files)
-        entries = {"__main__.py": ROOT / "bootstrap.py", "unpack.py": ROOT / "unpack.py"}
-        contents = {entry: path.read_bytes() for entry, path in entries.items()}
+        contents = {"__main__.py": MAIN, **{path: (ROOT / path).read_bytes() for path in ("bootstrap.py", "unpack.py")}}
         contents["index"] = make_index(libraries, name_tree(name, files), [*parts, program])
         contents |= {f"{blob}.tar.xz": content for blob, content in (blobs | compressor.compress_all([program])).items()}
         made.append(dist / f"{name}.pyz")
