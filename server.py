@@ -1369,7 +1369,6 @@ class Service(node_pb2_grpc.NodeServiceServicer):
             close = functools.partial(asyncio.get_running_loop().call_soon_threadsafe, self._end, task, taken_over)
             session = self._registry.open(first, address, close)
             await self._take_heartbeats(session, context)
-            reason = "the stream ended without a goodbye"
         except (Refused, DecodeError) as error:
             refused = error if isinstance(error, Refused) else Refused(f"this is no heartbeat: {error}")
             reason = str(refused)
@@ -1813,6 +1812,8 @@ def show_screen(registry: Registry, network: Network, inputs: Inputs, listening:
             keys = inputs.wait(1 / DATA_FRAMES_PER_SECOND)
             if "q" in keys:
                 return
+            if "suspend" in keys:
+                screen.suspend(inputs)
             first = scroll(first, keys, len(rows), rows_shown(height))
 
 
