@@ -998,12 +998,19 @@ def check_fields(message: Any, where: str) -> None:
                 raise Refused(f"{where}.{field.name} is {value}: it must be from {lowest:g} to {highest:g}")
 
 
-def check_size(message: pb.NodeInfo | pb.Sample, where: str) -> None:
-    """Raises Refused for what is too large to be kept, fields included that this version does not know."""
-    if len(message.devices) > MAX_DEVICES:
-        raise Refused(f"{where} has {len(message.devices)} devices: it may have {MAX_DEVICES}")
-    if message.ByteSize() > MAX_KEPT_BYTES:
-        raise Refused(f"{where} has {message.ByteSize()} bytes: it may have {MAX_KEPT_BYTES}")
+def check_count(devices: Sequence[Any], where: str) -> None:
+    """Raises Refused for more devices than a box can have."""
+    if len(devices) > MAX_DEVICES:
+        raise Refused(f"{where} has {len(devices)} devices: it may have {MAX_DEVICES}")
+
+
+def kept(part: Any, where: str) -> Any:
+    """A copy of a part of a message, since the part alone would keep the whole message in memory. Raises Refused if it is large."""
+    if part.ByteSize() > MAX_KEPT_BYTES:  # with fields that this version does not know
+        raise Refused(f"{where} has {part.ByteSize()} bytes: it may have {MAX_KEPT_BYTES}")
+    copy = type(part)()
+    copy.CopyFrom(part)
+    return copy
 
 
 def check_identity(request: pb.HeartbeatRequest) -> None:
@@ -1016,7 +1023,7 @@ def check_identity(request: pb.HeartbeatRequest) -> None:
 
 def check_info(info: pb.NodeInfo) -> None:
     """Raises Refused, naming the first field that is out of its range."""
-    check_size(info, "info")
+    check_count(info.devices, "info")
     check_fields(info, "info")
     check_fields(info.host, "info.host")
     for index, device in enumerate(info.devices):
@@ -1029,7 +1036,7 @@ def check_info(info: pb.NodeInfo) -> None:
 
 def check_sample(sample: pb.Sample) -> None:
     """Raises Refused, naming the first field that is out of its range."""
-    check_size(sample, "sample")
+    check_count(sample.devices, "sample")
     if is_sane_host(sample.host) and all(map(is_sane_device, sample.devices)):
         return
     check_fields(sample.host, "sample.host")
@@ -1043,10 +1050,14 @@ def sample_of(request: pb.HeartbeatRequest) -> pb.Sample | None:
         check_fields(request, "heartbeat")
     if request.HasField("sample"):
         check_sample(request.sample)
-        return request.sample
+        large = request.ByteSize() > MAX_KEPT_BYTES  # a backlog came along
+        return kept(request.sample, "sample") if large else request.sample
     if request.gpu_temp:
         return pb.Sample(devices=[pb.DeviceSample(temperature_celsius=round(request.gpu_temp))])
     return None
+
+
+UNKNOWN_DEVICE = pb.DeviceInfo()
 
 
 def vitals_of(info: pb.NodeInfo, sample: pb.Sample) -> Vitals:
@@ -1055,23 +1066,23 @@ def vitals_of(info: pb.NodeInfo, sample: pb.Sample) -> Vitals:
         return host_vitals(info, sample)
     utilization = utilization_count = used = total = errors = 0
     fullest = celsius = limit = milliwatts = None
-    infos = info.devices
+    infos = list(info.devices)
     for index, device in enumerate(sample.devices):
-        known = infos[index] if index < len(infos) else None
+        reported = device.HasField
+        known = infos[index] if index < len(infos) else UNKNOWN_DEVICE
         if device.error:
             errors += 1
-        if device.HasField("utilization_percent"):
+        if reported("utilization_percent"):
             utilization += device.utilization_percent
             utilization_count += 1
-        if device.HasField("memory_used_bytes") and known and known.memory_total_bytes:
-            used += device.memory_used_bytes
-            total += known.memory_total_bytes
-            share = device.memory_used_bytes / known.memory_total_bytes
-            fullest = share if fullest is None else max(fullest, share)
-        if device.HasField("temperature_celsius") and (celsius is None or device.temperature_celsius > celsius):
-            celsius = device.temperature_celsius
-            limit = known.slowdown_temperature_celsius if known else None
-        if device.HasField("power_milliwatts"):
+        if reported("memory_used_bytes") and (capacity := known.memory_total_bytes):
+            part = device.memory_used_bytes
+            used += part
+            total += capacity
+            fullest = max(fullest or 0.0, part / capacity)
+        if reported("temperature_celsius") and (celsius is None or device.temperature_celsius > celsius):
+            celsius, limit = device.temperature_celsius, known.slowdown_temperature_celsius
+        if reported("power_milliwatts"):
             milliwatts = (milliwatts or 0) + device.power_milliwatts
     mean = utilization / utilization_count / 100 if utilization_count else None
     return Vitals(mean, fullest, used, total, celsius, limit or None, milliwatts, errors)
@@ -1092,8 +1103,7 @@ def changes_of(request: pb.HeartbeatRequest, info: pb.NodeInfo, now: float) -> d
     changes: dict[str, Any] = {"heartbeat_at": now}
     if request.HasField("info"):
         check_info(request.info)
-        changes["info"] = info = pb.NodeInfo()
-        info.CopyFrom(request.info)  # kept for the whole session, and a part of a message keeps all of it in memory: its backlog
+        changes["info"] = info = kept(request.info, "info")
     sample = sample_of(request)
     if sample:
         age_milliseconds = max(request.clock_milliseconds - sample.taken_milliseconds, 0)

@@ -331,13 +331,22 @@ def test_a_backlog_is_accepted_and_acknowledged(serve: Serve, connect: Callable[
     assert connect(serving.address, "only", backlog=backlog).answer().acknowledged_sequence == 5
 
 
-def test_a_backlog_is_not_kept_in_memory(serve: Serve) -> None:
-    clock = Clock()
-    registry = server.Registry(1.0, 10, clock)
-    request = pb.HeartbeatRequest(node_id="box", info=pb.NodeInfo(hostname="h"), backlog=[pb.Sample(sequence=1)])
-    registry.open(request, "")
-    request.info.hostname = "changed"
-    assert registry.snapshot()[0].info.hostname == "h"  # a copy: a part of a message keeps the whole message
+def test_a_backlog_is_not_kept_in_memory() -> None:
+    registry = server.Registry(1.0, 1000, Clock())
+    backlog = [pb.Sample(devices=[pb.DeviceSample(error="x" * 200)] * 100)] * 30
+    large = pb.HeartbeatRequest(info=pb.NodeInfo(hostname="h"), sample=pb.Sample(sequence=1), backlog=backlog).SerializeToString()
+    assert len(large) > 500_000
+
+    def resident_mebibytes() -> int:
+        return int((ROOT / "/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE") >> 20
+
+    before = resident_mebibytes()
+    for number in range(300):
+        request = pb.HeartbeatRequest.FromString(large)
+        request.node_id = f"box-{number}"
+        registry.open(request, "")
+    assert len(registry.snapshot()) == 300
+    assert resident_mebibytes() - before < 60  # a part of a message would keep all of it: 250
 
 
 def test_a_goodbye_is_left_at_once_and_ends_the_stream(serve: Serve, connect: Callable[..., Stream]) -> None:
