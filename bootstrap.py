@@ -33,8 +33,10 @@ def find_key() -> str:
         return f"{key}-{os.uname().machine}"
     if key.endswith("-linux-gnu"):
         try:
-            os.confstr("CS_GNU_LIBC_VERSION")
-        except (OSError, ValueError):  # a Python 3.10 on musl calls itself gnu all the same
+            libc = os.confstr("CS_GNU_LIBC_VERSION")
+        except (OSError, ValueError):
+            libc = None
+        if not libc:  # a Python 3.10 on musl calls itself gnu all the same
             return key.removesuffix("gnu") + "musl"
     return key
 
