@@ -514,6 +514,7 @@ def save_svg(lines: list[Line], title: str, path: pathlib.Path) -> None:
 
 HISTORY_SAMPLES = 120  # two minutes at the usual cadence
 NOT_REPORTED = 255  # in a history
+GAUGE_LINES = 7  # of a device's box, without its graph
 
 # Bits of NVML's clocks event reasons (nvml.h, nvmlClocksEventReason…) that hold a device back, in words.
 THROTTLE_WORDS = {
@@ -590,27 +591,24 @@ def graph(values: bytes, width: int, height: int, style: str) -> list[Line]:
 
 
 def node_panels(subject: Subject, width: int, room: int) -> list[Line]:
-    """Devices, processes and host, in at most `room` lines."""
+    """Devices, processes and host, in at most `room` lines: the devices come first where there is little."""
     host = host_panel(subject, width, room)
-    processes = process_panel(subject.processes, width, room)
-    devices = device_panel(subject, width, room - len(host) - len(processes))
-    return [*devices, *processes, *host]
-
-
-def device_panel(subject: Subject, width: int, room: int) -> list[Line]:
-    """All devices: a box of gauges each, side by side, with a graph where there is room for it; else a line each."""
-    devices = list(zip(subject.info.devices, subject.sample.devices, strict=False))
-    if not devices:
-        return []
-    columns = min(max(width // 58, 1), len(devices))
-    rows = -(-len(devices) // columns)
-    if rows * 7 + 3 <= room:
-        return gauge_boxes(subject, width, columns, min((room - rows * 7 - 6) // rows, 10))
+    room -= len(host)
+    count = len(subject.info.devices)
+    columns = max(min(width // 58, count), 1)
+    gauge_lines = -(-count // columns) * GAUGE_LINES
+    least = gauge_lines if gauge_lines <= room else count + 1
+    processes = process_panel(subject.processes, width, min(room // 4, room - least))
+    room -= len(processes)
+    if not count:
+        return [*processes, *host]
+    if least == gauge_lines:
+        graph_height = min((room - gauge_lines) // -(-count // columns), 10)
+        return [*gauge_boxes(subject, width, columns, graph_height), *processes, *host]
     lines = device_table(subject, width)
     if len(lines) > room:
-        hidden = len(lines) - room + 1
-        lines = [*lines[: room - 1], [(f" and {hidden} more: the terminal is too low", "dim")]]
-    return lines
+        lines = [*lines[: room - 1], [(f" and {len(lines) - room + 1} more: the terminal is too low", "dim")]]
+    return [*lines, *processes, *host]
 
 
 def gauge_boxes(subject: Subject, width: int, columns: int, graph_height: int) -> list[Line]:
@@ -810,8 +808,8 @@ def host_words(subject: Subject) -> str:
 
 
 def process_panel(processes: Sequence[pb.Process], width: int, room: int) -> list[Line]:
-    """Who uses the devices, those with most memory first, in a quarter of the room."""
-    shown = min(len(processes), room // 4 - 3)
+    """Who uses the devices, those with most memory first, in `room` lines."""
+    shown = min(len(processes), room - 3)
     if shown < 1:
         return []
     largest = sorted(processes, key=lambda process: -process.memory_used_bytes)

@@ -995,7 +995,7 @@ def test_suspend_gives_the_terminal_back_and_fg_takes_it_again(terminal: Open) -
     screen.press("\x1a")
     status = pathlib.Path(f"/proc/{screen.process.pid}/stat")
     eventually(lambda: status.read_text().rpartition(")")[2].split()[0] == "T")
-    assert screen.is_restored()
+    assert eventually(screen.is_restored)
     start = len(screen.raw)
     screen.process.send_signal(signal.SIGCONT)
     eventually(lambda: b"\x1b[?1049h" in screen.raw[start:] and b"NVIDIA H200" in screen.raw[start:])
