@@ -1828,8 +1828,7 @@ def show_screen(registry: Registry, network: Network, inputs: Inputs, listening:
 def snapshot_json(registry: Registry) -> str:
     """The fleet as one line of JSON."""
     now = registry.clock()
-    text = json.dumps({"time": round(time.time(), 3), "nodes": [row_json(row, now) for row in registry.snapshot()]})
-    return text.replace("\x7f", "\\u007f")  # DEL, the one control character that JSON takes as it is
+    return json.dumps({"time": round(time.time(), 3), "nodes": [row_json(row, now) for row in registry.snapshot()]})
 
 
 def row_json(row: Row, now: float) -> dict[str, Any]:

@@ -459,6 +459,11 @@ def test_who_may_take_over_from_unary_heartbeats() -> None:
     assert registry.take_unary(ours, "10.0.0.1") is not session  # and back
     opened(registry, "anonymous", "")
     opened(registry, "anonymous", "")  # a script's stream, started again
+    for action in (
+        lambda: opened(registry, "old", ""),  # the kinds of call do not mix: these are two senders
+        lambda: registry.take_unary(pb.HeartbeatRequest(node_id="anonymous"), "10.0.0.1"),
+    ):
+        assert refused(action)[0] is grpc.StatusCode.ALREADY_EXISTS
 
 
 def test_the_cadence_is_what_the_user_asks_stretched_when_the_fleet_exceeds_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
