@@ -22,9 +22,11 @@ import contextlib
 import enum
 import errno
 import functools
+import itertools
 import json
 import logging
 import math
+import operator
 import os
 import pathlib
 import platform
@@ -36,7 +38,8 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple, NoReturn
 from urllib.parse import unquote
 
@@ -898,6 +901,9 @@ class Row(NamedTuple):
     info: pb.NodeInfo = pb.NodeInfo()
     sample: pb.Sample = pb.Sample()
     vitals: Vitals = Vitals()
+    history: bytes = b""  # see history_frame
+    processes: Sequence[pb.Process] = ()
+    round_trip_seconds: float | None = None  # as the node measured it
     left: bool = False
     reason: str = ""  # why it has no session
 
@@ -1011,6 +1017,14 @@ def kept(part: Any, where: str) -> Any:
     return copy
 
 
+def checked_processes(processes: pb.ProcessList) -> Sequence[pb.Process]:
+    """The processes, to be kept. Raises Refused for what is too much or too long."""
+    for index, process in enumerate(processes.processes):
+        check_fields(process, f"processes[{index}]")
+    copy: pb.ProcessList = kept(processes, "processes")
+    return copy.processes
+
+
 def check_identity(request: pb.HeartbeatRequest) -> None:
     """Raises Refused for an id that can't name a node."""
     try:
@@ -1096,16 +1110,34 @@ def host_vitals(info: pb.NodeInfo, sample: pb.Sample) -> Vitals:
     )
 
 
-def changes_of(request: pb.HeartbeatRequest, info: pb.NodeInfo, now: float) -> dict[str, Any]:
-    """What a message changes in its node's row, whose info was `info`. Raises Refused when a field is out of its range."""
+def frame_of(vitals: Vitals, info: pb.NodeInfo, sample: pb.Sample) -> bytes:
+    """A sample's frame of the history: the node's own row are its vitals."""
+    return history_frame((vitals.utilization, vitals.memory, vitals.celsius), info, sample)
+
+
+def changes_of(request: pb.HeartbeatRequest, row: Row, now: float) -> dict[str, Any]:
+    """What a message changes in its node's row. Raises Refused when a field is out of its range."""
     changes: dict[str, Any] = {"heartbeat_at": now}
+    info, history = row.info, row.history
     if request.HasField("info"):
         check_info(request.info)
         changes["info"] = info = kept(request.info, "info")
+        if len(info.devices) != len(row.info.devices):
+            history = b""
+    if request.HasField("processes"):
+        changes["processes"] = checked_processes(request.processes)
+    if request.round_trip_microseconds:
+        changes["round_trip_seconds"] = request.round_trip_microseconds / 1e6
+    for missed in request.backlog[-HISTORY_SAMPLES:]:
+        if missed.sequence > row.sample.sequence:  # else it came, and only its acknowledgement was lost
+            check_sample(missed)
+            history = extend_history(history, frame_of(vitals_of(info, missed), info, missed))
     sample = sample_of(request)
     if sample:
+        vitals = vitals_of(info, sample)
+        history = extend_history(history, frame_of(vitals, info, sample))
         age_milliseconds = max(request.clock_milliseconds - sample.taken_milliseconds, 0)
-        changes |= {"sample": sample, "sample_at": now - age_milliseconds / 1000, "vitals": vitals_of(info, sample)}
+        changes |= {"sample": sample, "sample_at": now - age_milliseconds / 1000, "vitals": vitals, "history": history}
     return changes
 
 
@@ -1155,8 +1187,11 @@ class Registry:
         """Take a session's first message. Raises Refused: a bad id or field, a living holder of the id, a full server."""
         check_identity(request)
         now = self.clock()
-        changes = changes_of(request, pb.NodeInfo(), now)
         session = Session(request, address, close)
+        with self._lock:
+            holder = self._rows.get(session.node_id)
+        known = holder and holder.info.instance_id == session.instance_id
+        changes = changes_of(request, holder if holder and known else Row(session.node_id, address, session, 1.0, now), now)
         session.next_acknowledgement_at = now + random.uniform(0, ACKNOWLEDGE_SECONDS)  # spread: a fleet comes back at once
         with self._lock:
             holder = self._rows.get(session.node_id)
@@ -1197,6 +1232,7 @@ class Registry:
         if holder:
             if holder.info.instance_id == session.instance_id:
                 row = row._replace(info=holder.info, sample=holder.sample, sample_at=holder.sample_at, vitals=holder.vitals)
+                row = row._replace(history=holder.history, processes=holder.processes)
                 back = not holder.left
             self._remove(holder)
         if holder and back:
@@ -1210,8 +1246,8 @@ class Registry:
         """Take one more message of a session. Raises Refused for a field out of its range, or when the session is over."""
         now = self.clock()
         with self._lock:
-            info = self._held(session).info
-        changes = changes_of(request, info, now)
+            row = self._held(session)
+        changes = changes_of(request, row, now)
         with self._lock:
             row = self._held(session)
             if self._told.pop(session.node_id, None):
@@ -1265,6 +1301,29 @@ class Registry:
     def _cadence_seconds(self) -> float:
         """What the user asks for; stretched, by tenths of a second, when the whole fleet would exceed the budget."""
         return max(self._interval_seconds, math.ceil(self._beating / HEARTBEATS_PER_SECOND * 10) / 10)
+
+    def rows(self, node_ids: Iterable[str]) -> list[Row | None]:
+        """These rows, as they are now; None for one that is not there."""
+        with self._lock:
+            return [self._rows.get(node_id) for node_id in node_ids]
+
+    def forget(self, node_id: str) -> None:
+        """Remove a node that is lost or left; any other stays."""
+        with self._lock:
+            row = self._rows.get(node_id)
+            if row and state_of(row, self.clock()) in (State.LOST, State.LEFT):
+                self._remove(row)
+                self._log("forgotten", node_id, "by the user")
+
+    def restore(self, row: Row) -> None:
+        """Put a row as it is: for pictures and measurements."""
+        with self._lock:
+            self._rows[row.node_id] = row
+
+    def newest_events(self, count: int) -> list[Event]:
+        """The last `count` events."""
+        with self._lock:
+            return list(itertools.islice(reversed(self._events), count))[::-1]
 
     def snapshot(self) -> list[Row]:
         """All rows, as they are now."""
@@ -1531,6 +1590,304 @@ def raise_open_files(max_nodes: int) -> str:
     return f"only {allowed} files may be open here, so about {allowed - 100} nodes: raise it with ulimit -Hn {wanted}"
 
 
+# ---- What the user looks at: a Ui that keys change, and the part of the fleet that it asks for ----
+
+METRICS = ("utilization", "memory", "temperature", "power")
+SORTS = ("name", "state", *METRICS, "age", "hostname")
+KEYS = (
+    ("↑ ↓ PgUp PgDn Home End", "move"),
+    ("Enter, Esc", "a node's page, and back"),
+    ("s, S", "choose the sort column; turn it round"),
+    ("/", "filter: words match id, hostname, device and address"),
+    ("", "state:lost  util<10  mem>90  temp>80  power>300  age>60"),
+    ("g", "a row for each GPU"),
+    ("v", "grid: a cell for each node or GPU; s chooses the metric"),
+    ("f", "forget a node that is lost or left"),
+    ("p", "freeze the picture"),
+    ("?", "this help"),
+    ("q", "quit"),
+)
+
+
+class Key(NamedTuple):
+    """What a row of the table stands for: a node, or one of its devices."""
+
+    node_id: str
+    device: int = -1
+
+
+class Ui(NamedTuple):
+    """What the keys have chosen. Never changed in place: `press` makes the next one."""
+
+    selected: Key | None = None
+    first: int = 0  # the first entry on the screen
+    sort: str = "name"
+    descending: bool = False
+    filter: str = ""
+    typing: bool = False  # the filter is being typed
+    by_gpu: bool = False
+    grid: bool = False
+    frozen: bool = False
+    help: bool = False
+    page: str = ""  # the node whose page is open
+
+
+def natural(text: str) -> list[tuple[int, str]]:
+    """Sorts Node-9 before Node-10."""
+    return [(int(part), "") if index % 2 else (-1, part) for index, part in enumerate(re.split("([0-9]+)", text))]
+
+
+def device_vitals(row: Row, index: int) -> Vitals:
+    """One device as if it were the whole node."""
+    if index >= len(row.sample.devices) or index >= len(row.info.devices):
+        return Vitals()
+    info, sample = pb.NodeInfo(devices=[row.info.devices[index]]), pb.Sample(devices=[row.sample.devices[index]])
+    return vitals_of(info, sample)
+
+
+def vitals_at(row: Row, key: Key) -> Vitals:
+    """Those of the node, or of the device that a key stands for."""
+    return row.vitals if key.device < 0 else device_vitals(row, key.device)
+
+
+def metric_of(vitals: Vitals, metric: str) -> float | None:
+    """A number that is larger for what is busier, fuller, hotter or draws more."""
+    return {
+        "utilization": vitals.utilization,
+        "memory": vitals.memory,
+        "temperature": vitals.celsius,
+        "power": vitals.milliwatts,
+    }[metric]
+
+
+def sort_value(row: Row, key: Key, sort: str, now: float) -> Any:
+    """What entries are compared by; None sorts last."""
+    if sort == "name":
+        return natural(row.node_id)
+    if sort == "hostname":
+        return natural(row.info.hostname) if row.info.hostname else None
+    if sort == "state":
+        return -list(State).index(state_of(row, now))
+    if sort == "age":
+        return now - row.heartbeat_at
+    return metric_of(vitals_at(row, key), sort)
+
+
+COMPARISON = re.compile(r"(util|mem|temp|power|age)[a-z]*(<=|>=|<|>|=)(\d+(?:\.\d+)?)", re.IGNORECASE | re.ASCII)
+COMPARE: dict[str, Callable[[float, float], bool]] = {
+    "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge, "=": operator.eq,
+}  # fmt: skip
+Test = Callable[[Row, Key, float], bool]
+
+
+def parse_filter(text: str) -> list[Test]:
+    """All of these must hold: state:WORD, comparisons (percent, °C, watts, seconds), and words for the rest."""
+    return [parse_term(term) for term in text.lower().split()]
+
+
+def parse_term(term: str) -> Test:
+    """One word of a filter."""
+    if match := COMPARISON.fullmatch(term):
+        name, compare, number = match[1], COMPARE[match[2]], float(match[3])
+
+        def compared(row: Row, key: Key, now: float) -> bool:
+            value = measured(row, key, name, now)
+            return value is not None and compare(value, number)
+
+        return compared
+    if term.startswith("state:"):
+        return lambda row, _key, now: state_of(row, now).value.lower().startswith(term[6:])
+    return lambda row, key, _now: term in searched_text(row, key)
+
+
+def measured(row: Row, key: Key, name: str, now: float) -> float | None:
+    """A reading in the unit of the filter: percent, °C, watts or seconds."""
+    if name == "age":
+        return now - row.heartbeat_at
+    vitals = vitals_at(row, key)
+    value, scale = {
+        "util": (vitals.utilization, 100.0),
+        "mem": (vitals.memory, 100.0),
+        "temp": (vitals.celsius, 1.0),
+        "power": (vitals.milliwatts, 0.001),
+    }[name]
+    return None if value is None else value * scale
+
+
+def searched_text(row: Row, key: Key) -> str:
+    """What a word of a filter is looked for in."""
+    info = row.info
+    devices = info.devices if key.device < 0 else info.devices[key.device : key.device + 1]
+    return " ".join((row.node_id, info.hostname, row.address, info.host.model, *(device.name for device in devices))).lower()
+
+
+class Totals(NamedTuple):
+    """The fleet in numbers."""
+
+    states: Mapping[State, int] = MappingProxyType({})
+    gpus: int = 0
+    utilization: float | None = None
+    memory_used_bytes: int = 0
+    memory_total_bytes: int = 0
+    milliwatts: int = 0
+    hottest: Row | None = None
+
+
+def count_totals(rows: Iterable[Row], now: float) -> Totals:
+    """What the living nodes have and do, all together: one pass."""
+    states: dict[State, int] = dict.fromkeys(State, 0)
+    gpus = used = total = milliwatts = readings = 0
+    utilization, heat, hottest = 0.0, -math.inf, None
+    for row in rows:
+        state = state_of(row, now)
+        states[state] += 1
+        if state is not State.ONLINE and state is not State.LATE:
+            continue
+        vitals = row.vitals
+        gpus += len(row.info.devices)
+        used += vitals.memory_used_bytes
+        total += vitals.memory_total_bytes
+        milliwatts += vitals.milliwatts or 0
+        if vitals.utilization is not None:
+            utilization += vitals.utilization
+            readings += 1
+        if vitals.celsius is not None and vitals.celsius > heat:
+            heat, hottest = vitals.celsius, row
+    return Totals(states, gpus, utilization / readings if readings else None, used, total, milliwatts, hottest)
+
+
+class Lens:
+    """The part of the fleet that the Ui asks for. What costs by the whole fleet (order, filter, totals) is done once a second;
+    a frame costs only the rows that it shows."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._frozen: dict[str, Row] | None = None
+        self._order: list[Key] = []
+        self._places: dict[Key, int] = {}
+        self._totals = Totals()
+        self._asked: tuple[object, ...] = ()
+        self._due = 0.0
+        self.now = 0.0
+
+    def order(self, ui: Ui) -> list[Key]:
+        """All entries that the Ui asks for, in its order; as of the last second, or of now when it asks for others."""
+        if not ui.frozen:
+            self._frozen, self.now = None, self._registry.clock()
+        elif self._frozen is None:
+            self._frozen = {row.node_id: row for row in self._registry.snapshot()}
+        asked = (ui.sort, ui.descending, ui.filter, ui.by_gpu, ui.frozen)
+        if asked != self._asked or (self.now >= self._due and not ui.frozen):
+            self._asked, self._due = asked, self.now + 1
+            self._sort(ui)
+        return self._order
+
+    def place(self, key: Key | None) -> int | None:
+        """Where an entry stands in the order."""
+        return self._places.get(key) if key else None
+
+    def rows(self, node_ids: Iterable[str]) -> list[Row | None]:
+        """These nodes as they are now; as they were, when the picture is frozen. None: forgotten meanwhile."""
+        if self._frozen is not None:
+            return [self._frozen.get(node_id) for node_id in node_ids]
+        return self._registry.rows(node_ids)
+
+    @property
+    def totals(self) -> Totals:
+        return self._totals
+
+    def _sort(self, ui: Ui) -> None:
+        rows = self._registry.snapshot() if self._frozen is None else list(self._frozen.values())
+        now, tests = self.now, parse_filter(ui.filter)
+        self._totals = count_totals(rows, now)
+        entries = [(row, key) for row in rows for key in keys_of(row, ui.by_gpu) if all(test(row, key, now) for test in tests)]
+        entries.sort(key=lambda entry: (natural_key(entry[0].node_id), entry[1].device))
+        if ui.sort != "name":
+            valued = [(sort_value(row, key, ui.sort, now), key) for row, key in entries]
+            present = sorted((pair for pair in valued if pair[0] is not None), key=lambda pair: pair[0], reverse=ui.descending)
+            self._order = [key for _, key in present] + [key for value, key in valued if value is None]
+        else:
+            self._order = [key for _, key in (reversed(entries) if ui.descending else entries)]
+        self._places = {key: place for place, key in enumerate(self._order)}
+
+
+natural_key = functools.lru_cache(maxsize=100_000)(natural)
+
+
+def keys_of(row: Row, by_gpu: bool) -> list[Key]:
+    """The entries of a node: itself, or its devices where there are any."""
+    if by_gpu and row.info.devices:
+        return [Key(row.node_id, index) for index in range(len(row.info.devices))]
+    return [Key(row.node_id)]
+
+
+def press(ui: Ui, key: str, lens: Lens, shown: int, per_line: int) -> Ui:
+    """The Ui after a key. `shown` entries fit on the screen, `per_line` of them beside each other."""
+    if ui.typing:
+        return type_filter(ui, key)
+    if ui.help:
+        return ui._replace(help=False)
+    switches = {"g": "by_gpu", "v": "grid", "p": "frozen", "?": "help"}
+    if key == "escape":
+        return ui._replace(page="") if ui.page else ui._replace(filter="")
+    if key in switches:
+        changes: dict[str, Any] = {switches[key]: not getattr(ui, switches[key])}
+        if key == "g":
+            changes |= {"selected": None, "first": 0}
+        return ui._replace(**changes)
+    if key == "/":
+        return ui._replace(typing=True, page="")
+    if key == "enter":
+        order = lens.order(ui)
+        selected = ui.selected or (order[ui.first] if ui.first < len(order) else None)
+        return ui._replace(selected=selected, page=selected.node_id) if selected else ui
+    if key == "s":
+        sort = SORTS[(SORTS.index(ui.sort) + 1) % len(SORTS)]
+        return ui._replace(sort=sort, descending=sort in (*METRICS, "age"))
+    if key == "S":
+        return ui._replace(descending=not ui.descending)
+    return move(ui, key, lens, shown, per_line)
+
+
+def type_filter(ui: Ui, key: str) -> Ui:
+    """The filter while it is typed: each key narrows the table at once."""
+    if key == "enter":
+        return ui._replace(typing=False)
+    if key == "escape":
+        return ui._replace(typing=False, filter="")
+    if key in ("\x7f", "\b"):
+        return ui._replace(filter=ui.filter[:-1])
+    if key == "\x15":  # Ctrl-U
+        return ui._replace(filter="")
+    return ui._replace(filter=(ui.filter + key)[:60]) if len(key) == 1 and key.isprintable() else ui
+
+
+def move(ui: Ui, key: str, lens: Lens, shown: int, per_line: int) -> Ui:
+    """The selection moved; with a page open, the page goes to the next node."""
+    order = lens.order(ui)
+    steps = {"up": -per_line, "down": per_line, "left": -1, "right": 1, "page up": -shown, "page down": shown}
+    steps |= {"home": -len(order), "end": len(order)}
+    if key not in steps or not order or (key in ("left", "right") and not ui.grid):
+        return ui
+    place = lens.place(ui.selected)
+    if place is None:  # the first key only shows where one is
+        place, steps = ui.first, {**steps, "up": 0, "down": 0, "left": 0, "right": 0}
+    selected = order[min(max(place + steps[key], 0), len(order) - 1)]
+    return ui._replace(selected=selected, page=ui.page and selected.node_id)
+
+
+def follow(ui: Ui, lens: Lens, shown: int, per_line: int) -> Ui:
+    """The Ui with its selection on the screen: the selection stays on its node when rows move."""
+    order = lens.order(ui)
+    place = lens.place(ui.selected)
+    if place is None:
+        ui, first = ui._replace(selected=None), ui.first
+    else:
+        first = min(max(ui.first, place - shown + 1), place)
+    first = max(min(first, len(order) - shown + per_line - 1), 0)
+    return ui._replace(first=first - first % per_line)
+
+
 # ---- The screen: pure functions of a fleet, a size and a time ----
 
 STATE_STYLES = {
@@ -1550,48 +1907,69 @@ EVENT_STYLES = {
     "error": "bold red",
     "warning": "yellow",
     "left": "dim",
+    "forgotten": "dim",
 }
 
 COLUMNS = (
-    Column("NODE", 14, 0),
-    Column("HOSTNAME", 16, 5),
-    Column("STATE", 14, 1),
-    Column("GPUS", 26, 7),
-    Column("UTILIZATION", 16, 3),
-    Column("MEMORY", 16, 4),
-    Column("USED", 21, 9, ">"),
+    Column("NODE", 16, 0),
+    Column("HOSTNAME", 14, 6),
+    Column("STATE", 12, 4),
+    Column("GPUS", 20, 7),
+    Column("UTIL", 5, 1),
+    Column("MEM", 5, 3),
     Column("TEMP", 6, 1, ">"),
-    Column("POWER", 7, 6, ">"),
+    Column("POWER", 7, 5, ">"),
     Column("AGE", 6, 2, ">"),
-    Column("ADDRESS", 16, 10),
 )
+METER_COLUMNS = ("UTIL", "MEM", "TEMP")  # in the order of a history's bytes
+METER_CELLS = 8
+MOST_SPARKS = 60
 
 
 class Fleet(NamedTuple):
     """All that a frame shows, taken at one moment."""
 
-    rows: list[Row]  # in the order of the screen
+    ui: Ui
+    entries: Sequence[tuple[Key, Row]]  # those on the screen, from ui.first on
+    matching: int  # entries in all
+    totals: Totals
+    page: Row | None
     now: float  # by the registry's clock
     wall: float
     listening: str
-    events: list[Event]
-    first: int = 0  # the first row on the screen
+    events: Sequence[Event]
 
 
-def natural(row: Row) -> list[tuple[int, str]]:
-    """Sorts Node-9 before Node-10."""
-    return [(int(part), "") if index % 2 else (-1, part) for index, part in enumerate(re.split("([0-9]+)", row.node_id))]
+def look(lens: Lens, ui: Ui, width: int, height: int, listening: str, events: Sequence[Event]) -> Fleet:
+    """What a frame needs, and no more."""
+    order = lens.order(ui)
+    keys = order[ui.first : ui.first + entries_shown(ui, width, height)]
+    rows = lens.rows(key.node_id for key in keys)
+    return Fleet(
+        ui=ui,
+        entries=[(key, row) for key, row in zip(keys, rows, strict=True) if row],
+        matching=len(order),
+        totals=lens.totals,
+        page=lens.rows([ui.page])[0] if ui.page else None,
+        now=lens.now,
+        wall=time.time(),
+        listening=listening,
+        events=events,
+    )
 
 
 def render(fleet: Fleet, width: int, height: int) -> list[Line]:
     """A frame: exactly `height` lines of `width` cells."""
     if width < SMALLEST_WIDTH or height < SMALLEST_HEIGHT:
         return fit_lines([[(f"too small: {width}x{height}, needs {SMALLEST_WIDTH}x{SMALLEST_HEIGHT}", "")]], width, height)
-    log_height = event_panel_height(height)
-    shown = rows_shown(height)
-    table = table_panel(fleet, width, shown)
-    events = event_panel(fleet.events, width, log_height)
-    return [*fit_lines([*header(fleet, width), *table, *events], width, height - 1), footer(fleet, width, shown)]
+    if fleet.ui.help:
+        body = help_panel(width)
+    elif fleet.page:
+        body = page_panels(fleet.page, fleet.now, width, height - 3)
+    else:
+        panel = grid_panel if fleet.ui.grid else table_panel
+        body = [*panel(fleet, width, lines_shown(height)), *event_panel(fleet.events, width, event_panel_height(height))]
+    return [*fit_lines([*header(fleet, width), *body], width, height - 1), footer(fleet, width)]
 
 
 def event_panel_height(height: int) -> int:
@@ -1599,110 +1977,163 @@ def event_panel_height(height: int) -> int:
     return 0 if height < 16 else max(height // 5, 5)
 
 
-def rows_shown(height: int) -> int:
-    """Rows of the table: what header, borders, titles, log and footer leave."""
+def lines_shown(height: int) -> int:
+    """Lines of the table or grid: what header, borders, titles, log and footer leave."""
     return max(height - 2 - 3 - event_panel_height(height) - 1, 1)
+
+
+def entries_per_line(ui: Ui, width: int) -> int:
+    """Cells beside each other in the grid; one row in the table."""
+    return max(width - 4, 1) if ui.grid else 1
+
+
+def entries_shown(ui: Ui, width: int, height: int) -> int:
+    """Entries that fit on the screen."""
+    return lines_shown(height) * entries_per_line(ui, width)
 
 
 def header(fleet: Fleet, width: int) -> list[Line]:
     """Two lines: nodes by state, and what the fleet is and does."""
-    counts = collections.Counter(state_of(row, fleet.now) for row in fleet.rows)
-    line: Line = [(" Edge fleet", "bold"), (f"  {len(fleet.rows):,} node{'s' * (len(fleet.rows) != 1)}", "")]
+    count = sum(fleet.totals.states.values())
+    line: Line = [(" Edge fleet", "bold"), (f"  {count:,} node{'s' * (count != 1)}", "")]
     for state, (glyph, style) in STATE_STYLES.items():
-        if counts[state]:
-            line.append((f"  {glyph} {counts[state]:,} {state.value.lower()}", style))
-    time_of_day = time.strftime(" %H:%M:%S ", time.localtime(fleet.wall))
-    return [[*fit_line(line, width - len(time_of_day)), (time_of_day, "dim")], totals(fleet)]
+        if number := fleet.totals.states.get(state):
+            line.append((f"  {glyph} {number:,} {state.value.lower()}", style))
+    right: Line = [(" FROZEN ", "bold reverse")] if fleet.ui.frozen else []
+    right.append((time.strftime(" %H:%M:%S ", time.localtime(fleet.wall)), "dim"))
+    return [[*fit_line(line, width - sum(cells(text) for text, _ in right)), *right], totals_line(fleet)]
 
 
-def totals(fleet: Fleet) -> Line:
+def totals_line(fleet: Fleet) -> Line:
     """What the living nodes have and do, all together."""
-    living = [row for row in fleet.rows if state_of(row, fleet.now) in (State.ONLINE, State.LATE)]
-    if not living:
-        return [(f" listening on {fleet.listening}: waiting for nodes", "")]
-    gpus = sum(len(row.info.devices) for row in living)
-    busy = [row.vitals.utilization for row in living if row.vitals.utilization is not None]
-    used, total = sum(row.vitals.memory_used_bytes for row in living), sum(row.vitals.memory_total_bytes for row in living)
-    watts = [row.vitals.milliwatts for row in living if row.vitals.milliwatts is not None]
-    hottest = max(living, key=lambda row: -math.inf if row.vitals.celsius is None else row.vitals.celsius)
-    line: Line = [(f" {gpus:,} GPU{'s' * (gpus != 1)} · utilization {show_percent(sum(busy) / len(busy) if busy else None)}", "")]
-    if total:
-        line.append((f" · memory {show_bytes(used)} of {show_bytes(total)}", ""))
-    if watts:
-        line.append((f" · power {show_watts(sum(watts))}", ""))
-    if hottest.vitals.celsius is not None:
-        heat = show_celsius(hottest.vitals.celsius, hottest.vitals.limit_celsius).strip()
-        style = heat_style(hottest.vitals.celsius, hottest.vitals.limit_celsius)
-        line += [(" · hottest ", ""), (f"{heat} {hottest.node_id}", style)]
+    totals = fleet.totals
+    if not totals.states.get(State.ONLINE) and not totals.states.get(State.LATE):
+        return [(f" listening on {fleet.listening}: no node is online", "")]
+    line: Line = [(f" {totals.gpus:,} GPU{'s' * (totals.gpus != 1)} · utilization {show_percent(totals.utilization)}", "")]
+    if totals.memory_total_bytes:
+        line.append((f" · memory {show_bytes(totals.memory_used_bytes)} of {show_bytes(totals.memory_total_bytes)}", ""))
+    if totals.milliwatts:
+        line.append((f" · power {show_watts(totals.milliwatts)}", ""))
+    if totals.hottest:
+        vitals = totals.hottest.vitals
+        style = heat_style(vitals.celsius, vitals.limit_celsius)
+        heat = show_celsius(vitals.celsius, vitals.limit_celsius).strip()
+        line += [(" · hottest ", ""), (f"{heat} {totals.hottest.node_id}", style)]
     return line
 
 
 def table_panel(fleet: Fleet, width: int, shown: int) -> list[Line]:
-    """The table in its border: a line a node."""
-    columns = widen(choose_columns(COLUMNS, width - 4), width - 4)
-    lines: list[Line] = [[(" ".join(fit(column.title, column.width, column.align) for column in columns), "bold dim")]]
-    lines += [row_line(row, columns, fleet.now) for row in fleet.rows[fleet.first : fleet.first + shown]]
-    if not fleet.rows:
-        lines += empty_table(fleet.listening)
-    return box(f"Nodes {position(fleet, shown)}".strip(), lines + [[]] * (shown + 1 - len(lines)), width)
+    """The table in its border: a line an entry."""
+    columns = choose_columns(COLUMNS, width - 4)
+    sparks = share_out(columns, width - 4)
+    titles = " ".join(fit(title_of(column, fleet.ui), sparks.get(column.title, column).width, column.align) for column in columns)
+    lines: list[Line] = [[(titles, "bold dim")]]
+    lines += [entry_line(key, row, [sparks[column.title] for column in columns], fleet) for key, row in fleet.entries]
+    if not fleet.matching:
+        lines += nothing_to_show(fleet)
+    return box(panel_title(fleet, shown), lines + [[]] * (shown + 1 - len(lines)), width)
 
 
-def position(fleet: Fleet, shown: int) -> str:
-    """Which rows are on the screen, when not all are."""
-    if len(fleet.rows) <= shown:
-        return ""
-    return f"{fleet.first + 1:,} to {min(fleet.first + shown, len(fleet.rows)):,} of {len(fleet.rows):,}"
+def title_of(column: Column, ui: Ui) -> str:
+    """A column's title, with an arrow when the table is sorted by it."""
+    names = {"NODE": "name", "TEMP": "temperature", "UTIL": "utilization", "MEM": "memory"}
+    if names.get(column.title, column.title.lower()) != ui.sort:
+        return column.title
+    return f"{column.title}{'↓' if ui.descending else '↑'}"
 
 
-def empty_table(listening: str) -> list[Line]:
+def share_out(columns: Sequence[Column], width: int) -> dict[str, Column]:
+    """The columns with what is left over: first meters, then sparklines, then longer names."""
+    wide = {column.title: column for column in columns}
+    spare = width - sum(column.width + 1 for column in columns) + 1
+    meters = [title for title in METER_COLUMNS if title in wide]
+    for title in meters:
+        if spare >= METER_CELLS + 1:
+            wide[title] = wide[title]._replace(width=wide[title].width + METER_CELLS + 1)
+            spare -= METER_CELLS + 1
+    each = min(spare // len(meters), MOST_SPARKS + 1) if meters else 0
+    if each >= 6:
+        for title in meters:
+            wide[title] = wide[title]._replace(width=wide[title].width + each)
+        spare -= each * len(meters)
+    for title in ("GPUS", "HOSTNAME", "NODE"):
+        if title in wide:
+            more = min(spare, 12)
+            wide[title] = wide[title]._replace(width=wide[title].width + more)
+            spare -= more
+    return wide
+
+
+def panel_title(fleet: Fleet, shown: int) -> str:
+    """What is listed, how it is sorted and filtered, and which part of it is on the screen."""
+    ui = fleet.ui
+    title = "GPUs" if ui.by_gpu else "Nodes"
+    if len(fleet.entries) < fleet.matching:
+        title += f" {ui.first + 1:,} to {ui.first + len(fleet.entries):,} of {fleet.matching:,}"
+    if ui.sort != "name" or ui.descending:
+        title += f" · by {ui.sort}{' ↓' if ui.descending else ' ↑'}"
+    return title + (f" · /{ui.filter}" if ui.filter else "")
+
+
+def nothing_to_show(fleet: Fleet) -> list[Line]:
     """What to do first."""
-    port = listening.rpartition(":")[2]
+    if sum(fleet.totals.states.values()):
+        return [[], [("Nothing matches the filter: Esc clears it.", "")]]
+    port = fleet.listening.rpartition(":")[2]
     address = "THIS-HOST" + (f":{port}" if port != str(DEFAULT_PORT) else "")
     return [[], [("No node yet. On each box:", "")], [], [(f"    python3 node.pyz --server {address}", "bold")]]
 
 
-def widen(columns: list[Column], width: int) -> list[Column]:
-    """Give the names what is left over."""
-    spare = width - sum(column.width + 1 for column in columns) + 1
-    names = [column.title for column in columns if column.title in ("NODE", "HOSTNAME", "GPUS")]
-    each = min(spare // max(len(names), 1), 20)
-    return [column._replace(width=column.width + each) if column.title in names else column for column in columns]
-
-
-def row_line(row: Row, columns: Sequence[Column], now: float) -> Line:
-    """One node. Values of a node that is not online are grey: stale is never shown as live."""
-    state = state_of(row, now)
-    spans = row_spans(row, state, now)
-    line: Line = []
-    for column in columns:
-        line += [*align(spans[column.title], column), (" ", "")]
+def entry_line(key: Key, row: Row, columns: Sequence[Column], fleet: Fleet) -> Line:
+    """One node or device. Values of a node that is not online are grey: stale is never shown as live."""
+    state = state_of(row, fleet.now)
+    spans = entry_spans(key, row, state, fleet.now, {column.title: column.width for column in columns})
     if state is not State.ONLINE:
-        line = [(text, style if text[:1] in "◐○✗◌" else "dim") for text, style in line]
-    return line
+        spans = {title: grey(line) if title != "STATE" else line for title, line in spans.items()}
+    line: Line = [span for column in columns for span in [*align(spans[column.title], column), (" ", "")]]
+    return [(text, f"{style} reverse".strip()) for text, style in line] if key == fleet.ui.selected else line
 
 
-def row_spans(row: Row, state: State, now: float) -> dict[str, Line]:
-    """What stands in each column for a node."""
-    vitals, info = row.vitals, row.info
+def grey(line: Line) -> Line:
+    """What is stale; the glyph of its state keeps its colour."""
+    return [(text, style if text[:1] in "◐○✗" else "dim") for text, style in line]
+
+
+def entry_spans(key: Key, row: Row, state: State, now: float, widths: dict[str, int]) -> dict[str, Line]:
+    """What stands in each column for a node or a device."""
+    vitals, info = vitals_at(row, key), row.info
     glyph, style = STATE_STYLES[state]
-    used = (
-        f"{show_bytes(vitals.memory_used_bytes)} of {show_bytes(vitals.memory_total_bytes)}"
-        if vitals.memory_total_bytes
-        else MISSING
-    )
+    name = row.node_id if key.device < 0 else f"{row.node_id} {key.device}"
+    devices = device_names(info if key.device < 0 else pb.NodeInfo(devices=info.devices[key.device : key.device + 1]))
+    failed = f"{vitals.errors} failed " if key.device < 0 else "failed "
+    heat = heat_style(vitals.celsius, vitals.limit_celsius)
+    full = fraction(vitals.celsius, vitals.limit_celsius or 100)
     return {
-        "NODE": [(row.node_id, "bold")],
+        "NODE": [(f"{glyph} ", style), (name, "bold")],
         "HOSTNAME": [(visible(info.hostname) or MISSING, "")],
-        "STATE": [(f"{glyph} {state.value}", style)],
-        "GPUS": [(f"{vitals.errors} failed ", "bold red")] * bool(vitals.errors) + [(device_names(info), "")],
-        "UTILIZATION": [*meter(vitals.utilization, 10, "green"), (fit(show_percent(vitals.utilization), 6, ">"), "")],
-        "MEMORY": [*meter(vitals.memory, 10, "cyan"), (fit(show_percent(vitals.memory), 6, ">"), "")],
-        "USED": [(used, "")],
-        "TEMP": [(show_celsius(vitals.celsius, vitals.limit_celsius), heat_style(vitals.celsius, vitals.limit_celsius))],
+        "STATE": [(state.value, style)],
+        "GPUS": [(failed, "bold red")] * bool(vitals.errors) + [(devices, "")],
+        "UTIL": measure(row, key, 0, vitals.utilization, show_percent(vitals.utilization), "green", widths.get("UTIL", 5), 5),
+        "MEM": measure(row, key, 1, vitals.memory, show_percent(vitals.memory), "cyan", widths.get("MEM", 5), 5),
+        "TEMP": measure(row, key, 2, full, show_celsius(vitals.celsius, vitals.limit_celsius), heat, widths.get("TEMP", 6), 6),
         "POWER": [(show_watts(vitals.milliwatts), "")],
         "AGE": [age_span(row, now)],
-        "ADDRESS": [(row.address, "dim")],
     }
+
+
+def measure(row: Row, key: Key, column: int, part: float | None, text: str, style: str, width: int, digits: int) -> Line:
+    """A number; before it a meter, and before that its sparkline, as far as the column is wide enough."""
+    room = width - digits
+    line: Line = []
+    if room > METER_CELLS + 1:
+        stride = 3 * (1 + len(row.info.devices))
+        values = row.history[3 * (key.device + 1) + column :: stride]
+        line.append((sparkline(values[-MOST_SPARKS:], room - METER_CELLS - 2) + " ", style))
+        room = METER_CELLS + 1
+    if room > METER_CELLS:
+        line += [*meter(part, METER_CELLS, style), (" " * (room - METER_CELLS - 1), "")]
+        digits += 1
+    return [*line, (fit(text, digits, ">"), style if column == 2 else "")]
 
 
 def age_span(row: Row, now: float) -> Span:
@@ -1715,10 +2146,93 @@ def age_span(row: Row, now: float) -> Span:
 
 def device_names(info: pb.NodeInfo) -> str:
     """ "8× NVIDIA H200", "NVIDIA L4, NVIDIA A2", or the host's model where there is no device."""
-    names = collections.Counter(visible(device.name, 64) for device in info.devices)
-    return (
-        ", ".join(f"{count}× {name}" if count > 1 else name for name, count in names.items()) or visible(info.host.model) or MISSING
-    )
+    names = collections.Counter(device.name for device in info.devices)
+    shown = ", ".join(f"{count}× {name}" if count > 1 else name for name, count in names.items())
+    return visible(shown) or visible(info.host.model) or MISSING
+
+
+GRID_STEPS = "▁▂▃▄▅▆▇█"
+GRID_STYLES = ("blue", "blue", "cyan", "cyan", "green", "green", "yellow", "bold red")
+
+
+def grid_panel(fleet: Fleet, width: int, shown: int) -> list[Line]:
+    """One cell an entry: its height and colour are the metric, its glyph the state where it is not online."""
+    metric = fleet.ui.sort if fleet.ui.sort in METRICS else "utilization"
+    per_line = entries_per_line(fleet.ui, width)
+    cells_all = [grid_cell(key, row, metric, fleet) for key, row in fleet.entries]
+    lines: list[Line] = [cells_all[start : start + per_line] for start in range(0, len(cells_all), per_line)]
+    most = " 100°C" if metric == "temperature" else " 100%"
+    legend: Line = [(f"{metric}  0 ", "dim"), *zip(GRID_STEPS, GRID_STYLES, strict=True), (most, "dim")]
+    if not fleet.matching:
+        lines += nothing_to_show(fleet)
+    return box(panel_title(fleet, shown), [legend, *lines, *[[]] * (shown - len(lines))], width)
+
+
+def grid_cell(key: Key, row: Row, metric: str, fleet: Fleet) -> Span:
+    """One character."""
+    state = state_of(row, fleet.now)
+    text, style = STATE_STYLES[state]
+    if state is State.ONLINE:
+        part = grid_part(vitals_at(row, key), metric, row, key)
+        step = 0 if part is None else min(max(int(part * 8), 0), 7)
+        text, style = ("·", "dim") if part is None else (GRID_STEPS[step], GRID_STYLES[step])
+    return (text, f"{style} reverse") if key == fleet.ui.selected else (text, style)
+
+
+def grid_part(vitals: Vitals, metric: str, row: Row, key: Key) -> float | None:
+    """A metric from 0 to 1: of the limit, for power."""
+    if metric == "power":
+        devices = row.info.devices if key.device < 0 else row.info.devices[key.device : key.device + 1]
+        return fraction(vitals.milliwatts, sum(device.power_limit_milliwatts for device in devices))
+    return fraction(metric_of(vitals, metric), 100 if metric == "temperature" else 1)
+
+
+def page_panels(row: Row, now: float, width: int, room: int) -> list[Line]:
+    """A node's page: its session, and the panels of its own screen; all grey when it is not online."""
+    state = state_of(row, now)
+    glyph, style = STATE_STYLES[state]
+    reason = reason_of(row, state, now)
+    first: Line = [(f" {row.node_id}", "bold"), (f"  {visible(row.info.hostname)}  ", ""), (f"{glyph} {state.value}", style)]
+    first.append((f"  {reason}" if reason else f"  {visible(row.info.notice)}", "" if reason else "dim"))
+    facts = page_facts(row, now)
+    panels = node_panels(Subject(row.info, row.sample, row.processes, row.history), width, room - 2)
+    if state is not State.ONLINE:
+        panels = [[(text, "dim") for text, _ in line] for line in panels]
+    return [first, [(f" {facts}", "dim")], *panels]
+
+
+def page_facts(row: Row, now: float) -> str:
+    """What there is to know of a session."""
+    info = row.info
+    trip = "" if row.round_trip_seconds is None else f"round trip {row.round_trip_seconds * 1000:.1f} ms"
+    facts = [
+        f"from {row.address}",
+        f"agent {visible(info.agent_version)}" if info.agent_version else "",
+        f"heartbeat {show_seconds(now - row.heartbeat_at)} ago",
+        "no sample" if row.sample_at is None else f"sample {show_seconds(now - row.sample_at)} ago",
+        trip,
+        f"reconnected {info.session_number - 1}×" if info.session_number else "",
+        f"last error: {visible(info.last_error)}" if info.last_error else "",
+    ]
+    return " · ".join(filter(None, facts))
+
+
+def help_panel(width: int) -> list[Line]:
+    """All keys."""
+    lines: list[Line] = [[(fit(key, 24), "bold"), (about, "")] for key, about in KEYS]
+    states: list[Line] = [[], [("states", "bold dim")]]
+    for state, (glyph, style) in STATE_STYLES.items():
+        states.append([(f"{glyph} {state.value:22}", style), (STATE_HELP[state], "")])
+    return box("Help", [*lines, *states, [], [("any key goes back", "dim")]], width)
+
+
+STATE_HELP = {
+    State.ONLINE: "heartbeats come",
+    State.LATE: "none for 3 intervals",
+    State.DISCONNECTED: "its stream broke without a goodbye",
+    State.LOST: "no heartbeat for 10 s or 5 intervals, whichever is longer",
+    State.LEFT: "it said goodbye",
+}
 
 
 def event_panel(events: Sequence[Event], width: int, height: int) -> list[Line]:
@@ -1735,30 +2249,28 @@ def event_line(event: Event) -> Line:
     return [(time_of_day, "dim"), (fit(event.kind, 13), EVENT_STYLES[event.kind]), (f"{event.node_id}  {event.text}", "")]
 
 
-def footer(fleet: Fleet, width: int, shown: int) -> Line:
-    """The keys."""
-    keys = [("q", "quit")]
-    if len(fleet.rows) > shown:
-        keys += [("↑↓ PgUp PgDn Home End", "scroll")]
+def footer(fleet: Fleet, width: int) -> Line:
+    """The keys, or the filter while it is typed."""
+    ui = fleet.ui
+    if ui.typing:
+        return fit_line([(" /", "bold"), (ui.filter, ""), ("█", ""), ("  Enter keeps it, Esc clears it", "dim")], width)
+    keys = [("q", "quit"), ("?", "help"), ("↑↓", "move"), ("Enter", "page"), ("s", f"sort: {ui.sort}"), ("/", "filter")]
+    keys += [("g", "GPUs"), ("v", "grid"), ("p", "freeze"), ("f", "forget")]
+    if ui.page:
+        keys = [("q", "quit"), ("Esc", "back"), ("↑↓", "other nodes"), ("p", "freeze"), ("?", "help")]
     line: Line = [span for key, action in keys for span in ((f" {key}", "bold"), (f" {action} ", "dim"))]
-    right = f"{fleet.listening} "
-    return [*fit_line(line, width - len(right)), (right, "dim")] if width > 70 else fit_line(line, width)
-
-
-def scroll(first: int, keys: Iterable[str], rows: int, shown: int) -> int:
-    """The first row on the screen after some keys."""
-    for key in keys:
-        steps = {"up": -1, "down": 1, "page up": -shown, "page down": shown, "home": -rows, "end": rows}
-        first = min(max(first + steps.get(key, 0), 0), max(rows - shown, 0))
-    return min(first, max(rows - shown, 0))
+    right = f" {fleet.listening} "
+    return [*fit_line(line, width - len(right)), (right, "dim")] if width > 120 else fit_line(line, width)
 
 
 def screenshots(folder: pathlib.Path) -> None:
     """docs/server.svg: a fleet with a node in each state, drawn by the real functions."""
     os.environ["TZ"] = "UTC"
     time.tzset()
-    rows = [example_row(index) for index in range(24)]
     wall = 1_800_000_000.0
+    registry = Registry(1.0, 100, clock=lambda: 1000.0)
+    for row in map(example_row, range(28)):
+        registry.restore(row)
     events = [
         Event(wall - 70, "joined", "Node-1004", "edge-04, 10.0.0.104"),
         Event(wall - 31, "disconnected", "Node-1011", "the stream broke"),
@@ -1766,8 +2278,11 @@ def screenshots(folder: pathlib.Path) -> None:
         Event(wall - 9, "left", "Node-1017", "said goodbye"),
         Event(wall - 4, "late", "Node-1006", "no heartbeat for 3s"),
     ]
-    fleet = Fleet(sorted(rows, key=natural), 1000.0, wall, "[::]:50051", events)
-    save_svg(render(fleet, 140, 36), "server.pyz", folder / "server.svg")
+    lens, ui = Lens(registry), Ui(selected=Key("Node-1003"))
+    pages = {"server": ui, "page": ui._replace(page="Node-1003"), "grid": ui._replace(grid=True, by_gpu=True, selected=None)}
+    for name, chosen in pages.items():
+        fleet = look(lens, chosen, 160, 40, "[::]:50051", events)._replace(wall=wall)
+        save_svg(render(fleet, 160, 40), "server.pyz", folder / f"{name}.svg")
 
 
 def example_row(index: int) -> Row:
@@ -1775,17 +2290,29 @@ def example_row(index: int) -> Row:
     kinds = (("NVIDIA H200", 8, 143771, 700, 87), ("NVIDIA GeForce RTX 4090", 1, 24564, 450, 90), ("NVIDIA L4", 2, 23034, 72, 96))
     name, count, memory_mib, watts, limit = kinds[index % 3]
     chance = random.Random(index)
-    info = pb.NodeInfo(hostname=f"edge-{index:02}", instance_id=str(index))
-    sample = pb.Sample(sequence=1)
+    info = pb.NodeInfo(hostname=f"edge-{index:02}", instance_id=str(index), agent_version=VERSION, session_number=1)
     for number in range(count):
-        load = chance.random()
-        info.devices.add(index=number, name=name, memory_total_bytes=memory_mib * 2**20, slowdown_temperature_celsius=limit)
-        sample.devices.add(
-            utilization_percent=round(100 * load),
-            memory_used_bytes=round(memory_mib * 2**20 * (0.1 + 0.8 * load)),
-            temperature_celsius=round(32 + 50 * load),
-            power_milliwatts=round(watts * 1000 * (0.1 + 0.9 * load)),
+        info.devices.add(
+            index=number,
+            name=name,
+            memory_total_bytes=memory_mib * 2**20,
+            power_limit_milliwatts=watts * 1000,
+            slowdown_temperature_celsius=limit,
         )
+    loads, history = [chance.random() for _ in range(count)], b""
+    for sequence in range(HISTORY_SAMPLES):
+        sample = pb.Sample(sequence=sequence + 1, host=pb.HostSample(cpu_percent=35, load_1m=7.5, uptime_seconds=90_000))
+        loads = [min(max(load + chance.gauss(0, 0.05), 0), 1) for load in loads]
+        for load in loads:
+            sample.devices.add(
+                utilization_percent=round(100 * load),
+                memory_used_bytes=round(memory_mib * 2**20 * (0.1 + 0.8 * load)),
+                temperature_celsius=round(32 + 50 * load),
+                power_milliwatts=round(watts * 1000 * (0.1 + 0.9 * load)),
+                sm_clock_mhz=1980,
+                throttle_reasons=0,
+            )
+        history = extend_history(history, frame_of(vitals_of(info, sample), info, sample))
     age = {6: 4.0, 11: 31.0, 17: 9.0}.get(index, chance.random())
     return Row(
         node_id=f"Node-{1000 + index}",
@@ -1797,6 +2324,8 @@ def example_row(index: int) -> Row:
         info=info,
         sample=sample,
         vitals=vitals_of(info, sample),
+        history=history,
+        round_trip_seconds=0.0012,
         left=index == 17,
     )
 
@@ -1804,25 +2333,34 @@ def example_row(index: int) -> Row:
 # ---- The program ----
 
 
-def show_screen(registry: Registry, network: Network, inputs: Inputs, listening: str, no_color: bool) -> None:
-    """The main thread with a terminal: ten frames a second, and one at once for each key; only changed lines are sent."""
-    first, watch_due = 0, registry.clock()
-    with Screen(no_color) as screen:
+def show_screen(registry: Registry, network: Network, inputs: Inputs, listening: str, options: argparse.Namespace) -> None:
+    """The main thread with a terminal: ten frames a second, more while keys are pressed; only changed lines are sent."""
+    ui, lens = Ui(), Lens(registry)
+    frame_due = watch_due = 0.0
+    with Screen(options.no_color) as screen:
         while not inputs.signal and network.is_alive():
-            if registry.clock() >= watch_due:
-                registry.watch()
-                watch_due = registry.clock() + WATCH_SECONDS
-            rows = sorted(registry.snapshot(), key=natural)
+            now = registry.clock()
             width, height = screen.size()
-            first = scroll(first, (), len(rows), rows_shown(height))
-            events = registry.events_since(0)[1]
-            screen.draw(render(Fleet(rows, registry.clock(), time.time(), listening, events, first), width, height))
-            keys = inputs.wait(1 / DATA_FRAMES_PER_SECOND)
-            if "q" in keys:
-                return
-            if "suspend" in keys:
-                screen.suspend(inputs)
-            first = scroll(first, keys, len(rows), rows_shown(height))
+            if now >= watch_due:
+                registry.watch()
+                watch_due = now + WATCH_SECONDS
+            if now >= frame_due:
+                ui = follow(ui, lens, entries_shown(ui, width, height), entries_per_line(ui, width))
+                fleet = look(lens, ui, width, height, listening, registry.newest_events(height))
+                screen.draw(render(fleet, width, height))
+                frame_due = now + 1 / min(options.fps, DATA_FRAMES_PER_SECOND)
+            keys = inputs.wait(frame_due - now)
+            for key in keys:
+                if key == "q" and not ui.typing:
+                    return
+                if key == "suspend":
+                    screen.suspend(inputs)
+                elif key == "f" and not ui.typing and ui.selected:
+                    registry.forget(ui.selected.node_id)
+                else:
+                    ui = press(ui, key, lens, entries_shown(ui, width, height), entries_per_line(ui, width))
+            if keys:
+                frame_due = min(frame_due, now + 1 / options.fps)  # a key is answered at once
 
 
 def snapshot_json(registry: Registry) -> str:
@@ -1913,6 +2451,8 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.switch("--headless", "no screen: one plain line an event; by itself where stdout is no terminal")
     parser.switch("--json", "no screen: the whole fleet as one line of JSON each second")
+    about = "frames a second at most, less for a slow line (default 60)"
+    parser.option("--fps", about, type=parse_fps, default="60", metavar="RATE")
     parser.switch("--no-color", "no colours (also with NO_COLOR set)")
     parser.switch("--debug", "tracebacks")
     parser.add_argument("--version", action="version", version=version_text("server"), help="version, Python and target")
@@ -1933,7 +2473,7 @@ def run(options: argparse.Namespace) -> int:
         listening = ", ".join(map(str, network.start()))
         try:
             if screen:
-                show_screen(registry, network, inputs, listening, options.no_color)
+                show_screen(registry, network, inputs, listening, options)
             else:
                 print(f"listening on {listening}", file=sys.stderr if options.json else sys.stdout, flush=True)
                 run_headless(registry, network, inputs, options.json)
