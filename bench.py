@@ -1248,16 +1248,25 @@ def start(_options: argparse.Namespace) -> Iterator[Figure]:
             for _ in range(15):
                 warms.append(run_seconds([base, packed, "--version"], environment))
                 plains.append(run_seconds([sys.executable, plain, "--version"], environment))
+            update = statistics.median(start_new_version(base, packed, environment) for _ in range(5))
         warm, venv = statistics.median(warms), statistics.median(plains)
         yield Figure("start", f"{name}.pyz: size", packed.stat().st_size / 1e6, "MB")
         yield Figure("start", f"{name}.pyz: warm", 1000 * warm, "ms", note=f"plain virtual environment {1000 * venv:.0f} ms")
         yield Figure("start", f"{name}.pyz: warm, of the plain environment's", warm / venv, "x", 1.05)
         yield Figure("start", f"{name}.pyz: cold, beyond warm", cold - warm, "s", 1.0)
+        yield Figure("start", f"{name}.pyz: a new version of it, of warm", update / warm, "x", 2.0)
 
 
 def cold_start(python: str, packed: pathlib.Path, environment: dict[str, str]) -> float:
     """A first start on a box."""
     shutil.rmtree(pathlib.Path(environment["EDGE_CACHE"], "edge-compute-node"), ignore_errors=True)
+    return run_seconds([python, packed, "--version"], environment)
+
+
+def start_new_version(python: str, packed: pathlib.Path, environment: dict[str, str]) -> float:
+    """A first start where another version has left the libraries."""
+    for program in pathlib.Path(environment["EDGE_CACHE"], "edge-compute-node").glob(f"{packed.stem}-*"):
+        shutil.rmtree(program)
     return run_seconds([python, packed, "--version"], environment)
 
 
