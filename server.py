@@ -2447,7 +2447,7 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
         "--interval", "seconds between a node's heartbeats (default 1)", type=parse_seconds, default="1", metavar="SECONDS"
     )
     parser.option(
-        "--max-nodes", "nodes at most, the lost ones counted (default 25000)", type=count, default="25000", metavar="COUNT"
+        "--max-nodes", "nodes at most, the lost ones counted (default 15000)", type=count, default="15000", metavar="COUNT"
     )
     parser.switch("--headless", "no screen: one plain line an event; by itself where stdout is no terminal")
     parser.switch("--json", "no screen: the whole fleet as one line of JSON each second")
