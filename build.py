@@ -252,6 +252,17 @@ def read_libraries(target: Target) -> list[File]:
     return files
 
 
+def read_licenses(target: Target) -> dict[str, bytes]:
+    """Returns the licenses of the bundled packages, by the name that they have in the .pyz."""
+    licenses = {}
+    for wheel in fetch_wheels(target):
+        with zipfile.ZipFile(wheel) as archive:
+            for name in archive.namelist():
+                if match := re.fullmatch(r"(.+)\.dist-info/(?:licenses/)?LICENSE.*", name):
+                    licenses[f"licenses/{match[1]}"] = make_file(name, archive.read(name)).content
+    return licenses
+
+
 def name_tree(title: str, files: list[File]) -> str:
     """Names the folder of these files after their content."""
     listing = "".join(sorted(f"{file.digest} {file.path}\n" for file in files))
@@ -309,6 +320,7 @@ class Compressor:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
+        self.stop = threading.Event()
         self.done_bytes = 0
         self.all_bytes = 0
 
@@ -329,6 +341,8 @@ class Compressor:
 
     def count(self, chunk: bytes) -> bytes:
         """Shows that one more chunk is being compressed."""
+        if self.stop.is_set():
+            raise BuildError("stopped")
         with self.lock:
             self.done_bytes += len(chunk)
             show(f"compressing: {self.done_bytes * 100 // self.all_bytes} % of {self.all_bytes >> 20} MiB", lasting=False)
@@ -338,7 +352,11 @@ class Compressor:
         """Returns each blob's .tar.xz. The lzma module lets other threads run while it works."""
         blobs = {name: [part for part in parts if part.blob == name] for name in dict.fromkeys(part.blob for part in parts)}
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            return dict(zip(blobs, pool.map(self.compress, blobs.values()), strict=True))
+            try:
+                return dict(zip(blobs, pool.map(self.compress, blobs.values()), strict=True))
+            except BaseException:
+                self.stop.set()  # after Ctrl-C the threads would work on
+                raise
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -395,6 +413,8 @@ def pack(targets: list[Target], source: Path = ROOT, dist: Path = DIST) -> int:
     compressor = Compressor()
     blobs = compressor.compress_all(parts)
     libraries = {target: name_tree(target.name, files) for target, files in trees.items()}
+    licenses = {name: text for target in targets for name, text in read_licenses(target).items()}
+    licenses["licenses/edge-compute-node"] = (ROOT / "LICENSE").read_bytes()
     made = []
     for name in PROGRAMS:
         files = [make_file(path, (source / path).read_bytes()) for path in (f"{name}.py", "node_pb2.py", "node_pb2_grpc.py")]
@@ -402,6 +422,7 @@ def pack(targets: list[Target], source: Path = ROOT, dist: Path = DIST) -> int:
         contents = {"__main__.py": MAIN, **{path: (ROOT / path).read_bytes() for path in ("bootstrap.py", "unpack.py")}}
         contents["index"] = make_index(libraries, name_tree(name, files), [*parts, program])
         contents |= {f"{blob}.tar.xz": content for blob, content in (blobs | compressor.compress_all([program])).items()}
+        contents |= dict(sorted(licenses.items()))
         made.append(dist / f"{name}.pyz")
         write_pyz(made[-1], contents)
         show(f"{os.path.relpath(made[-1])}: {made[-1].stat().st_size / 1e6:.1f} MB, for {describe(targets)}")
@@ -607,7 +628,10 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     commands.add_parser("screenshots", help="remake docs/*.svg")
     commands.add_parser("bench", help="run the benchmarks; the arguments go to bench.py")
     end = next((place + 1 for place, word in enumerate(argv) if word in ("test", "bench")), len(argv))
-    return parser.parse_args(argv[:end]), argv[end:]
+    options = parser.parse_args(argv[:end])
+    if options.target and options.command:
+        parser.error(f"--target is for packing; {options.command} works with this machine's Python")
+    return options, argv[end:]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -623,7 +647,7 @@ def main(argv: list[str] | None = None) -> int:
     }
     try:
         return commands[options.command]()
-    except BuildError as error:
+    except (BuildError, OSError) as error:
         if options.debug:
             raise
         print(f"build.py: {error}", file=sys.stderr)
