@@ -511,7 +511,7 @@ def save_svg(lines: list[Line], title: str, path: pathlib.Path) -> None:
 # ---- Panels of one node: its own screen, and its page on the server's. Pure functions of a subject and a size. ----
 
 HISTORY_SAMPLES = 120  # two minutes at the usual cadence
-NOT_REPORTED = 255  # in a history
+NOT_REPORTED = 255  # in a history, whose frames have three bytes a row: utilization and memory in percent, temperature in °C
 GAUGE_LINES = 7  # of a device's box, without its graph
 
 # Bits of NVML's clocks event reasons (nvml.h, nvmlClocksEventReason…) that hold a device back, in words.
@@ -534,34 +534,13 @@ class Subject(NamedTuple):
     history: bytes
 
 
-def history_frame(head: tuple[float | None, float | None, float | None], info: pb.NodeInfo, sample: pb.Sample) -> bytes:
-    """A sample, three bytes a row: utilization and memory in percent, temperature in °C. The node's row, then each device's."""
-    frame = bytearray(percent_byte(part) for part in head[:2])
-    frame.append(NOT_REPORTED if head[2] is None else min(max(round(head[2]), 0), 254))
-    for index, known in enumerate(info.devices):
-        if index >= len(sample.devices):
-            frame += b"\xff\xff\xff"
-            continue
-        device, total = sample.devices[index], known.memory_total_bytes
-        frame.append(min(device.utilization_percent, 100) if device.HasField("utilization_percent") else NOT_REPORTED)
-        used = device.HasField("memory_used_bytes") and total
-        frame.append(min(device.memory_used_bytes * 100 // total, 100) if used else NOT_REPORTED)
-        frame.append(min(max(device.temperature_celsius, 0), 254) if device.HasField("temperature_celsius") else NOT_REPORTED)
-    return bytes(frame)
-
-
-def percent_byte(part: float | None) -> int:
-    """A fraction as a byte of a history."""
-    return NOT_REPORTED if part is None else min(max(round(part * 100), 0), 100)
-
-
 def extend_history(history: bytes, frame: bytes) -> bytes:
     """The last HISTORY_SAMPLES frames. All have one length: a history starts anew when the devices change."""
     return (history + frame)[-HISTORY_SAMPLES * len(frame) :]
 
 
 def series(subject: Subject, row: int, column: int) -> bytes:
-    """One curve of a history, oldest first. Row 0 is the node, 1 its first device; columns are utilization, memory, temperature."""
+    """One curve of a history, oldest first. Row 0 is the node, row 1 its first device."""
     return subject.history[3 * row + column :: 3 * (1 + len(subject.info.devices))]
 
 
@@ -1398,6 +1377,27 @@ def open_hardware(kind: str, seed: int) -> Hardware:
             raise Failure(f"{failure}: is the NVIDIA driver installed and loaded? Try nvidia-smi, or --hardware host") from failure
         host.notice = "; ".join(filter(None, (str(failure), host.notice)))
         return host
+
+
+def history_frame(head: tuple[float | None, float | None, float | None], info: pb.NodeInfo, sample: pb.Sample) -> bytes:
+    """A sample's frame of the history: a row for the node, then one for each device."""
+    frame = bytearray(percent_byte(part) for part in head[:2])
+    frame.append(NOT_REPORTED if head[2] is None else min(max(round(head[2]), 0), 254))
+    for index, known in enumerate(info.devices):
+        if index >= len(sample.devices):
+            frame += b"\xff\xff\xff"
+            continue
+        device, total = sample.devices[index], known.memory_total_bytes
+        frame.append(min(device.utilization_percent, 100) if device.HasField("utilization_percent") else NOT_REPORTED)
+        used = device.HasField("memory_used_bytes") and total
+        frame.append(min(device.memory_used_bytes * 100 // total, 100) if used else NOT_REPORTED)
+        frame.append(min(max(device.temperature_celsius, 0), 254) if device.HasField("temperature_celsius") else NOT_REPORTED)
+    return bytes(frame)
+
+
+def percent_byte(part: float | None) -> int:
+    """A fraction as a byte of a history."""
+    return NOT_REPORTED if part is None else min(max(round(part * 100), 0), 100)
 
 
 # ---- State: what the threads share ----

@@ -516,7 +516,7 @@ def save_svg(lines: list[Line], title: str, path: pathlib.Path) -> None:
 # ---- Panels of one node: its own screen, and its page on the server's. Pure functions of a subject and a size. ----
 
 HISTORY_SAMPLES = 120  # two minutes at the usual cadence
-NOT_REPORTED = 255  # in a history
+NOT_REPORTED = 255  # in a history, whose frames have three bytes a row: utilization and memory in percent, temperature in °C
 GAUGE_LINES = 7  # of a device's box, without its graph
 
 # Bits of NVML's clocks event reasons (nvml.h, nvmlClocksEventReason…) that hold a device back, in words.
@@ -539,34 +539,13 @@ class Subject(NamedTuple):
     history: bytes
 
 
-def history_frame(head: tuple[float | None, float | None, float | None], info: pb.NodeInfo, sample: pb.Sample) -> bytes:
-    """A sample, three bytes a row: utilization and memory in percent, temperature in °C. The node's row, then each device's."""
-    frame = bytearray(percent_byte(part) for part in head[:2])
-    frame.append(NOT_REPORTED if head[2] is None else min(max(round(head[2]), 0), 254))
-    for index, known in enumerate(info.devices):
-        if index >= len(sample.devices):
-            frame += b"\xff\xff\xff"
-            continue
-        device, total = sample.devices[index], known.memory_total_bytes
-        frame.append(min(device.utilization_percent, 100) if device.HasField("utilization_percent") else NOT_REPORTED)
-        used = device.HasField("memory_used_bytes") and total
-        frame.append(min(device.memory_used_bytes * 100 // total, 100) if used else NOT_REPORTED)
-        frame.append(min(max(device.temperature_celsius, 0), 254) if device.HasField("temperature_celsius") else NOT_REPORTED)
-    return bytes(frame)
-
-
-def percent_byte(part: float | None) -> int:
-    """A fraction as a byte of a history."""
-    return NOT_REPORTED if part is None else min(max(round(part * 100), 0), 100)
-
-
 def extend_history(history: bytes, frame: bytes) -> bytes:
     """The last HISTORY_SAMPLES frames. All have one length: a history starts anew when the devices change."""
     return (history + frame)[-HISTORY_SAMPLES * len(frame) :]
 
 
 def series(subject: Subject, row: int, column: int) -> bytes:
-    """One curve of a history, oldest first. Row 0 is the node, 1 its first device; columns are utilization, memory, temperature."""
+    """One curve of a history, oldest first. Row 0 is the node, row 1 its first device."""
     return subject.history[3 * row + column :: 3 * (1 + len(subject.info.devices))]
 
 
@@ -887,6 +866,7 @@ class Vitals(NamedTuple):
     limit_celsius: int | None = None  # that device's slowdown temperature
     milliwatts: int | None = None  # of all devices
     errors: int = 0  # devices that are not read
+    frame: bytes = b""  # of the history
 
 
 class Row(NamedTuple):
@@ -901,7 +881,7 @@ class Row(NamedTuple):
     info: pb.NodeInfo = pb.NodeInfo()
     sample: pb.Sample = pb.Sample()
     vitals: Vitals = Vitals()
-    history: bytes = b""  # see history_frame
+    history: bytes = b""  # the frames of the last samples
     processes: Sequence[pb.Process] = ()
     round_trip_seconds: float | None = None  # as the node measured it
     left: bool = False
@@ -1073,46 +1053,56 @@ UNKNOWN_DEVICE = pb.DeviceInfo()
 
 
 def vitals_of(info: pb.NodeInfo, sample: pb.Sample) -> Vitals:
-    """One pass over the devices: what matters most of them."""
-    if not sample.devices:
-        return host_vitals(info, sample)
+    """What matters most of a sample: of its devices; of the host where it has none."""
+    if sample.devices:
+        return device_vitals(info.devices, sample.devices)
+    host, total = sample.host, info.host.memory_total_bytes
+    utilization = host.cpu_percent / 100 if host.HasField("cpu_percent") else None
+    memory = host.memory_used_bytes / total if total and host.HasField("memory_used_bytes") else None
+    celsius = host.temperature_celsius if host.HasField("temperature_celsius") else None
+    frame = frame_of(utilization, memory, celsius, bytearray()) + b"\xff\xff\xff" * len(info.devices)
+    return Vitals(utilization, memory, celsius=celsius, frame=frame)
+
+
+def device_vitals(infos: Sequence[pb.DeviceInfo], devices: Sequence[pb.DeviceSample]) -> Vitals:
+    """One pass over devices. It is run for each heartbeat: a field that is not 0 is reported, and need not be asked for."""
     utilization = utilization_count = used = total = errors = 0
     fullest = celsius = limit = milliwatts = None
-    infos = list(info.devices)
-    for index, device in enumerate(sample.devices):
-        reported = device.HasField
-        known = infos[index] if index < len(infos) else UNKNOWN_DEVICE
+    rows, known = bytearray(), list(infos)
+    for index, device in enumerate(devices):
+        info = known[index] if index < len(known) else UNKNOWN_DEVICE
+        busy = full = heat = NOT_REPORTED
         if device.error:
             errors += 1
-        if reported("utilization_percent"):
-            utilization += device.utilization_percent
+        if (percent := device.utilization_percent) or device.HasField("utilization_percent"):
+            utilization += percent
             utilization_count += 1
-        if reported("memory_used_bytes") and (capacity := known.memory_total_bytes):
-            part = device.memory_used_bytes
+            busy = percent
+        part = device.memory_used_bytes
+        if (part or device.HasField("memory_used_bytes")) and (capacity := info.memory_total_bytes):
             used += part
             total += capacity
+            full = min(part * 100 // capacity, 100)
             fullest = max(fullest or 0.0, part / capacity)
-        if reported("temperature_celsius") and (celsius is None or device.temperature_celsius > celsius):
-            celsius, limit = device.temperature_celsius, known.slowdown_temperature_celsius
-        if reported("power_milliwatts"):
-            milliwatts = (milliwatts or 0) + device.power_milliwatts
+        if (degrees := device.temperature_celsius) or device.HasField("temperature_celsius"):
+            heat = 0 if degrees < 0 else degrees if degrees < NOT_REPORTED else 254
+            if celsius is None or degrees > celsius:
+                celsius, limit = degrees, info.slowdown_temperature_celsius
+        if (power := device.power_milliwatts) or device.HasField("power_milliwatts"):
+            milliwatts = (milliwatts or 0) + power
+        rows += bytes((busy, full, heat))
+    rows = rows[: 3 * len(known)] + b"\xff\xff\xff" * (len(known) - len(devices))
     mean = utilization / utilization_count / 100 if utilization_count else None
-    return Vitals(mean, fullest, used, total, celsius, limit or None, milliwatts, errors)
+    frame = frame_of(mean, fullest, celsius, rows)
+    return Vitals(mean, fullest, used, total, celsius, limit or None, milliwatts, errors, frame)
 
 
-def host_vitals(info: pb.NodeInfo, sample: pb.Sample) -> Vitals:
-    """Of a box without devices: a Raspberry Pi has a processor and memory to watch."""
-    host, total = sample.host, info.host.memory_total_bytes
-    return Vitals(
-        utilization=host.cpu_percent / 100 if host.HasField("cpu_percent") else None,
-        memory=host.memory_used_bytes / total if total and host.HasField("memory_used_bytes") else None,
-        celsius=host.temperature_celsius if host.HasField("temperature_celsius") else None,
-    )
-
-
-def frame_of(vitals: Vitals, info: pb.NodeInfo, sample: pb.Sample) -> bytes:
-    """A sample's frame of the history: the node's own row are its vitals."""
-    return history_frame((vitals.utilization, vitals.memory, vitals.celsius), info, sample)
+def frame_of(utilization: float | None, memory: float | None, celsius: float | None, devices: bytearray) -> bytes:
+    """A frame of the history: the node's own row, then those of its devices."""
+    busy = NOT_REPORTED if utilization is None else min(int(utilization * 100 + 0.5), 100)
+    full = NOT_REPORTED if memory is None else min(int(memory * 100 + 0.5), 100)
+    heat = NOT_REPORTED if celsius is None else min(max(int(celsius), 0), 254)
+    return bytes((busy, full, heat)) + devices
 
 
 def changes_of(request: pb.HeartbeatRequest, row: Row, now: float) -> dict[str, Any]:
@@ -1131,11 +1121,11 @@ def changes_of(request: pb.HeartbeatRequest, row: Row, now: float) -> dict[str, 
     for missed in request.backlog[-HISTORY_SAMPLES:]:
         if missed.sequence > row.sample.sequence:  # else it came, and only its acknowledgement was lost
             check_sample(missed)
-            history = extend_history(history, frame_of(vitals_of(info, missed), info, missed))
+            history = extend_history(history, vitals_of(info, missed).frame)
     sample = sample_of(request)
     if sample:
         vitals = vitals_of(info, sample)
-        history = extend_history(history, frame_of(vitals, info, sample))
+        history = extend_history(history, vitals.frame)
         age_milliseconds = max(request.clock_milliseconds - sample.taken_milliseconds, 0)
         changes |= {"sample": sample, "sample_at": now - age_milliseconds / 1000, "vitals": vitals, "history": history}
     return changes
@@ -1637,17 +1627,12 @@ def natural(text: str) -> list[tuple[int, str]]:
     return [(int(part), "") if index % 2 else (-1, part) for index, part in enumerate(re.split("([0-9]+)", text))]
 
 
-def device_vitals(row: Row, index: int) -> Vitals:
-    """One device as if it were the whole node."""
-    if index >= len(row.sample.devices) or index >= len(row.info.devices):
-        return Vitals()
-    info, sample = pb.NodeInfo(devices=[row.info.devices[index]]), pb.Sample(devices=[row.sample.devices[index]])
-    return vitals_of(info, sample)
-
-
 def vitals_at(row: Row, key: Key) -> Vitals:
     """Those of the node, or of the device that a key stands for."""
-    return row.vitals if key.device < 0 else device_vitals(row, key.device)
+    if key.device < 0:
+        return row.vitals
+    one = slice(key.device, key.device + 1)
+    return device_vitals(row.info.devices[one], row.sample.devices[one])
 
 
 def metric_of(vitals: Vitals, metric: str) -> float | None:
@@ -2312,7 +2297,7 @@ def example_row(index: int) -> Row:
                 sm_clock_mhz=1980,
                 throttle_reasons=0,
             )
-        history = extend_history(history, frame_of(vitals_of(info, sample), info, sample))
+        history = extend_history(history, vitals_of(info, sample).frame)
     age = {6: 4.0, 11: 31.0, 17: 9.0}.get(index, chance.random())
     return Row(
         node_id=f"Node-{1000 + index}",
