@@ -659,8 +659,10 @@ def test_a_server_that_goes_away_says_so_and_the_node_comes_back(start: Start) -
     agent.line("connected to")
     assert server.end() == 130
     agent.line("going away: come back soon.*next try in")
-    started_server(start, port=int(address.rpartition(":")[2]))
-    eventually(lambda: sum("connected to" in line for line in agent.lines) >= 2, 40)
+    back, _ = started_server(start, "--json", port=int(address.rpartition(":")[2]))
+    (row,) = back.json_line(lambda line: line["nodes"], 40)["nodes"]
+    assert row["info"]["session_number"] == 2
+    assert "going away" in row["info"]["last_error"]
 
 
 def test_half_open_connections_are_found_within_15_seconds(start: Start) -> None:
