@@ -914,7 +914,7 @@ def test_the_screen_lives_through_the_servers_absence_and_q_leaves(terminal: Ope
     server, address = started_server(start)
     screen = terminal("node.py", "--server", address, "--id", "box-1", *SIMULATED)
     screen.shows(r"● connected to .* · round trip \d+\.\d ms · every 1 s")
-    assert screen.text().count("NVIDIA H200") == 8
+    eventually(lambda: screen.text().count("NVIDIA H200") == 8)
     assert screen.cell("● connected").fg == "green"
     server.kill()
     screen.shows(r"○ disconnected .*next try in \d\.\d s")
