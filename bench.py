@@ -332,8 +332,8 @@ class Generator:
         self._fleet = [Peer(number, boxes[number % BOXES]) for number in range(plan.nodes)]
         self._next_number = plan.nodes
         self._started = time.monotonic()
-        for number, peer in enumerate(self._fleet):
-            self._schedule(peer, self._started + number / plan.sessions_per_second)
+        for turn, peer in enumerate(random.sample(self._fleet, plan.nodes)):  # neighbours on the screen must not beat in step
+            self._schedule(peer, self._started + turn / plan.sessions_per_second)
         self._clear()
 
     def run(self) -> None:
@@ -415,13 +415,14 @@ class Generator:
         self._unacknowledged += (peer.sequence - peer.acked) * peer.acknowledged
         del self._peers[peer.socket.fileno()]
         peer.socket.close()
+        left = peer.leaving
         peer.reset()
         peer.due = math.inf
         if self._plan.ids:
             peer.number, self._next_number = self._next_number, self._next_number + 1
             peer.delays = node.backoff()
             self._schedule(peer, time.monotonic())
-        elif self._plan.reconnect:
+        elif self._plan.reconnect and not left:
             self._schedule(peer, time.monotonic() + next(peer.delays))
 
     def _send(self, peer: Peer, data: bytes | bytearray) -> None:
@@ -547,6 +548,7 @@ class Generator:
     def _obey(self, command: str, *arguments: int) -> None:
         if command == "leave":
             for peer in self._fleet[:: arguments[0]]:
+                peer.due = math.inf
                 if peer.open:
                     self._depart(peer, goodbye=True)
         self._stopped = command == "stop"
@@ -948,7 +950,7 @@ def measure_fleet(nodes: int, gpus: int, command: Callable[[int], tuple[str, ...
     port = free_port()
     with Program(*command(port)) as program:
         program.wait_until_listening(port)
-        with Load(Plan(port, nodes, gpus)) as load:
+        with Load(Plan(port, nodes, gpus, reconnect=True)) as load:
             lost = sum(report.lost() for report in load.connect())
             cost = measure(program, load)
             return cost, lost + cost.sent.lost() + load.leave().lost()
@@ -976,7 +978,7 @@ def scale_screen(nodes: int, bare: Cost) -> Iterator[Figure]:
         latencies = pathlib.Path(folder, "latencies")
         with Program(*role(serve_timed, str(latencies), port), terminal=terminal) as program:
             program.wait_until_listening(port)
-            with Load(Plan(port, nodes)) as load:
+            with Load(Plan(port, nodes, reconnect=True)) as load:
                 lost = sum(report.lost() for report in load.connect())
                 frames, cost = terminal.counts()[0], measure(program, load)
                 frames = terminal.counts()[0] - frames
