@@ -1013,7 +1013,10 @@ class NvmlHardware:
 
     def __init__(self, host: HostHardware, patience_seconds: float = NVML_PATIENCE_SECONDS) -> None:
         """Raises Failure when NVML's library is absent, its driver does not answer, or there is no GPU."""
-        import pynvml  # 44 ms: only where it is asked for
+        try:
+            import pynvml  # 44 ms: only where it is asked for
+        except ImportError as error:  # a Python that was built without _ctypes
+            raise Failure(f"no NVIDIA GPU is read ({error})") from error
 
         self._nvml = pynvml
         self._host = host

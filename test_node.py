@@ -11,6 +11,7 @@ import os
 import pathlib
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -273,7 +274,7 @@ def test_the_host_is_read_through_psutil() -> None:
 
 
 def test_a_box_without_psutil_says_so_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "psutil", None)
+    monkeypatch.setitem(sys.modules, "psutil", None)
     hardware = node.HostHardware()
     sample = hardware.sample()[0]
     assert "python3-psutil" in hardware.notice
@@ -477,6 +478,11 @@ def test_without_gpus_auto_is_the_host_and_says_why(
     with pytest.raises(node.Failure, match="nvidia-smi"):
         node.open_hardware("nvml", 0)
     assert node.open_hardware("host", 0).notice == ""
+
+
+def test_a_python_without_ctypes_has_no_nvml(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert "no NVIDIA GPU is read" in node.open_hardware("auto", 0).notice
 
 
 def test_auto_takes_nvml_when_it_counts_a_gpu(nvml: Callable[..., node.NvmlHardware]) -> None:
