@@ -814,6 +814,7 @@ SILENCE_SECONDS = 12.0  # a server acknowledges every 8 s; silence of this and t
 GOODBYE_SECONDS = 2.0
 NVML_PATIENCE_SECONDS = 2.0  # a driver call that takes longer hangs
 SLOW_READING_SECONDS = 5.0  # disk and temperature change slowly, and their files are many on a large host
+SHORTEST_MEAN_SECONDS = 0.05  # the kernel counts a processor's time in ticks of 10 ms
 MAX_CORES = 64  # bytes of a heartbeat: a host with more processors reports means of groups
 MAX_PROCESSES = 256
 BACKLOG_SAMPLES = 300
@@ -877,6 +878,7 @@ class HostHardware:
             self.notice = "psutil is not there: no CPU, memory, network; install python3-psutil"
         else:
             self._psutil = psutil
+            self._processors_at = clock()
             psutil.cpu_percent(percpu=True)  # the mean since the call before: the first has none
 
     def info(self) -> tuple[pb.HostInfo, list[pb.DeviceInfo]]:
@@ -897,7 +899,7 @@ class HostHardware:
             host.load_1m = os.getloadavg()[0]
         if self._psutil:
             memory = self._psutil.virtual_memory()
-            self._add_processors(host)
+            self._add_processors(host, now)
             host.memory_used_bytes = memory.total - memory.available
             host.uptime_seconds = max(round(time.time() - self._psutil.boot_time()), 0)
             self._add_network(host, now)
@@ -917,8 +919,11 @@ class HostHardware:
             user = process.username()
         return user[:64], name[:64]
 
-    def _add_processors(self, host: pb.HostSample) -> None:
+    def _add_processors(self, host: pb.HostSample, now: float) -> None:
         assert self._psutil
+        if now - self._processors_at < SHORTEST_MEAN_SECONDS:
+            return  # psutil would say 0
+        self._processors_at = now
         percents = self._psutil.cpu_percent(percpu=True) or [0.0]
         host.cpu_percent = min(round(sum(percents) / len(percents)), 100)
         group = -(-len(percents) // MAX_CORES)
@@ -1472,8 +1477,9 @@ class NodeState:
     def publish(self, sample: pb.Sample) -> None:
         with self._changed:
             self._sample, self._sample_at = sample, self.clock()
-            host_memory = fraction(sample.host.memory_used_bytes, self._info.host.memory_total_bytes)
-            head = (sample.host.cpu_percent / 100, host_memory, reported(sample.host, "temperature_celsius"))
+            host_memory = fraction(reported(sample.host, "memory_used_bytes"), self._info.host.memory_total_bytes)
+            cpu = fraction(reported(sample.host, "cpu_percent"), 100)
+            head = (cpu, host_memory, reported(sample.host, "temperature_celsius"))
             self._history = extend_history(self._history, history_frame(head, self._info, sample))
             self._unacknowledged.append(sample)
             self._touch()

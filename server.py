@@ -1815,6 +1815,8 @@ def press(ui: Ui, key: str, lens: Lens, shown: int, per_line: int) -> Ui:
     switches = {"g": "by_gpu", "v": "grid", "p": "frozen", "?": "help"}
     if key == "escape":
         return ui._replace(page="") if ui.page else ui._replace(filter="")
+    if ui.page and key not in ("p", "?", "up", "down", "page up", "page down", "home", "end"):
+        return ui  # what the page's footer does not name would change the table behind it
     if key in switches:
         changes: dict[str, Any] = {switches[key]: not getattr(ui, switches[key])}
         if key == "g":
@@ -1857,7 +1859,10 @@ def move(ui: Ui, key: str, lens: Lens, shown: int, per_line: int) -> Ui:
     place = lens.place(ui.selected)
     if place is None:  # the first key only shows where one is
         place, steps = ui.first, {**steps, "up": 0, "down": 0, "left": 0, "right": 0}
-    selected = order[min(max(place + steps[key], 0), len(order) - 1)]
+    place = min(max(place + steps[key], 0), len(order) - 1)
+    while ui.page and order[place].node_id == ui.page and 0 < place < len(order) - 1:  # by the row of another node, not GPU by GPU
+        place += 1 if steps[key] > 0 else -1
+    selected = order[place]
     return ui._replace(selected=selected, page=ui.page and selected.node_id)
 
 
@@ -1995,15 +2000,15 @@ def totals_line(fleet: Fleet) -> Line:
     if not totals.states.get(State.ONLINE) and not totals.states.get(State.LATE):
         return [(f" listening on {fleet.listening}: no node is online", "")]
     line: Line = [(f" {totals.gpus:,} GPU{'s' * (totals.gpus != 1)} · utilization {show_percent(totals.utilization)}", "")]
-    if totals.memory_total_bytes:
-        line.append((f" · memory {show_bytes(totals.memory_used_bytes)} of {show_bytes(totals.memory_total_bytes)}", ""))
-    if totals.milliwatts:
-        line.append((f" · power {show_watts(totals.milliwatts)}", ""))
     if totals.hottest:
         vitals = totals.hottest.vitals
         style = heat_style(vitals.celsius, vitals.limit_celsius)
         heat = show_celsius(vitals.celsius, vitals.limit_celsius).strip()
         line += [(" · hottest ", ""), (f"{heat} {totals.hottest.node_id}", style)]
+    if totals.memory_total_bytes:
+        line.append((f" · memory {show_bytes(totals.memory_used_bytes)} of {show_bytes(totals.memory_total_bytes)}", ""))
+    if totals.milliwatts:
+        line.append((f" · power {show_watts(totals.milliwatts)}", ""))
     return line
 
 
@@ -2340,7 +2345,7 @@ def show_screen(registry: Registry, network: Network, inputs: Inputs, listening:
                     return
                 if key == "suspend":
                     screen.suspend(inputs)
-                elif key == "f" and not ui.typing and ui.selected:
+                elif key == "f" and not ui.typing and not ui.page and ui.selected:
                     registry.forget(ui.selected.node_id)
                 else:
                     ui = press(ui, key, lens, entries_shown(ui, width, height), entries_per_line(ui, width))
@@ -2380,6 +2385,8 @@ def run_headless(registry: Registry, network: Network, inputs: Inputs, as_json: 
             print(snapshot_json(registry), flush=True)
             snapshot_due = max(snapshot_due + 1, registry.clock())
         inputs.wait(WATCH_SECONDS)
+    if not as_json:
+        print_events(registry, printed)  # what came since the last look
 
 
 def print_events(registry: Registry, printed: int) -> int:

@@ -256,7 +256,8 @@ def test_the_catalogue_is_a_mixed_fleet() -> None:
 def test_the_host_is_read_through_psutil() -> None:
     import psutil
 
-    hardware = node.HostHardware()
+    seconds = iter([0.0, 0.001, 10.0])
+    hardware = node.HostHardware(clock=lambda: next(seconds))
     info, devices = hardware.info()
     first = hardware.sample()[0]
     sample = hardware.sample()[0]
@@ -270,6 +271,8 @@ def test_the_host_is_read_through_psutil() -> None:
     assert sample.load_1m >= 0
     assert sample.HasField("network_received_bytes_per_second")
     assert abs(sample.uptime_seconds - (time.time() - psutil.boot_time())) < 5
+    assert not first.HasField("cpu_percent")  # a mean over no time at all would be a false zero
+    assert sample.HasField("cpu_percent")
     assert not first.HasField("network_received_bytes_per_second")  # a rate needs two readings
 
 

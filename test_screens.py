@@ -245,6 +245,13 @@ def test_a_nodes_page_and_back_and_on_to_the_next() -> None:
     assert "GPU 7" not in screen.press("escape").text()
 
 
+def test_keys_that_a_page_does_not_name_leave_the_table_behind_it_alone() -> None:
+    screen = Screen(example_registry()).press("g", "down", "enter")
+    before = screen.ui
+    assert screen.press(*"gvsS/").ui == before
+    assert screen.press("down").ui.page == "Node-1001"  # the next node, not the next GPU
+
+
 def test_what_is_stale_is_grey_with_its_age_and_reason() -> None:
     screen = Screen(example_registry())
     for line in screen.frame():
