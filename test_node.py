@@ -9,6 +9,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import signal
 import socket
 import sys
@@ -671,7 +672,8 @@ def test_a_server_that_goes_away_says_so_and_the_node_comes_back(start: Start) -
     back, _ = started_server(start, "--json", port=int(address.rpartition(":")[2]))
     (row,) = back.json_line(lambda line: line["nodes"], 40)["nodes"]
     assert row["info"]["session_number"] == 2
-    assert "going away" in row["info"]["last_error"]
+    # Where the new server starts slowly, a try in between found nobody.
+    assert re.search("going away: come back soon|nothing listens on", row["info"]["last_error"])
 
 
 def test_half_open_connections_are_found_within_15_seconds(start: Start) -> None:
