@@ -869,8 +869,18 @@ class Vitals(NamedTuple):
     frame: bytes = b""  # of the history
 
 
+class Limits(NamedTuple):
+    """What readings are measured against: of a NodeInfo what each heartbeat needs, apart, since messages are slow to read."""
+
+    host_memory_bytes: int = 0
+    devices: tuple[tuple[int, int], ...] = ()  # memory in bytes, slowdown temperature in °C; 0 is not known
+
+
 class Row(NamedTuple):
-    """A node as the registry knows it. Never changed: each heartbeat puts a new row in the place of the old one."""
+    """A node as the registry knows it. Never changed: each heartbeat puts a new row in the place of the old one.
+
+    The node's messages are kept serialized: parsed, they take seven times the memory, and only the rows on the screen are read.
+    """
 
     node_id: str
     address: str
@@ -878,14 +888,28 @@ class Row(NamedTuple):
     interval_seconds: float  # the cadence that this node was told
     heartbeat_at: float  # by the registry's clock, as is sample_at
     sample_at: float | None = None  # None: it has sent none
-    info: pb.NodeInfo = pb.NodeInfo()
-    sample: pb.Sample = pb.Sample()
+    packed_info: bytes = b""
+    packed_sample: bytes = b""
+    packed_processes: bytes = b""
+    limits: Limits = Limits()  # of info
     vitals: Vitals = Vitals()
     history: bytes = b""  # the frames of the last samples
-    processes: Sequence[pb.Process] = ()
     round_trip_seconds: float | None = None  # as the node measured it
     left: bool = False
     reason: str = ""  # why it has no session
+    unread: bytes = b""  # the newest heartbeat, not checked yet: nobody has asked for what it says
+
+    @property
+    def info(self) -> pb.NodeInfo:
+        return pb.NodeInfo.FromString(self.packed_info)
+
+    @property
+    def sample(self) -> pb.Sample:
+        return pb.Sample.FromString(self.packed_sample)
+
+    @property
+    def processes(self) -> Sequence[pb.Process]:
+        return pb.ProcessList.FromString(self.packed_processes).processes
 
 
 def state_of(row: Row, now: float) -> State:
@@ -918,6 +942,11 @@ class Refused(Exception):
     def __init__(self, reason: str, code: grpc.StatusCode = grpc.StatusCode.INVALID_ARGUMENT) -> None:
         super().__init__(reason)
         self.code = code
+
+
+def taken_over(node_id: str) -> Refused:
+    """Why a session ends when its node has opened another."""
+    return Refused(f"another session of {node_id} has taken over", grpc.StatusCode.ABORTED)
 
 
 GOING_AWAY = Refused("the server is going away: come back soon", grpc.StatusCode.UNAVAILABLE)
@@ -958,19 +987,6 @@ def is_sane_host(host: pb.HostSample) -> bool:
     )
 
 
-def is_sane_device(device: pb.DeviceSample) -> bool:
-    """Whether all of a device is within RANGES."""
-    return (
-        device.utilization_percent <= 100
-        and device.memory_used_bytes <= 2**50
-        and -100 <= device.temperature_celsius <= 500
-        and device.power_milliwatts <= 10**8
-        and device.fan_percent <= 1000
-        and device.sm_clock_mhz <= 10**6
-        and len(device.error) <= MAX_TEXT
-    )
-
-
 def check_fields(message: Any, where: str) -> None:
     """Raises Refused naming the first field of `message` that is out of its range, or too long."""
     for field, value in message.ListFields():
@@ -988,21 +1004,18 @@ def check_count(devices: Sequence[Any], where: str) -> None:
         raise Refused(f"{where} has {len(devices)} devices: it may have {MAX_DEVICES}")
 
 
-def kept(part: Any, where: str) -> Any:
-    """A copy of a part of a message, since the part alone would keep the whole message in memory. Raises Refused if it is large."""
-    if part.ByteSize() > MAX_KEPT_BYTES:  # with fields that this version does not know
-        raise Refused(f"{where} has {part.ByteSize()} bytes: it may have {MAX_KEPT_BYTES}")
-    copy = type(part)()
-    copy.CopyFrom(part)
-    return copy
+def packed(part: Any, where: str) -> bytes:
+    """A part of a message, to be kept. Raises Refused if it is large."""
+    kept: bytes = part.SerializeToString()
+    if len(kept) > MAX_KEPT_BYTES:  # with fields that this version does not know
+        raise Refused(f"{where} has {len(kept)} bytes: it may have {MAX_KEPT_BYTES}")
+    return kept
 
 
-def checked_processes(processes: pb.ProcessList) -> Sequence[pb.Process]:
-    """The processes, to be kept. Raises Refused for what is too much or too long."""
+def check_processes(processes: pb.ProcessList) -> None:
+    """Raises Refused, naming the first field that is out of its range."""
     for index, process in enumerate(processes.processes):
         check_fields(process, f"processes[{index}]")
-    copy: pb.ProcessList = kept(processes, "processes")
-    return copy.processes
 
 
 def check_identity(request: pb.HeartbeatRequest) -> None:
@@ -1026,109 +1039,143 @@ def check_info(info: pb.NodeInfo) -> None:
         raise Refused("info.started_at is no time from the year 1 to 9999") from error
 
 
-def check_sample(sample: pb.Sample) -> None:
-    """Raises Refused, naming the first field that is out of its range."""
-    check_count(sample.devices, "sample")
-    if is_sane_host(sample.host) and all(map(is_sane_device, sample.devices)):
-        return
-    check_fields(sample.host, "sample.host")
-    for index, device in enumerate(sample.devices):
-        check_fields(device, f"sample.devices[{index}]")
-
-
 def sample_of(request: pb.HeartbeatRequest) -> pb.Sample | None:
-    """The checked sample of a message; the first version's nodes send one temperature and no more. Raises Refused."""
+    """The sample of a message; the first version's nodes send one temperature and no more. Raises Refused."""
     if request.gpu_temp:
         check_fields(request, "heartbeat")
     if request.HasField("sample"):
-        check_sample(request.sample)
-        large = request.ByteSize() > MAX_KEPT_BYTES  # a backlog came along
-        return kept(request.sample, "sample") if large else request.sample
+        return request.sample
     if request.gpu_temp:
         return pb.Sample(devices=[pb.DeviceSample(temperature_celsius=round(request.gpu_temp))])
     return None
 
 
-UNKNOWN_DEVICE = pb.DeviceInfo()
+def limits_of(info: pb.NodeInfo) -> Limits:
+    """What a node's readings are measured against."""
+    devices = tuple((device.memory_total_bytes, device.slowdown_temperature_celsius) for device in info.devices)
+    return the_same(Limits(info.host.memory_total_bytes, devices))
 
 
-def vitals_of(info: pb.NodeInfo, sample: pb.Sample) -> Vitals:
-    """What matters most of a sample: of its devices; of the host where it has none."""
+@functools.lru_cache(maxsize=1000)
+def the_same(limits: Limits) -> Limits:
+    """Boxes of one kind share theirs."""
+    return limits
+
+
+def vitals_of(limits: Limits, sample: pb.Sample) -> Vitals:
+    """What matters most of a sample: of its devices; of the host where it has none. Raises Refused, naming the first field
+    that is out of its range."""
+    host = sample.host
+    if not is_sane_host(host):
+        check_fields(host, "sample.host")
     if sample.devices:
-        return device_vitals(info.devices, sample.devices)
-    host, total = sample.host, info.host.memory_total_bytes
+        return device_vitals(limits.devices, sample.devices)
+    total = limits.host_memory_bytes
     utilization = host.cpu_percent / 100 if host.HasField("cpu_percent") else None
     memory = host.memory_used_bytes / total if total and host.HasField("memory_used_bytes") else None
     celsius = host.temperature_celsius if host.HasField("temperature_celsius") else None
-    frame = frame_of(utilization, memory, celsius, bytearray()) + b"\xff\xff\xff" * len(info.devices)
+    frame = frame_of(utilization, memory, celsius) + b"\xff\xff\xff" * len(limits.devices)
     return Vitals(utilization, memory, celsius=celsius, frame=frame)
 
 
-def device_vitals(infos: Sequence[pb.DeviceInfo], devices: Sequence[pb.DeviceSample]) -> Vitals:
-    """One pass over devices. It is run for each heartbeat: a field that is not 0 is reported, and need not be asked for."""
-    utilization = utilization_count = used = total = errors = 0
+def device_vitals(limits: Sequence[tuple[int, int]], devices: Sequence[pb.DeviceSample]) -> Vitals:
+    """Checks and sums up devices in one pass, since it is run for each heartbeat: a field is read once, compared without words,
+    and asked whether it is set only when it is 0. Raises Refused."""
+    if len(devices) > MAX_DEVICES:
+        raise Refused(f"sample has {len(devices)} devices: it may have {MAX_DEVICES}")
+    utilization = readings = used = total = errors = 0
     fullest = celsius = limit = milliwatts = None
-    rows, known = bytearray(), list(infos)
-    for index, device in enumerate(devices):
-        info = known[index] if index < len(known) else UNKNOWN_DEVICE
-        busy = full = heat = NOT_REPORTED
-        if device.error:
-            errors += 1
-        if (percent := device.utilization_percent) or device.HasField("utilization_percent"):
-            utilization += percent
-            utilization_count += 1
-            busy = percent
-        part = device.memory_used_bytes
-        if (part or device.HasField("memory_used_bytes")) and (capacity := info.memory_total_bytes):
+    known = len(limits)
+    if len(devices) != known:
+        limits = [*limits, *[(0, 0)] * (len(devices) - known)]
+    rows: list[int] = []
+    for device, (capacity, slowdown) in zip(devices, limits, strict=False):
+        busy, part, degrees, power = (
+            device.utilization_percent, device.memory_used_bytes, device.temperature_celsius, device.power_milliwatts,
+        )  # fmt: skip
+        if (
+            busy > 100 or part > 2**50 or not -100 <= degrees <= 500 or power > 10**8
+            or device.fan_percent > 1000 or device.sm_clock_mhz > 10**6 or device.error
+        ):  # fmt: skip
+            check_fields(device, f"sample.devices[{len(rows) // 3}]")
+            errors += 1  # no number is out of its range: it is the device's own error
+        full = heat = NOT_REPORTED
+        if busy or device.HasField("utilization_percent"):
+            utilization += busy
+            readings += 1
+        else:
+            busy = NOT_REPORTED
+        if capacity and (part or device.HasField("memory_used_bytes")):
             used += part
             total += capacity
-            full = min(part * 100 // capacity, 100)
-            fullest = max(fullest or 0.0, part / capacity)
-        if (degrees := device.temperature_celsius) or device.HasField("temperature_celsius"):
+            full = part * 100 // capacity if part < capacity else 100
+            if fullest is None or part / capacity > fullest:
+                fullest = part / capacity
+        if degrees or device.HasField("temperature_celsius"):
             heat = 0 if degrees < 0 else degrees if degrees < NOT_REPORTED else 254
             if celsius is None or degrees > celsius:
-                celsius, limit = degrees, info.slowdown_temperature_celsius
-        if (power := device.power_milliwatts) or device.HasField("power_milliwatts"):
-            milliwatts = (milliwatts or 0) + power
-        rows += bytes((busy, full, heat))
-    rows = rows[: 3 * len(known)] + b"\xff\xff\xff" * (len(known) - len(devices))
-    mean = utilization / utilization_count / 100 if utilization_count else None
-    frame = frame_of(mean, fullest, celsius, rows)
+                celsius, limit = degrees, slowdown
+        if power or device.HasField("power_milliwatts"):
+            milliwatts = power if milliwatts is None else milliwatts + power
+        rows += busy, full, heat
+    mean = utilization / readings / 100 if readings else None
+    frame = frame_of(mean, fullest, celsius) + bytes(rows[: 3 * known]) + b"\xff\xff\xff" * (known - len(devices))
     return Vitals(mean, fullest, used, total, celsius, limit or None, milliwatts, errors, frame)
 
 
-def frame_of(utilization: float | None, memory: float | None, celsius: float | None, devices: bytearray) -> bytes:
-    """A frame of the history: the node's own row, then those of its devices."""
+def frame_of(utilization: float | None, memory: float | None, celsius: float | None) -> bytes:
+    """The node's own three bytes in a frame of the history."""
     busy = NOT_REPORTED if utilization is None else min(int(utilization * 100 + 0.5), 100)
     full = NOT_REPORTED if memory is None else min(int(memory * 100 + 0.5), 100)
     heat = NOT_REPORTED if celsius is None else min(max(int(celsius), 0), 254)
-    return bytes((busy, full, heat)) + devices
+    return bytes((busy, full, heat))
 
 
-def changes_of(request: pb.HeartbeatRequest, row: Row, now: float) -> dict[str, Any]:
-    """What a message changes in its node's row. Raises Refused when a field is out of its range."""
-    changes: dict[str, Any] = {"heartbeat_at": now}
-    info, history = row.info, row.history
+def take(row: Row, request: pb.HeartbeatRequest) -> Row:
+    """The row after what a heartbeat says. Raises Refused when a field is out of its range."""
+    changes: dict[str, Any] = {"unread": b""}
+    limits, history = row.limits, row.history
     if request.HasField("info"):
         check_info(request.info)
-        changes["info"] = info = kept(request.info, "info")
-        if len(info.devices) != len(row.info.devices):
+        limits = limits_of(request.info)
+        changes |= {"packed_info": packed(request.info, "info"), "limits": limits}
+        if len(limits.devices) != len(row.limits.devices):
             history = b""
     if request.HasField("processes"):
-        changes["processes"] = checked_processes(request.processes)
+        check_processes(request.processes)
+        changes["packed_processes"] = packed(request.processes, "processes")
     if request.round_trip_microseconds:
         changes["round_trip_seconds"] = request.round_trip_microseconds / 1e6
-    for missed in request.backlog[-HISTORY_SAMPLES:]:
-        if missed.sequence > row.sample.sequence:  # else it came, and only its acknowledgement was lost
-            check_sample(missed)
-            history = extend_history(history, vitals_of(info, missed).frame)
+    if request.backlog:
+        newest = row.sample.sequence
+        for missed in request.backlog[-HISTORY_SAMPLES:]:
+            if missed.sequence > newest:  # else it came, and only its acknowledgement was lost
+                history = extend_history(history, vitals_of(limits, missed).frame)
     sample = sample_of(request)
     if sample:
-        vitals = vitals_of(info, sample)
+        vitals = vitals_of(limits, sample)
         history = extend_history(history, vitals.frame)
         age_milliseconds = max(request.clock_milliseconds - sample.taken_milliseconds, 0)
-        changes |= {"sample": sample, "sample_at": now - age_milliseconds / 1000, "vitals": vitals, "history": history}
-    return changes
+        sample_at = row.heartbeat_at - age_milliseconds / 1000
+        changes |= {"packed_sample": packed(sample, "sample"), "sample_at": sample_at, "vitals": vitals, "history": history}
+    return row._replace(**changes)
+
+
+def catch_up(row: Row) -> Row:
+    """The row with what its unread heartbeat says. Raises Refused."""
+    return take(row, pb.HeartbeatRequest.FromString(row.unread)) if row.unread else row
+
+
+def read(row: Row) -> Row:
+    """The row with what its unread heartbeat says. A refused one stays unread: its session ends when it is to be acknowledged."""
+    with contextlib.suppress(Refused):
+        return catch_up(row)
+    return row
+
+
+def is_only_a_sample(request: pb.HeartbeatRequest) -> bool:
+    """Whether nothing is lost when the next heartbeat takes the place of this one."""
+    return request.HasField("sample") and not (request.HasField("info") or request.HasField("processes") or request.leaving)
 
 
 # ---- The registry: all nodes, under one lock ----
@@ -1158,10 +1205,17 @@ class Session:
 
 
 class Registry:
-    """All nodes. Both threads call it; every verb takes the lock briefly, and a snapshot is a list of rows that never change."""
+    """All nodes. Both threads call it; every verb takes the lock briefly, and a snapshot is a list of rows that never change.
 
-    def __init__(self, interval_seconds: float, max_nodes: int, clock: Callable[[], float] = time.monotonic) -> None:
+    Where histories are kept, for a screen, each heartbeat is read as it comes. Without, only the newest one matters: it is put
+    aside, and read when someone asks for it, or when it is acknowledged. So what is acknowledged, or shown, has been checked.
+    """
+
+    def __init__(
+        self, interval_seconds: float, max_nodes: int, clock: Callable[[], float] = time.monotonic, keeps_history: bool = True
+    ) -> None:
         self.clock = clock
+        self._keeps_history = keeps_history
         self._lock = threading.Lock()
         self._rows: dict[str, Row] = {}
         self._interval_seconds = interval_seconds
@@ -1181,14 +1235,25 @@ class Registry:
         with self._lock:
             holder = self._rows.get(session.node_id)
         known = holder and holder.info.instance_id == session.instance_id
-        changes = changes_of(request, holder if holder and known else Row(session.node_id, address, session, 1.0, now), now)
+        # What is costly is done outside the lock: of a node that comes back, all that it does not bring along is as it was.
+        blank = Row(session.node_id, address, session, self._cadence_seconds(), now)
+        row = take(self._resumed(holder, blank) if holder and known else blank, request)
         session.next_acknowledgement_at = now + random.uniform(0, ACKNOWLEDGE_SECONDS)  # spread: a fleet comes back at once
         with self._lock:
             holder = self._rows.get(session.node_id)
             self._check_free(holder, session, now)
-            row = self._admit(session, request, holder, now)
-            self._put(row._replace(**changes), session, request)
+            self._admit(session, request, holder, now)
+            self._put(row, session, request)
         return session
+
+    @staticmethod
+    def _resumed(holder: Row, blank: Row) -> Row:
+        """A new session's row, with what is known of the same instance."""
+        holder = read(holder)
+        return holder._replace(
+            address=blank.address, session=blank.session, interval_seconds=blank.interval_seconds,
+            heartbeat_at=blank.heartbeat_at, left=False, reason="", round_trip_seconds=None,
+        )  # fmt: skip
 
     def _check_free(self, holder: Row | None, newcomer: Session, now: float) -> None:
         """Raises Refused when another instance lives under this id (one that is late, broken or gone gives way), or all is full."""
@@ -1215,34 +1280,30 @@ class Registry:
         if row.session and row.session.close:
             row.session.close()
 
-    def _admit(self, session: Session, request: pb.HeartbeatRequest, holder: Row | None, now: float) -> Row:
-        """The row to start with: what the same instance does not bring along again is as it was."""
-        row = Row(session.node_id, session.address, session, self._cadence_seconds(), now)
-        back = False
+    def _admit(self, session: Session, request: pb.HeartbeatRequest, holder: Row | None, now: float) -> None:
+        """Remove who held the id until now, and log who comes."""
         if holder:
-            if holder.info.instance_id == session.instance_id:
-                row = row._replace(info=holder.info, sample=holder.sample, sample_at=holder.sample_at, vitals=holder.vitals)
-                row = row._replace(history=holder.history, processes=holder.processes)
-                back = not holder.left
             self._remove(holder)
-        if holder and back:
+        if holder and holder.info.instance_id == session.instance_id and not holder.left:
             self._log("back", session.node_id, f"after {show_seconds(now - holder.heartbeat_at)}")
         else:
             hostname = f"{visible(request.info.hostname)}, " if request.info.hostname else ""
             self._log("joined", session.node_id, f"{hostname}{session.address}")
-        return row
 
     def heartbeat(self, session: Session, request: pb.HeartbeatRequest) -> None:
         """Take one more message of a session. Raises Refused for a field out of its range, or when the session is over."""
         now = self.clock()
         with self._lock:
             row = self._held(session)
-        changes = changes_of(request, row, now)
-        with self._lock:
-            row = self._held(session)
             if self._told.pop(session.node_id, None):
                 self._log("back", session.node_id, f"after {show_seconds(now - row.heartbeat_at)}")
-            self._put(row._replace(**changes), session, request)
+            if not self._keeps_history and is_only_a_sample(request):
+                self._rows[row.node_id] = row._replace(heartbeat_at=now, unread=request.SerializeToString())
+                return
+        row = take(catch_up(row)._replace(heartbeat_at=now), request)
+        with self._lock:
+            self._held(session)
+            self._put(row, session, request)
 
     def take_unary(self, request: pb.HeartbeatRequest, address: str) -> Session:
         """Take a heartbeat without a stream: of the session that its row has, or of a new one. Raises Refused as `open` does."""
@@ -1258,7 +1319,7 @@ class Registry:
         """The row that a session holds. Raises Refused when it holds none any more."""
         row = self._rows.get(session.node_id)
         if row is None or row.session is not session:
-            raise Refused(f"another session of {session.node_id} has taken over", grpc.StatusCode.ABORTED)
+            raise taken_over(session.node_id)
         return row
 
     def _put(self, row: Row, session: Session, request: pb.HeartbeatRequest) -> None:
@@ -1278,11 +1339,14 @@ class Registry:
                 self._log("disconnected", session.node_id, reason)
 
     def acknowledgement(self, session: Session) -> pb.HeartbeatResponse:
-        """The answer to what a session has sent so far, with the cadence of now."""
+        """The answer to what a session has sent so far, with the cadence of now. Raises Refused for what had not been read."""
         with self._lock:
             row = self._rows.get(session.node_id)
             interval = self._cadence_seconds()
-            if row and row.session is session and row.interval_seconds != interval:
+            if row and row.session is session:
+                if row.unread:
+                    row = catch_up(row)
+                    session.sequence = row.sample.sequence or session.sequence
                 self._rows[session.node_id] = row._replace(interval_seconds=interval)
         return pb.HeartbeatResponse(
             acknowledged=True, acknowledged_sequence=session.sequence, heartbeat_interval_milliseconds=round(interval * 1000)
@@ -1295,7 +1359,8 @@ class Registry:
     def rows(self, node_ids: Iterable[str]) -> list[Row | None]:
         """These rows, as they are now; None for one that is not there."""
         with self._lock:
-            return [self._rows.get(node_id) for node_id in node_ids]
+            rows = [self._rows.get(node_id) for node_id in node_ids]
+        return [row and read(row) for row in rows]
 
     def forget(self, node_id: str) -> None:
         """Remove a node that is lost or left; any other stays."""
@@ -1317,13 +1382,16 @@ class Registry:
 
     def snapshot(self) -> list[Row]:
         """All rows, as they are now."""
+        return [read(row) if row.unread else row for row in self._all()]
+
+    def _all(self) -> list[Row]:
         with self._lock:
             return list(self._rows.values())
 
     def watch(self) -> None:
         """See what only time tells: who is late or lost, and who has been silent for a day. Called now and then."""
         now = self.clock()
-        rows = self.snapshot()
+        rows = self._all()
         silent = [(row, state_of(row, now)) for row in rows if row.left or now - row.heartbeat_at > 3 * row.interval_seconds]
         gone = sorted((row for row, state in silent if state in (State.LOST, State.LEFT)), key=lambda row: row.heartbeat_at)
         with self._lock:
@@ -1422,8 +1490,7 @@ class Service(node_pb2_grpc.NodeServiceServicer):
         try:
             first = await self._first_message(context)
             node_id = first.node_id
-            taken_over = Refused(f"another session of {node_id} has taken over", grpc.StatusCode.ABORTED)
-            close = functools.partial(asyncio.get_running_loop().call_soon_threadsafe, self._end, task, taken_over)
+            close = functools.partial(asyncio.get_running_loop().call_soon_threadsafe, self._end, task, node_id)
             session = self._registry.open(first, address, close)
             await self._take_heartbeats(session, context)
         except (Refused, DecodeError) as error:
@@ -1462,9 +1529,9 @@ class Service(node_pb2_grpc.NodeServiceServicer):
     def _log_refusal(self, node_id: str, address: str, refused: Refused) -> None:
         self._registry.complain("refused", node_id, f"{address}: {refused} ({refused.code.name})")
 
-    def _end(self, task: asyncio.Task[None], refusal: Refused) -> None:
+    def _end(self, task: asyncio.Task[None], node_id: str) -> None:
         if task in self._streams:
-            self._streams[task] = refusal
+            self._streams[task] = taken_over(node_id)
             task.cancel()
 
     async def close(self) -> None:
@@ -1472,7 +1539,8 @@ class Service(node_pb2_grpc.NodeServiceServicer):
         self._closing = True
         streams = list(self._streams)
         for task in streams:
-            self._end(task, GOING_AWAY)
+            self._streams[task] = GOING_AWAY
+            task.cancel()
         if streams:
             await asyncio.wait(streams, timeout=GOODBYE_SECONDS / 2)
 
@@ -1632,7 +1700,7 @@ def vitals_at(row: Row, key: Key) -> Vitals:
     if key.device < 0:
         return row.vitals
     one = slice(key.device, key.device + 1)
-    return device_vitals(row.info.devices[one], row.sample.devices[one])
+    return device_vitals(row.limits.devices[one], row.sample.devices[one])
 
 
 def metric_of(vitals: Vitals, metric: str) -> float | None:
@@ -1650,7 +1718,8 @@ def sort_value(row: Row, key: Key, sort: str, now: float) -> Any:
     if sort == "name":
         return natural(row.node_id)
     if sort == "hostname":
-        return natural(row.info.hostname) if row.info.hostname else None
+        hostname = row.info.hostname
+        return natural(hostname) if hostname else None
     if sort == "state":
         return -list(State).index(state_of(row, now))
     if sort == "age":
@@ -1729,7 +1798,7 @@ def count_totals(rows: Iterable[Row], now: float) -> Totals:
         if state is not State.ONLINE and state is not State.LATE:
             continue
         vitals = row.vitals
-        gpus += len(row.info.devices)
+        gpus += len(row.limits.devices)
         used += vitals.memory_used_bytes
         total += vitals.memory_total_bytes
         milliwatts += vitals.milliwatts or 0
@@ -1801,8 +1870,8 @@ natural_key = functools.lru_cache(maxsize=100_000)(natural)
 
 def keys_of(row: Row, by_gpu: bool) -> list[Key]:
     """The entries of a node: itself, or its devices where there are any."""
-    if by_gpu and row.info.devices:
-        return [Key(row.node_id, index) for index in range(len(row.info.devices))]
+    if by_gpu and row.limits.devices:
+        return [Key(row.node_id, index) for index in range(len(row.limits.devices))]
     return [Key(row.node_id)]
 
 
@@ -2116,7 +2185,7 @@ def measure(row: Row, key: Key, column: int, part: float | None, text: str, styl
     room = width - digits
     line: Line = []
     if room > METER_CELLS + 1:
-        stride = 3 * (1 + len(row.info.devices))
+        stride = 3 * (1 + len(row.limits.devices))
         values = row.history[3 * (key.device + 1) + column :: stride]
         line.append((sparkline(values[-MOST_SPARKS:], room - METER_CELLS - 2) + " ", style))
         room = METER_CELLS + 1
@@ -2289,7 +2358,7 @@ def example_row(index: int) -> Row:
             power_limit_milliwatts=watts * 1000,
             slowdown_temperature_celsius=limit,
         )
-    loads, history = [chance.random() for _ in range(count)], b""
+    limits, loads, history = limits_of(info), [chance.random() for _ in range(count)], b""
     for sequence in range(HISTORY_SAMPLES):
         sample = pb.Sample(sequence=sequence + 1, host=pb.HostSample(cpu_percent=35, load_1m=7.5, uptime_seconds=90_000))
         loads = [min(max(load + chance.gauss(0, 0.05), 0), 1) for load in loads]
@@ -2302,7 +2371,7 @@ def example_row(index: int) -> Row:
                 sm_clock_mhz=1980,
                 throttle_reasons=0,
             )
-        history = extend_history(history, vitals_of(info, sample).frame)
+        history = extend_history(history, vitals_of(limits, sample).frame)
     age = {6: 4.0, 11: 31.0, 17: 9.0}.get(index, chance.random())
     return Row(
         node_id=f"Node-{1000 + index}",
@@ -2311,9 +2380,10 @@ def example_row(index: int) -> Row:
         interval_seconds=1.0,
         heartbeat_at=1000 - age,
         sample_at=1000 - age,
-        info=info,
-        sample=sample,
-        vitals=vitals_of(info, sample),
+        packed_info=info.SerializeToString(),
+        packed_sample=sample.SerializeToString(),
+        limits=limits,
+        vitals=vitals_of(limits, sample),
         history=history,
         round_trip_seconds=0.0012,
         left=index == 17,
@@ -2453,12 +2523,12 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def run(options: argparse.Namespace) -> int:
     """The program after its command line. Raises Failure."""
-    registry = Registry(options.interval, options.max_nodes)
+    screen = is_screen() and not options.headless and not options.json
+    registry = Registry(options.interval, options.max_nodes, keeps_history=screen)
     network = Network(registry, options.listen)
     if options.debug:
         logging.basicConfig(level=logging.ERROR)
     logging.getLogger().addHandler(ErrorEvents(registry))
-    screen = is_screen() and not options.headless and not options.json
     with Inputs(keyboard=screen) as inputs:
         if warning := raise_open_files(options.max_nodes):
             registry.complain("warning", "server", warning)

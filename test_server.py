@@ -272,18 +272,20 @@ def test_a_sample_from_the_future_is_new_and_one_without_a_clock_too() -> None:
 def test_what_was_not_reported_is_no_vital() -> None:
     info = pb.NodeInfo(devices=[pb.DeviceInfo(memory_total_bytes=100, slowdown_temperature_celsius=90), pb.DeviceInfo()])
     blank = b"\xff" * (3 + 3 * len(info.devices))
-    assert server.vitals_of(info, pb.Sample()) == server.Vitals(frame=blank)
+    assert server.vitals_of(server.limits_of(info), pb.Sample()) == server.Vitals(frame=blank)
     lost = pb.Sample(devices=[pb.DeviceSample(error="lost"), pb.DeviceSample()])
-    assert server.vitals_of(info, lost) == server.Vitals(errors=1, frame=blank)
+    assert server.vitals_of(server.limits_of(info), lost) == server.Vitals(errors=1, frame=blank)
     reported = [
         pb.DeviceSample(utilization_percent=0, memory_used_bytes=25, temperature_celsius=40, power_milliwatts=0),
         pb.DeviceSample(utilization_percent=50, memory_used_bytes=99, temperature_celsius=30),
     ]
     frame = bytes([25, 25, 40, 0, 25, 40, 50, 255, 30])
-    assert server.vitals_of(info, pb.Sample(devices=reported)) == server.Vitals(0.25, 0.25, 25, 100, 40, 90, 0, 0, frame)
+    assert server.vitals_of(server.limits_of(info), pb.Sample(devices=reported)) == server.Vitals(
+        0.25, 0.25, 25, 100, 40, 90, 0, 0, frame
+    )
     assert node.history_frame((0.25, 0.25, 40), info, pb.Sample(devices=reported)) == frame  # the node's own screen shows the same
     host = pb.Sample(host=pb.HostSample(cpu_percent=50, memory_used_bytes=1, temperature_celsius=60))
-    assert server.vitals_of(pb.NodeInfo(host=pb.HostInfo(memory_total_bytes=4)), host) == server.Vitals(
+    assert server.vitals_of(server.Limits(host_memory_bytes=4), host) == server.Vitals(
         0.5, 0.25, celsius=60, frame=bytes([50, 25, 60])
     )
 
@@ -1324,7 +1326,10 @@ def exact(lines: list[server.Line], width: int, height: int) -> bool:
 @pytest.mark.parametrize("count", [0, 1, 24, 300])
 def test_a_frame_has_exactly_its_size(size: tuple[int, int], count: int) -> None:
     rows = examples(count)
-    wide = [row._replace(node_id="机" * 40, address="a" * 300, info=pb.NodeInfo(hostname="机" * 200)) for row in rows[:1]]
+    wide = [
+        row._replace(node_id="机" * 40, address="a" * 300, packed_info=pb.NodeInfo(hostname="机" * 200).SerializeToString())
+        for row in rows[:1]
+    ]
     assert exact(frame_of(rows, *size), *size)
     assert exact(frame_of(wide + rows[1:], *size), *size)
 
