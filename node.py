@@ -810,7 +810,7 @@ def core_lines(percents: bytes, width: int) -> list[Line]:
 
 MAX_BACKOFF_SECONDS = 30.0
 SESSION_PATIENCE_SECONDS = 10.0  # for the first acknowledgement of a session
-SILENCE_SECONDS = 12.0  # a server acknowledges every 8 s; silence of this and two intervals is a half-open connection
+SILENCE_SECONDS = 12.0  # a server acknowledges every 9.5 s; silence of this and two intervals is a half-open connection
 GOODBYE_SECONDS = 2.0
 NVML_PATIENCE_SECONDS = 2.0  # a driver call that takes longer hangs
 SLOW_READING_SECONDS = 5.0  # disk and temperature change slowly, and their files are many on a large host
