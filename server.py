@@ -824,7 +824,7 @@ MAX_DEVICES = 128
 MAX_TEXT = 256  # characters of any text that a node sends
 FORGET_SECONDS = 24 * 3600.0
 LOST_SECONDS = 10.0
-DATA_FRAMES_PER_SECOND = 10  # heartbeats come all the time; keys are answered at once
+DATA_FRAMES_PER_SECOND = 12  # heartbeats come all the time; keys are answered at once
 GOODBYE_SECONDS = 2.0
 WATCH_SECONDS = 1.0  # from one look at who is late to the next: for the log, since a row's state is told from its age
 PRINT_SECONDS = 0.2  # from one look into the log to the next, without a screen
@@ -1721,6 +1721,17 @@ def metric_of(vitals: Vitals, metric: str) -> float | None:
     }[metric]
 
 
+def metric_at(row: Row, key: Key, metric: str) -> float | None:
+    """The same number; of a device to the percent, since it comes from the history's newest frame: no message is parsed for it."""
+    if key.device < 0 or metric == "power":
+        return metric_of(vitals_at(row, key), metric)
+    at = 3 + 3 * key.device + METRICS.index(metric)
+    value = row.vitals.frame[at] if at < len(row.vitals.frame) else NOT_REPORTED
+    if value == NOT_REPORTED:
+        return None
+    return value if metric == "temperature" else value / 100
+
+
 def sort_value(row: Row, key: Key, sort: str, now: float) -> Any:
     """What entries are compared by; None sorts last."""
     if sort == "name":
@@ -1732,7 +1743,7 @@ def sort_value(row: Row, key: Key, sort: str, now: float) -> Any:
         return -list(State).index(state_of(row, now))
     if sort == "age":
         return now - row.heartbeat_at
-    return metric_of(vitals_at(row, key), sort)
+    return metric_at(row, key, sort)
 
 
 COMPARISON = re.compile(r"(util|mem|temp|power|age)[a-z]*(<=|>=|<|>|=)(\d+(?:\.\d+)?)", re.IGNORECASE | re.ASCII)
@@ -1766,13 +1777,13 @@ def measured(row: Row, key: Key, name: str, now: float) -> float | None:
     """A reading in the unit of the filter: percent, °C, watts or seconds."""
     if name == "age":
         return now - row.heartbeat_at
-    vitals = vitals_at(row, key)
-    value, scale = {
-        "util": (vitals.utilization, 100.0),
-        "mem": (vitals.memory, 100.0),
-        "temp": (vitals.celsius, 1.0),
-        "power": (vitals.milliwatts, 0.001),
+    metric, scale = {
+        "util": ("utilization", 100.0),
+        "mem": ("memory", 100.0),
+        "temp": ("temperature", 1.0),
+        "power": ("power", 0.001),
     }[name]
+    value = metric_at(row, key, metric)
     return None if value is None else value * scale
 
 
@@ -1819,12 +1830,14 @@ def count_totals(rows: Iterable[Row], now: float) -> Totals:
 
 
 class Lens:
-    """The part of the fleet that the Ui asks for. What costs by the whole fleet (order, filter, totals) is done once a second;
-    a frame costs only the rows that it shows."""
+    """The part of the fleet that the Ui asks for. What costs by the whole fleet (order, filter, totals) is done once a second, or
+    less often where it would take more than a tenth of the time; a frame costs only the rows that it shows."""
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
         self._frozen: dict[str, Row] | None = None
+        self._shape: tuple[object, ...] = ()  # what the order by name depends on
+        self._by_name: list[Key] = []
         self._order: list[Key] = []
         self._places: dict[Key, int] = {}
         self._totals = Totals()
@@ -1840,8 +1853,10 @@ class Lens:
             self._frozen = {row.node_id: row for row in self._registry.snapshot()}
         asked = (ui.sort, ui.descending, ui.filter, ui.by_gpu, ui.frozen)
         if asked != self._asked or (self.now >= self._due and not ui.frozen):
-            self._asked, self._due = asked, self.now + 1
+            self._asked = asked
             self._sort(ui)
+            finished = self._registry.clock()
+            self._due = finished + max(1.0, 10 * (finished - self.now))
         return self._order
 
     def place(self, key: Key | None) -> int | None:
@@ -1862,15 +1877,28 @@ class Lens:
         rows = self._registry.snapshot() if self._frozen is None else list(self._frozen.values())
         now, tests = self.now, parse_filter(ui.filter)
         self._totals = count_totals(rows, now)
-        entries = [(row, key) for row in rows for key in keys_of(row, ui.by_gpu) if all(test(row, key, now) for test in tests)]
-        entries.sort(key=lambda entry: (natural_key(entry[0].node_id), entry[1].device))
-        if ui.sort != "name":
-            valued = [(sort_value(row, key, ui.sort, now), key) for row, key in entries]
-            present = sorted((pair for pair in valued if pair[0] is not None), key=lambda pair: pair[0], reverse=ui.descending)
-            self._order = [key for _, key in present] + [key for value, key in valued if value is None]
-        else:
-            self._order = [key for _, key in (reversed(entries) if ui.descending else entries)]
-        self._places = {key: place for place, key in enumerate(self._order)}
+        shape = (ui.by_gpu, [row.node_id for row in rows], [row.limits for row in rows])
+        if shape != self._shape:
+            self._shape = shape
+            keys = [key for row in rows for key in keys_of(row, ui.by_gpu)]
+            self._by_name = sorted(keys, key=lambda key: (natural_key(key.node_id), key.device))
+        order = self._by_name
+        if tests or ui.sort != "name":
+            known = {row.node_id: row for row in rows}
+            entries = [(known[key.node_id], key) for key in order]
+            entries = [(row, key) for row, key in entries if all(test(row, key, now) for test in tests)]
+            valued: list[tuple[Key, Any]] = [
+                (key, None if ui.sort == "name" else sort_value(row, key, ui.sort, now)) for row, key in entries
+            ]
+            present = [pair for pair in valued if pair[1] is not None]
+            present.sort(key=lambda pair: pair[1], reverse=ui.descending)
+            missing = [key for key, value in valued if value is None]
+            order = [key for key, _ in present] + (missing[::-1] if ui.sort == "name" and ui.descending else missing)
+        elif ui.descending:
+            order = order[::-1]
+        if order != self._order:
+            self._order = order
+            self._places = {key: place for place, key in enumerate(order)}
 
 
 natural_key = functools.lru_cache(maxsize=100_000)(natural)
@@ -2402,7 +2430,7 @@ def example_row(index: int) -> Row:
 
 
 def show_screen(registry: Registry, network: Network, inputs: Inputs, listening: str, options: argparse.Namespace) -> None:
-    """The main thread with a terminal: ten frames a second, more while keys are pressed; only changed lines are sent."""
+    """The main thread with a terminal: twelve frames a second, more while keys are pressed; only changed lines are sent."""
     ui, lens = Ui(), Lens(registry)
     frame_due = watch_due = 0.0
     with Screen(options.no_color) as screen:
@@ -2416,7 +2444,7 @@ def show_screen(registry: Registry, network: Network, inputs: Inputs, listening:
                 ui = follow(ui, lens, entries_shown(ui, width, height), entries_per_line(ui, width))
                 fleet = look(lens, ui, width, height, listening, registry.newest_events(height))
                 screen.draw(render(fleet, width, height))
-                frame_due = now + 1 / min(options.fps, DATA_FRAMES_PER_SECOND)
+                frame_due = max(frame_due + 1 / min(options.fps, DATA_FRAMES_PER_SECOND), now)
             keys = inputs.wait(frame_due - now)
             for key in keys:
                 if key == "q" and not ui.typing:
