@@ -825,8 +825,8 @@ def serve_rows(count: int, port: int) -> None:
     boxes = [course(8, seed) for seed in range(BOXES)]
 
     class FullRegistry(server.Registry):
-        def __init__(self, *arguments: Any) -> None:
-            super().__init__(*arguments)
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
             self._known = [self._start(number) for number in range(count)]
             threading.Thread(target=self._feed, daemon=True).start()
 
