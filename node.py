@@ -349,6 +349,7 @@ class Inputs:
         self._wakeup = signal.set_wakeup_fd(self._woken.fileno(), warn_on_full_buffer=False)
         if self._keyboard:
             self._handlers[signal.SIGTSTP] = signal.signal(signal.SIGTSTP, self._note_suspend)
+            self._handlers[signal.SIGWINCH] = signal.signal(signal.SIGWINCH, lambda *_: None)  # that it wakes is enough
         self._take_keyboard()
         return self
 
@@ -389,8 +390,13 @@ class Inputs:
             raise KeyboardInterrupt
         self.signal = number
 
+    def wake(self) -> None:
+        """From any thread: end the wait."""
+        with contextlib.suppress(OSError):  # full: it wakes anyway; closed: nobody waits
+            self._woken.send(b"\0")
+
     def wait(self, seconds: float) -> list[str]:
-        """Wait until a key is pressed, a signal comes, or `seconds` have passed; return the keys by their names."""
+        """Wait for a key, a signal, another size, `wake`, or `seconds`; return the keys pressed, by their names."""
         watched = [self._wake, sys.stdin] if self._keyboard else [self._wake]
         ready, _, _ = select.select(watched, [], [], max(seconds, 0))
         if self._wake in ready:
@@ -1459,6 +1465,7 @@ class NodeState:
         self.interval_seconds = interval_seconds
         self.started_at = clock()
         self.failure = ""  # what ends the program with exit code 1
+        self.on_change: Callable[[], None] = lambda: None
         self._changed = threading.Condition(threading.Lock())
         self._version = 0
         self._node_id = node_id
@@ -1581,6 +1588,7 @@ class NodeState:
     def _touch(self) -> None:
         self._version += 1
         self._changed.notify_all()
+        self.on_change()
 
 
 # ---- Telemetry thread ----
@@ -1974,8 +1982,8 @@ def show_screen(state: NodeState, inputs: Inputs, no_color: bool, frames_per_sec
             current = (state.version(), screen.size(), int(now * tenths))
             if current != drawn and now >= due:
                 screen.draw(render(state.view(), *screen.size(), time.time(), now))
-                drawn, due = current, now + 1 / frames_per_second
-            keys = inputs.wait(1 / frames_per_second)
+                drawn, due = current, max(due + 1 / frames_per_second, now)
+            keys = inputs.wait((due if current != drawn else (current[2] + 1) / tenths) - state.clock())
             if "q" in keys:
                 return
             if "suspend" in keys:
@@ -2009,7 +2017,7 @@ def run_headless(state: NodeState, inputs: Inputs, as_json: bool) -> int:
             view = state.view()
             sequence = view.sample.sequence
             print(reading_json(view.node_id, view.info, view.sample), flush=True)
-        inputs.wait(0.1)
+        inputs.wait(1)
     return printed
 
 
@@ -2119,6 +2127,7 @@ def run(options: argparse.Namespace) -> int:
     screen = is_screen() and not options.headless
     printed = 0
     with Inputs(keyboard=screen) as inputs:
+        state.on_change = inputs.wake
         threads = [
             guarded(state, options.debug, keep_sampling, hardware, state, options.interval),
             guarded(state, options.debug, keep_connected, state, identity, server, options.interval),

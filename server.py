@@ -355,6 +355,7 @@ class Inputs:
         self._wakeup = signal.set_wakeup_fd(self._woken.fileno(), warn_on_full_buffer=False)
         if self._keyboard:
             self._handlers[signal.SIGTSTP] = signal.signal(signal.SIGTSTP, self._note_suspend)
+            self._handlers[signal.SIGWINCH] = signal.signal(signal.SIGWINCH, lambda *_: None)  # that it wakes is enough
         self._take_keyboard()
         return self
 
@@ -395,8 +396,13 @@ class Inputs:
             raise KeyboardInterrupt
         self.signal = number
 
+    def wake(self) -> None:
+        """From any thread: end the wait."""
+        with contextlib.suppress(OSError):  # full: it wakes anyway; closed: nobody waits
+            self._woken.send(b"\0")
+
     def wait(self, seconds: float) -> list[str]:
-        """Wait until a key is pressed, a signal comes, or `seconds` have passed; return the keys by their names."""
+        """Wait for a key, a signal, another size, `wake`, or `seconds`; return the keys pressed, by their names."""
         watched = [self._wake, sys.stdin] if self._keyboard else [self._wake]
         ready, _, _ = select.select(watched, [], [], max(seconds, 0))
         if self._wake in ready:
