@@ -779,11 +779,13 @@ def host_words(subject: Subject) -> str:
     """The rest of what the host reports, in words."""
     sample = subject.sample.host
     celsius, load, uptime = (reported(sample, field) for field in ("temperature_celsius", "load_1m", "uptime_seconds"))
+    cpus = reported(subject.info.host, "cpu_count")
     received = reported(sample, "network_received_bytes_per_second")
     sent = reported(sample, "network_sent_bytes_per_second")
     words = [
         "" if celsius is None else show_celsius(celsius, None).strip(),
-        "" if load is None else f"load {load:.2f} on {subject.info.host.cpu_count} CPUs",
+        "" if load is None else f"load {load:.2f}",
+        "" if cpus is None else f"{cpus} CPU{'s' * (cpus != 1)}",
         "" if received is None else f"↓ {show_bytes(received)}/s ↑ {show_bytes(sent)}/s",
         "" if uptime is None else f"up {show_seconds(uptime)}",
     ]

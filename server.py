@@ -37,6 +37,7 @@ import select
 import signal
 import socket
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -785,11 +786,13 @@ def host_words(subject: Subject) -> str:
     """The rest of what the host reports, in words."""
     sample = subject.sample.host
     celsius, load, uptime = (reported(sample, field) for field in ("temperature_celsius", "load_1m", "uptime_seconds"))
+    cpus = reported(subject.info.host, "cpu_count")
     received = reported(sample, "network_received_bytes_per_second")
     sent = reported(sample, "network_sent_bytes_per_second")
     words = [
         "" if celsius is None else show_celsius(celsius, None).strip(),
-        "" if load is None else f"load {load:.2f} on {subject.info.host.cpu_count} CPUs",
+        "" if load is None else f"load {load:.2f}",
+        "" if cpus is None else f"{cpus} CPU{'s' * (cpus != 1)}",
         "" if received is None else f"↓ {show_bytes(received)}/s ↑ {show_bytes(sent)}/s",
         "" if uptime is None else f"up {show_seconds(uptime)}",
     ]
@@ -1665,18 +1668,17 @@ def raise_open_files(max_nodes: int) -> str:
 # ---- What the user looks at: a Ui that keys change, and the part of the fleet that it asks for ----
 
 METRICS = ("utilization", "memory", "temperature", "power")
-SORTS = ("name", "state", *METRICS, "age", "hostname")
+SORTS = ("name", "hostname", "state", "hardware", *METRICS, "age")  # in the order of the columns
 KEYS = (
-    ("↑ ↓ PgUp PgDn Home End", "move"),
-    ("Enter, Esc", "a node's page, and back"),
-    ("s, S", "choose the sort column; turn it round"),
-    ("/", "filter: words match id, hostname, device and address"),
-    ("", "state:lost  util<10  mem>90  temp>80  power>300  age>60"),
+    ("↑↓ PgUp End …", "move"),
+    ("Enter Esc", "a node's page, and back"),
+    ("s S", "sort by the next column; turn it round"),
+    ("/", "filter: words match id, hostname, device and address,"),
+    ("", "state:lost util<10 mem>90% temp>80 power>1.5kW age>2m"),
     ("g", "a row for each GPU"),
-    ("v", "grid: a cell for each node or GPU; s chooses the metric"),
-    ("f", "forget a node that is lost or left"),
+    ("v", "grid: a cell for each node or GPU; s: the next metric"),
     ("p", "freeze the picture"),
-    ("?", "this help"),
+    ("f", "forget a node that is lost or left"),
     ("q", "quit"),
 )
 
@@ -1686,6 +1688,17 @@ class Key(NamedTuple):
 
     node_id: str
     device: int = -1
+
+
+class Room(NamedTuple):
+    """How many entries fit on the screen."""
+
+    lines: int  # of the table or grid
+    per_line: int  # entries beside each other: one in the table
+
+    @property
+    def entries(self) -> int:
+        return self.lines * self.per_line
 
 
 class Ui(NamedTuple):
@@ -1699,6 +1712,7 @@ class Ui(NamedTuple):
     typing: bool = False  # the filter is being typed
     by_gpu: bool = False
     grid: bool = False
+    metric: str = "utilization"  # what colours the grid
     frozen: bool = False
     help: bool = False
     page: str = ""  # the node whose page is open
@@ -1745,6 +1759,8 @@ def sort_value(row: Row, key: Key, sort: str, now: float) -> Any:
     if sort == "hostname":
         hostname = row.info.hostname
         return natural(hostname) if hostname else None
+    if sort == "hardware":
+        return natural(device_names(row.info))
     if sort == "state":
         return -list(State).index(state_of(row, now))
     if sort == "age":
@@ -1752,30 +1768,47 @@ def sort_value(row: Row, key: Key, sort: str, now: float) -> Any:
     return metric_at(row, key, sort)
 
 
-COMPARISON = re.compile(r"(util|mem|temp|power|age)[a-z]*(<=|>=|<|>|=)(\d+(?:\.\d+)?)", re.IGNORECASE | re.ASCII)
+COMPARISON = re.compile(r"(util|mem|temp|power|age)[a-z]*(<=|>=|<|>|=)(\d+(?:\.\d+)?)(\D*)", re.IGNORECASE | re.ASCII)
+UNITS = {
+    "util": {"": 1, "%": 1},
+    "mem": {"": 1, "%": 1},
+    "temp": {"": 1, "c": 1, "°c": 1},
+    "power": {"": 1, "w": 1, "kw": 1000},
+    "age": {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400},
+}
 COMPARE: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge, "=": operator.eq,
 }  # fmt: skip
 Test = Callable[[Row, Key, float], bool]
 
 
-def parse_filter(text: str) -> list[Test]:
-    """All of these must hold: state:WORD, comparisons (percent, °C, watts, seconds), and words for the rest."""
-    return [parse_term(term) for term in text.lower().split()]
+def parse_filter(text: str) -> tuple[list[Test], list[str]]:
+    """What must hold of an entry, all of it: state:WORD, comparisons, and words for the rest; and the terms that are none of these.
+
+    A term that can't be read restricts nothing, and the table says so: it may only be half typed.
+    """
+    tests = {term: parse_term(term) for term in text.lower().split()}
+    return [test for test in tests.values() if test], [term for term, test in tests.items() if not test]
 
 
-def parse_term(term: str) -> Test:
-    """One word of a filter."""
+def parse_term(term: str) -> Test | None:
+    """One word of a filter. None: a comparison or a state that can't be read."""
     if match := COMPARISON.fullmatch(term):
-        name, compare, number = match[1], COMPARE[match[2]], float(match[3])
+        name, compare, number, scale = match[1], COMPARE[match[2]], float(match[3]), UNITS[match[1]].get(match[4])
+        if scale is None:
+            return None
+        limit = number * scale
 
         def compared(row: Row, key: Key, now: float) -> bool:
             value = measured(row, key, name, now)
-            return value is not None and compare(value, number)
+            return value is not None and compare(value, limit)
 
         return compared
     if term.startswith("state:"):
-        return lambda row, _key, now: state_of(row, now).value.lower().startswith(term[6:])
+        wanted = [state for state in State if state.value.lower().startswith(term[6:])]
+        return (lambda row, _key, now: state_of(row, now) in wanted) if wanted else None
+    if set("<>=") & set(term):
+        return None
     return lambda row, key, _now: term in searched_text(row, key)
 
 
@@ -1849,12 +1882,12 @@ class Lens:
         self._totals = Totals()
         self._asked: tuple[object, ...] = ()
         self._due = 0.0
-        self.now = 0.0
+        self.now = self.wall = 0.0  # the moment that is shown, by the registry's clock and by the wall's
 
     def order(self, ui: Ui) -> list[Key]:
         """All entries that the Ui asks for, in its order; as of the last second, or of now when it asks for others."""
         if not ui.frozen:
-            self._frozen, self.now = None, self._registry.clock()
+            self._frozen, self.now, self.wall = None, self._registry.clock(), time.time()
         elif self._frozen is None:
             self._frozen = {row.node_id: row for row in self._registry.snapshot()}
         asked = (ui.sort, ui.descending, ui.filter, ui.by_gpu, ui.frozen)
@@ -1881,7 +1914,7 @@ class Lens:
 
     def _sort(self, ui: Ui) -> None:
         rows = self._registry.snapshot() if self._frozen is None else list(self._frozen.values())
-        now, tests = self.now, parse_filter(ui.filter)
+        now, (tests, _) = self.now, parse_filter(ui.filter)
         self._totals = count_totals(rows, now)
         shape = (ui.by_gpu, [row.node_id for row in rows], [row.limits for row in rows])
         if shape != self._shape:
@@ -1917,8 +1950,8 @@ def keys_of(row: Row, by_gpu: bool) -> list[Key]:
     return [Key(row.node_id)]
 
 
-def press(ui: Ui, key: str, lens: Lens, shown: int, per_line: int) -> Ui:
-    """The Ui after a key. `shown` entries fit on the screen, `per_line` of them beside each other."""
+def press(ui: Ui, key: str, lens: Lens, room: Room) -> Ui:
+    """The Ui after a key."""
     if ui.typing:
         return type_filter(ui, key)
     if ui.help:
@@ -1939,12 +1972,14 @@ def press(ui: Ui, key: str, lens: Lens, shown: int, per_line: int) -> Ui:
         order = lens.order(ui)
         selected = ui.selected or (order[ui.first] if ui.first < len(order) else None)
         return ui._replace(selected=selected, page=selected.node_id) if selected else ui
+    if key == "s" and ui.grid:
+        return ui._replace(metric=METRICS[(METRICS.index(ui.metric) + 1) % len(METRICS)])
     if key == "s":
         sort = SORTS[(SORTS.index(ui.sort) + 1) % len(SORTS)]
         return ui._replace(sort=sort, descending=sort in (*METRICS, "age"))
     if key == "S":
         return ui._replace(descending=not ui.descending)
-    return move(ui, key, lens, shown, per_line)
+    return move(ui, key, lens, room)
 
 
 def type_filter(ui: Ui, key: str) -> Ui:
@@ -1960,11 +1995,11 @@ def type_filter(ui: Ui, key: str) -> Ui:
     return ui._replace(filter=(ui.filter + key)[:60]) if len(key) == 1 and key.isprintable() else ui
 
 
-def move(ui: Ui, key: str, lens: Lens, shown: int, per_line: int) -> Ui:
+def move(ui: Ui, key: str, lens: Lens, room: Room) -> Ui:
     """The selection moved; with a page open, the page goes to the next node."""
     order = lens.order(ui)
-    steps = {"up": -per_line, "down": per_line, "left": -1, "right": 1, "page up": -shown, "page down": shown}
-    steps |= {"home": -len(order), "end": len(order)}
+    steps = {"up": -room.per_line, "down": room.per_line, "left": -1, "right": 1}
+    steps |= {"page up": -room.entries, "page down": room.entries, "home": -len(order), "end": len(order)}
     if key not in steps or not order or (key in ("left", "right") and not ui.grid):
         return ui
     place = lens.place(ui.selected)
@@ -1977,16 +2012,16 @@ def move(ui: Ui, key: str, lens: Lens, shown: int, per_line: int) -> Ui:
     return ui._replace(selected=selected, page=ui.page and selected.node_id)
 
 
-def follow(ui: Ui, lens: Lens, shown: int, per_line: int) -> Ui:
+def follow(ui: Ui, lens: Lens, room: Room) -> Ui:
     """The Ui with its selection on the screen: the selection stays on its node when rows move."""
     order = lens.order(ui)
     place = lens.place(ui.selected)
     if place is None:
         ui, first = ui._replace(selected=None), ui.first
     else:
-        first = min(max(ui.first, place - shown + 1), place)
-    first = max(min(first, len(order) - shown + per_line - 1), 0)
-    return ui._replace(first=first - first % per_line)
+        first = min(max(ui.first, place - room.entries + 1), place)
+    first = max(min(first, len(order) - room.entries + room.per_line - 1), 0)
+    return ui._replace(first=first - first % room.per_line)
 
 
 # ---- The screen: pure functions of a fleet, a size and a time ----
@@ -2013,11 +2048,11 @@ EVENT_STYLES = {
 
 COLUMNS = (
     Column("NODE", 16, 0),
-    Column("HOSTNAME", 14, 6),
-    Column("STATE", 12, 4),
-    Column("GPUS", 20, 7),
-    Column("UTIL", 5, 1),
-    Column("MEM", 5, 3),
+    Column("HOSTNAME", 14, 4),
+    Column("STATE", 12, 6),
+    Column("HARDWARE", 16, 7),
+    Column("UTIL", 5, 1, ">"),
+    Column("MEM", 5, 3, ">"),
     Column("TEMP", 6, 1, ">"),
     Column("POWER", 7, 5, ">"),
     Column("AGE", 6, 2, ">"),
@@ -2031,6 +2066,7 @@ class Fleet(NamedTuple):
     """All that a frame shows, taken at one moment."""
 
     ui: Ui
+    room: Room
     entries: Sequence[tuple[Key, Row]]  # those on the screen, from ui.first on
     matching: int  # entries in all
     totals: Totals
@@ -2043,17 +2079,18 @@ class Fleet(NamedTuple):
 
 def look(lens: Lens, ui: Ui, width: int, height: int, listening: str, events: Sequence[Event]) -> Fleet:
     """What a frame needs, and no more."""
-    order = lens.order(ui)
-    keys = order[ui.first : ui.first + entries_shown(ui, width, height)]
+    order, room = lens.order(ui), room_of(ui, lens, width, height)
+    keys = order[ui.first : ui.first + room.entries]
     rows = lens.rows(key.node_id for key in keys)
     return Fleet(
         ui=ui,
+        room=room,
         entries=[(key, row) for key, row in zip(keys, rows, strict=True) if row],
         matching=len(order),
         totals=lens.totals,
         page=lens.rows([ui.page])[0] if ui.page else None,
         now=lens.now,
-        wall=time.time(),
+        wall=lens.wall,
         listening=listening,
         events=events,
     )
@@ -2069,7 +2106,7 @@ def render(fleet: Fleet, width: int, height: int) -> list[Line]:
         body = page_panels(fleet.page, fleet.now, width, height - 3)
     else:
         panel = grid_panel if fleet.ui.grid else table_panel
-        body = [*panel(fleet, width, lines_shown(height)), *event_panel(fleet.events, width, event_panel_height(height))]
+        body = [*panel(fleet, width), *event_panel(fleet.events, width, event_panel_height(height))]
     return [*fit_lines([*header(fleet, width), *body], width, height - 1), footer(fleet, width)]
 
 
@@ -2078,52 +2115,58 @@ def event_panel_height(height: int) -> int:
     return 0 if height < 16 else max(height // 5, 5)
 
 
-def lines_shown(height: int) -> int:
-    """Lines of the table or grid: what header, borders, titles, log and footer leave."""
-    return max(height - 2 - 3 - event_panel_height(height) - 1, 1)
-
-
-def entries_per_line(ui: Ui, width: int) -> int:
-    """Cells beside each other in the grid; one row in the table."""
-    return max(width - 4, 1) if ui.grid else 1
-
-
-def entries_shown(ui: Ui, width: int, height: int) -> int:
-    """Entries that fit on the screen."""
-    return lines_shown(height) * entries_per_line(ui, width)
+def room_of(ui: Ui, lens: Lens, width: int, height: int) -> Room:
+    """What header, borders, titles, log and footer leave."""
+    lines = max(height - 2 - 3 - event_panel_height(height) - 1, 1)
+    if not ui.grid:
+        return Room(lines, 1)
+    rooms = [Room(lines, max((width - 4) // cell, 1)) for cell in GRID_CELLS]
+    return next((room for room in rooms if room.entries >= len(lens.order(ui))), rooms[-1])
 
 
 def header(fleet: Fleet, width: int) -> list[Line]:
     """Two lines: nodes by state, and what the fleet is and does."""
     count = sum(fleet.totals.states.values())
-    line: Line = [(" Edge fleet", "bold"), (f"  {count:,} node{'s' * (count != 1)}", "")]
+    wide = width >= 80
+    parts: list[Line] = [[(" Edge fleet ", "bold")]] * wide + [[(f" {count:,} node{'s' * (count != 1)}", "")]]
     for state, (glyph, style) in STATE_STYLES.items():
         if number := fleet.totals.states.get(state):
-            line.append((f"  {glyph} {number:,} {state.value.lower()}", style))
-    right: Line = [(" FROZEN ", "bold reverse")] if fleet.ui.frozen else []
-    right.append((time.strftime(" %H:%M:%S ", time.localtime(fleet.wall)), "dim"))
-    return [[*fit_line(line, width - sum(cells(text) for text, _ in right)), *right], totals_line(fleet)]
+            parts.append([(f"  {glyph} {number:,}" + f" {state.value.lower()}" * wide, style)])
+    clock = time.strftime("%H:%M:%S", time.localtime(fleet.wall))
+    right: Span = (f" FROZEN at {clock} ", "bold reverse") if fleet.ui.frozen else (f" {clock} ", "dim")
+    return [[*fit_parts(parts, width - len(right[0])), right], fit_parts(totals_parts(fleet), width)]
 
 
-def totals_line(fleet: Fleet) -> Line:
-    """What the living nodes have and do, all together."""
+def fit_parts(parts: Iterable[Line], width: int) -> Line:
+    """As many of the parts as fit whole, in exactly `width` cells: half a number is a wrong one."""
+    line: Line = []
+    for part in parts:
+        if sum(cells(text) for text, _ in [*line, *part]) > width:
+            break
+        line += part
+    return fit_line(line, width)
+
+
+def totals_parts(fleet: Fleet) -> list[Line]:
+    """What the living nodes have and do, all together: the most important first."""
     totals = fleet.totals
     if not totals.states.get(State.ONLINE) and not totals.states.get(State.LATE):
-        return [(f" listening on {fleet.listening}: no node is online", "")]
-    line: Line = [(f" {totals.gpus:,} GPU{'s' * (totals.gpus != 1)} · utilization {show_percent(totals.utilization)}", "")]
+        return [[(f" listening on {fleet.listening}", "")], [(": no node is online", "")]]
+    parts: list[Line] = [[(f" {totals.gpus:,} GPU{'s' * (totals.gpus != 1)}", "")]]
+    parts.append([(f" · utilization {show_percent(totals.utilization)}", "")])
     if totals.hottest:
         vitals = totals.hottest.vitals
         style = heat_style(vitals.celsius, vitals.limit_celsius)
         heat = show_celsius(vitals.celsius, vitals.limit_celsius).strip()
-        line += [(" · hottest ", ""), (f"{heat} {totals.hottest.node_id}", style)]
+        parts.append([(" · hottest ", ""), (f"{heat} {totals.hottest.node_id}", style)])
     if totals.memory_total_bytes:
-        line.append((f" · memory {show_bytes(totals.memory_used_bytes)} of {show_bytes(totals.memory_total_bytes)}", ""))
+        parts.append([(f" · memory {show_bytes(totals.memory_used_bytes)} of {show_bytes(totals.memory_total_bytes)}", "")])
     if totals.milliwatts:
-        line.append((f" · power {show_watts(totals.milliwatts)}", ""))
-    return line
+        parts.append([(f" · power {show_watts(totals.milliwatts)}", "")])
+    return parts
 
 
-def table_panel(fleet: Fleet, width: int, shown: int) -> list[Line]:
+def table_panel(fleet: Fleet, width: int) -> list[Line]:
     """The table in its border: a line an entry."""
     columns = choose_columns(COLUMNS, width - 4)
     sparks = share_out(columns, width - 4)
@@ -2132,7 +2175,7 @@ def table_panel(fleet: Fleet, width: int, shown: int) -> list[Line]:
     lines += [entry_line(key, row, [sparks[column.title] for column in columns], fleet) for key, row in fleet.entries]
     if not fleet.matching:
         lines += nothing_to_show(fleet)
-    return box(panel_title(fleet, shown), lines + [[]] * (shown + 1 - len(lines)), width)
+    return box(panel_title(fleet), lines + [[]] * (fleet.room.lines + 1 - len(lines)), width)
 
 
 def title_of(column: Column, ui: Ui) -> str:
@@ -2157,7 +2200,7 @@ def share_out(columns: Sequence[Column], width: int) -> dict[str, Column]:
         for title in meters:
             wide[title] = wide[title]._replace(width=wide[title].width + each)
         spare -= each * len(meters)
-    for title in ("GPUS", "HOSTNAME", "NODE"):
+    for title in ("HARDWARE", "HOSTNAME", "NODE"):
         if title in wide:
             more = min(spare, 12)
             wide[title] = wide[title]._replace(width=wide[title].width + more)
@@ -2165,7 +2208,7 @@ def share_out(columns: Sequence[Column], width: int) -> dict[str, Column]:
     return wide
 
 
-def panel_title(fleet: Fleet, shown: int) -> str:
+def panel_title(fleet: Fleet) -> str:
     """What is listed, how it is sorted and filtered, and which part of it is on the screen."""
     ui = fleet.ui
     title = "GPUs" if ui.by_gpu else "Nodes"
@@ -2173,7 +2216,8 @@ def panel_title(fleet: Fleet, shown: int) -> str:
         title += f" {ui.first + 1:,} to {ui.first + len(fleet.entries):,} of {fleet.matching:,}"
     if ui.sort != "name" or ui.descending:
         title += f" · by {ui.sort}{' ↓' if ui.descending else ' ↑'}"
-    return title + (f" · /{ui.filter}" if ui.filter else "")
+    unread = " ".join(parse_filter(ui.filter)[1])
+    return title + (f" · /{ui.filter}" if ui.filter else "") + (f" · not understood: {unread}" if unread else "")
 
 
 def nothing_to_show(fleet: Fleet) -> list[Line]:
@@ -2204,16 +2248,15 @@ def entry_spans(key: Key, row: Row, state: State, now: float, widths: dict[str, 
     """What stands in each column for a node or a device."""
     vitals, info = vitals_at(row, key), row.info
     glyph, style = STATE_STYLES[state]
-    name = row.node_id if key.device < 0 else f"{row.node_id} {key.device}"
     devices = device_names(info if key.device < 0 else pb.NodeInfo(devices=info.devices[key.device : key.device + 1]))
     failed = f"{vitals.errors} failed " if key.device < 0 else "failed "
     heat = heat_style(vitals.celsius, vitals.limit_celsius)
     full = fraction(vitals.celsius, vitals.limit_celsius or 100)
     return {
-        "NODE": [(f"{glyph} ", style), (name, "bold")],
+        "NODE": [(f"{glyph} ", style), (entry_name(key), "bold")],
         "HOSTNAME": [(visible(info.hostname) or MISSING, "")],
         "STATE": [(state.value, style)],
-        "GPUS": [(failed, "bold red")] * bool(vitals.errors) + [(devices, "")],
+        "HARDWARE": [(failed, "bold red")] * bool(vitals.errors) + [(devices, "")],
         "UTIL": measure(row, key, 0, vitals.utilization, show_percent(vitals.utilization), "green", widths.get("UTIL", 5), 5),
         "MEM": measure(row, key, 1, vitals.memory, show_percent(vitals.memory), "cyan", widths.get("MEM", 5), 5),
         "TEMP": measure(row, key, 2, full, show_celsius(vitals.celsius, vitals.limit_celsius), heat, widths.get("TEMP", 6), 6),
@@ -2246,38 +2289,72 @@ def age_span(row: Row, now: float) -> Span:
 
 
 def device_names(info: pb.NodeInfo) -> str:
-    """ "8× NVIDIA H200", "NVIDIA L4, NVIDIA A2", or the host's model where there is no device."""
-    names = collections.Counter(device.name for device in info.devices)
+    """ "8× H200", "L4, A2", or the host's model where there is no device."""
+    names = collections.Counter(device.name.removeprefix("NVIDIA ") for device in info.devices)
     shown = ", ".join(f"{count}× {name}" if count > 1 else name for name, count in names.items())
     return visible(shown) or visible(info.host.model) or MISSING
 
 
+GRID_CELLS = (26, 9, 2, 1)  # widths of a cell: with name and value, with its value, apart, side by side: the widest that fits all
 GRID_STEPS = "▁▂▃▄▅▆▇█"
 GRID_STYLES = ("blue", "blue", "cyan", "cyan", "green", "green", "yellow", "bold red")
 
 
-def grid_panel(fleet: Fleet, width: int, shown: int) -> list[Line]:
+def grid_panel(fleet: Fleet, width: int) -> list[Line]:
     """One cell an entry: its height and colour are the metric, its glyph the state where it is not online."""
-    metric = fleet.ui.sort if fleet.ui.sort in METRICS else "utilization"
-    per_line = entries_per_line(fleet.ui, width)
-    cells_all = [grid_cell(key, row, metric, fleet) for key, row in fleet.entries]
-    lines: list[Line] = [cells_all[start : start + per_line] for start in range(0, len(cells_all), per_line)]
-    most = " 100°C" if metric == "temperature" else " 100%"
-    legend: Line = [(f"{metric}  0 ", "dim"), *zip(GRID_STEPS, GRID_STYLES, strict=True), (most, "dim")]
+    lines_most, per_line = fleet.room
+    cell_width = min((width - 4) // per_line, GRID_CELLS[0])
+    shown = [grid_cell(key, row, cell_width, fleet) for key, row in fleet.entries]
+    lines = [list(itertools.chain(*shown[start : start + per_line])) for start in range(0, len(shown), per_line)]
     if not fleet.matching:
         lines += nothing_to_show(fleet)
-    return box(panel_title(fleet, shown), [legend, *lines, *[[]] * (shown - len(lines))], width)
+    return box(panel_title(fleet), [grid_legend(fleet), *lines, *[[]] * (lines_most - len(lines))], width)
 
 
-def grid_cell(key: Key, row: Row, metric: str, fleet: Fleet) -> Span:
-    """One character."""
-    state = state_of(row, fleet.now)
-    text, style = STATE_STYLES[state]
+def grid_legend(fleet: Fleet) -> Line:
+    """The metric and its scale, and what the selected cell stands for."""
+    most = "100°C" if fleet.ui.metric == "temperature" else "100%"
+    line: Line = [(f"{fleet.ui.metric}  0 ", "dim"), *zip(GRID_STEPS, GRID_STYLES, strict=True), (f" {most}   ", "dim")]
+    for key, row in fleet.entries:
+        if key == fleet.ui.selected:
+            vitals = vitals_at(row, key)
+            glyph, style = STATE_STYLES[state_of(row, fleet.now)]
+            celsius = show_celsius(vitals.celsius, vitals.limit_celsius).strip()
+            numbers = f"util {show_percent(vitals.utilization)}  mem {show_percent(vitals.memory)}  {celsius}"
+            name = f"{entry_name(key)}  {visible(row.info.hostname)}"
+            return [*line, (f"{glyph} ", style), (name, "bold"), (f"  {numbers}  {show_watts(vitals.milliwatts)}", "")]
+    return [*line, ("↑↓←→ choose a cell", "dim")]
+
+
+def entry_name(key: Key) -> str:
+    """The node's id, and the index of its device."""
+    return key.node_id if key.device < 0 else f"{key.node_id} {key.device}"
+
+
+def grid_cell(key: Key, row: Row, width: int, fleet: Fleet) -> Line:
+    """A block of `width` cells, with as much in words as it is wide enough for."""
+    state, metric = state_of(row, fleet.now), fleet.ui.metric
+    glyph, style = STATE_STYLES[state]
+    vitals = vitals_at(row, key)
     if state is State.ONLINE:
-        part = grid_part(vitals_at(row, key), metric, row, key)
+        part = grid_part(vitals, metric, row, key)
         step = 0 if part is None else min(max(int(part * 8), 0), 7)
-        text, style = ("·", "dim") if part is None else (GRID_STEPS[step], GRID_STYLES[step])
-    return (text, f"{style} reverse") if key == fleet.ui.selected else (text, style)
+        glyph, style = ("·", "dim") if part is None else (GRID_STEPS[step], GRID_STYLES[step])
+    words = ""
+    if width >= GRID_CELLS[1]:
+        words = fit({
+            "utilization": show_percent(vitals.utilization),
+            "memory": show_percent(vitals.memory),
+            "temperature": show_celsius(vitals.celsius, vitals.limit_celsius),
+            "power": show_watts(vitals.milliwatts),
+        }[metric], 7, ">")  # fmt: skip
+    if width >= GRID_CELLS[0]:
+        words = f" {fit(entry_name(key), 15)}{words}"
+    reverse = " reverse" if key == fleet.ui.selected else ""
+    spans: Line = [(glyph, style + reverse)]
+    if words:
+        spans.append((words, ("" if state is State.ONLINE else "dim") + reverse))
+    return [*spans, (" " * (width - 1 - cells(words)), "")] if width > 1 else spans
 
 
 def grid_part(vitals: Vitals, metric: str, row: Row, key: Key) -> float | None:
@@ -2295,15 +2372,15 @@ def page_panels(row: Row, now: float, width: int, room: int) -> list[Line]:
     reason = reason_of(row, state, now)
     first: Line = [(f" {row.node_id}", "bold"), (f"  {visible(row.info.hostname)}  ", ""), (f"{glyph} {state.value}", style)]
     first.append((f"  {reason}" if reason else f"  {visible(row.info.notice)}", "" if reason else "dim"))
-    facts = page_facts(row, now)
-    panels = node_panels(Subject(row.info, row.sample, row.processes, row.history), width, room - 2)
+    facts = page_facts(row, now, width)
+    panels = node_panels(Subject(row.info, row.sample, row.processes, row.history), width, room - 1 - len(facts))
     if state is not State.ONLINE:
         panels = [[(text, "dim") for text, _ in line] for line in panels]
-    return [first, [(f" {facts}", "dim")], *panels]
+    return [first, *facts, *panels]
 
 
-def page_facts(row: Row, now: float) -> str:
-    """What there is to know of a session."""
+def page_facts(row: Row, now: float, width: int) -> list[Line]:
+    """What there is to know of a session, in as many lines as it needs."""
     info = row.info
     trip = "" if row.round_trip_seconds is None else f"round trip {row.round_trip_seconds * 1000:.1f} ms"
     facts = [
@@ -2312,19 +2389,19 @@ def page_facts(row: Row, now: float) -> str:
         f"heartbeat {show_seconds(now - row.heartbeat_at)} ago",
         "no sample" if row.sample_at is None else f"sample {show_seconds(now - row.sample_at)} ago",
         trip,
-        f"reconnected {info.session_number - 1}×" if info.session_number else "",
+        f"reconnected {info.session_number - 1}×" if info.session_number > 1 else "",
         f"last error: {visible(info.last_error)}" if info.last_error else "",
     ]
-    return " · ".join(filter(None, facts))
+    unbroken = " · ".join(fact.replace(" ", "\0") for fact in facts if fact)
+    return [[(f" {line}".replace("\0", " "), "dim")] for line in textwrap.wrap(unbroken, width - 1, break_long_words=False)]
 
 
 def help_panel(width: int) -> list[Line]:
-    """All keys."""
-    lines: list[Line] = [[(fit(key, 24), "bold"), (about, "")] for key, about in KEYS]
-    states: list[Line] = [[], [("states", "bold dim")]]
+    """All keys and states, in few lines: a low terminal shows the keys."""
+    lines: list[Line] = [[(fit(key, 15), "bold"), (about, "")] for key, about in KEYS]
     for state, (glyph, style) in STATE_STYLES.items():
-        states.append([(f"{glyph} {state.value:22}", style), (STATE_HELP[state], "")])
-    return box("Help", [*lines, *states, [], [("any key goes back", "dim")]], width)
+        lines.append([(fit(f"{glyph} {state.value}", 15), style), (STATE_HELP[state], "")])
+    return box("Help · any key goes back", lines, width)
 
 
 STATE_HELP = {
@@ -2347,7 +2424,7 @@ def event_panel(events: Sequence[Event], width: int, height: int) -> list[Line]:
 def event_line(event: Event) -> Line:
     """Time, what, who, and why."""
     time_of_day = time.strftime("%H:%M:%S ", time.localtime(event.time))
-    return [(time_of_day, "dim"), (fit(event.kind, 13), EVENT_STYLES[event.kind]), (f"{event.node_id}  {event.text}", "")]
+    return [(time_of_day, "dim"), (fit(event.kind, 13), EVENT_STYLES[event.kind]), (f"{event.node_id:16} {event.text}", "")]
 
 
 def footer(fleet: Fleet, width: int) -> Line:
@@ -2355,13 +2432,15 @@ def footer(fleet: Fleet, width: int) -> Line:
     ui = fleet.ui
     if ui.typing:
         return fit_line([(" /", "bold"), (ui.filter, ""), ("█", ""), ("  Enter keeps it, Esc clears it", "dim")], width)
-    keys = [("q", "quit"), ("?", "help"), ("↑↓", "move"), ("Enter", "page"), ("s", f"sort: {ui.sort}"), ("/", "filter")]
-    keys += [("g", "GPUs"), ("v", "grid"), ("p", "freeze"), ("f", "forget")]
+    chooses = f"metric: {ui.metric}" if ui.grid else f"sort: {ui.sort}"
+    keys = [("q", "quit"), ("?", "help"), ("↑↓", "move"), ("Enter", "page"), ("/", "filter"), ("s", chooses)]
+    keys += [("v", "table" if ui.grid else "grid"), ("g", "nodes" if ui.by_gpu else "GPUs")]
+    keys += [("p", "go on" if ui.frozen else "freeze"), ("f", "forget")]
     if ui.page:
-        keys = [("q", "quit"), ("Esc", "back"), ("↑↓", "other nodes"), ("p", "freeze"), ("?", "help")]
-    line: Line = [span for key, action in keys for span in ((f" {key}", "bold"), (f" {action} ", "dim"))]
-    right = f" {fleet.listening} "
-    return [*fit_line(line, width - len(right)), (right, "dim")] if width > 120 else fit_line(line, width)
+        keys = [("q", "quit"), ("Esc", "back"), ("↑↓", "other nodes"), ("p", "go on" if ui.frozen else "freeze"), ("?", "help")]
+    parts: list[Line] = [[(f" {key}", "bold"), (f" {action} ", "dim")] for key, action in keys]
+    right = f" {fleet.listening} " if width > 120 else ""
+    return [*fit_parts(parts, width - len(right)), (right, "dim")]
 
 
 def screenshots(folder: pathlib.Path) -> None:
@@ -2447,7 +2526,7 @@ def show_screen(registry: Registry, network: Network, inputs: Inputs, listening:
                 registry.watch()
                 watch_due = now + WATCH_SECONDS
             if now >= frame_due:
-                ui = follow(ui, lens, entries_shown(ui, width, height), entries_per_line(ui, width))
+                ui = follow(ui, lens, room_of(ui, lens, width, height))
                 fleet = look(lens, ui, width, height, listening, registry.newest_events(height))
                 screen.draw(render(fleet, width, height))
                 frame_due = max(frame_due + 1 / min(options.fps, DATA_FRAMES_PER_SECOND), now)
@@ -2460,7 +2539,7 @@ def show_screen(registry: Registry, network: Network, inputs: Inputs, listening:
                 elif key == "f" and not ui.typing and not ui.page and ui.selected:
                     registry.forget(ui.selected.node_id)
                 else:
-                    ui = press(ui, key, lens, entries_shown(ui, width, height), entries_per_line(ui, width))
+                    ui = press(ui, key, lens, room_of(ui, lens, width, height))
             if keys:
                 frame_due = min(frame_due, now + 1 / options.fps)  # a key is answered at once
 
