@@ -529,7 +529,7 @@ class Demo:
                 signal.signal(getattr(signal, name), self.note_signal)
         address = f"127.0.0.1:{find_port(50051)}"
         server = subprocess.Popen([sys.executable, str(DIST / "server.pyz"), "--listen", address])
-        trouble = ""
+        trouble, restore = "", terminal_restorer()
         try:
             while server.poll() is None and not is_listening(address) and not self.stop.wait(0.05):
                 pass
@@ -539,9 +539,13 @@ class Demo:
                 trouble = self.find_trouble()
         finally:
             self.end(server)
+            if server.returncode < 0:  # killed: it could not leave the terminal as it was
+                restore()
         if trouble:
             raise BuildError(trouble)
-        return 128 + self.signal if self.signal else server.returncode
+        if self.signal or server.returncode < 0:
+            return 128 + (self.signal or -server.returncode)
+        return server.returncode
 
     def start_node(self, number: int, address: str) -> None:
         """Starts one in the background. A session of its own: Ctrl-C is for the server and this process."""
@@ -576,6 +580,21 @@ class Demo:
                 process.wait()
 
 
+def terminal_restorer() -> Callable[[], None]:
+    """What brings the terminal back as it is now, when a full screen is killed on it."""
+    if not (sys.stdin.isatty() and sys.stdout.isatty() and os.name == "posix"):
+        return lambda: None
+    import termios
+
+    attributes = termios.tcgetattr(sys.stdin)
+
+    def restore() -> None:
+        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, attributes)
+        print("\x1b[?2026l\x1b[?7h\x1b[?1049l\x1b[?25h", end="", flush=True)  # no update, wrapping, the main screen, a cursor
+
+    return restore
+
+
 def is_listening(address: str) -> bool:
     """Tells whether something takes connections there."""
     host, _, port = address.rpartition(":")
@@ -592,7 +611,8 @@ def demo(nodes: int) -> int:
     print(
         "The two files are in dist/; copy them wherever you like, no install needed.\n"
         "  where you look    python3 server.pyz\n"
-        f"  on each box       python3 node.pyz --server {find_own_address()}"
+        f"  on each box       python3 node.pyz --server {find_own_address()}\n"
+        "They run under this Python; for other Pythons and processors: python3 build.py --target linux"
     )
     return status
 

@@ -54,6 +54,7 @@ VERSION = "0.1.0"
 DEFAULT_PORT = 50051
 FRAMES_PER_SECOND = 60  # at most; a frame is drawn only when something changed
 SMALLEST_WIDTH, SMALLEST_HEIGHT = 40, 10
+YES, NO = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")  # of a switch in the environment
 HANGUP, BROKEN_PIPE = 1, 13  # signals that Windows does not name
 MISSING = "—"  # what a box does not report; never shown as 0
 ESCAPE_KEYS = {
@@ -284,7 +285,12 @@ class Options(argparse.ArgumentParser):
     """argparse, where each option also comes from the environment: --interval from EDGE_INTERVAL. A flag beats it."""
 
     def __init__(self, **settings: Any) -> None:
-        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
+        super().__init__(
+            usage="python3 %(prog)s.pyz [option …]",
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            **settings,
+        )
 
     def option(self, flag: str, about: str, **settings: Any) -> None:
         """Add an option that takes a value."""
@@ -295,15 +301,17 @@ class Options(argparse.ArgumentParser):
     def switch(self, flag: str, about: str) -> None:
         """Add an option that takes none."""
         name = self._environment(flag)
-        on = os.environ.get(name, "").lower() not in ("", "0", "false", "no")
-        self.add_argument(flag, action="store_true", default=on, help=f"{about} [{name}]")
+        value = os.environ.get(name, "").lower()
+        if value not in (*YES, *NO):
+            self.error(f"argument {flag}: {value!r} is neither 1 nor 0")
+        self.add_argument(flag, action="store_true", default=value in YES, help=f"{about} [{name}]")
 
     def error(self, message: str) -> NoReturn:
         flag = message.removeprefix("argument ").partition(":")[0]
         given = any(argument.partition("=")[0] == flag for argument in sys.argv)
         if flag.startswith("--") and not given and self._environment(flag) in os.environ:
             message += f" (from {self._environment(flag)} in the environment)"
-        self.exit(2, f"{self.prog}: {message}\ntry {self.prog} --help\n")
+        self.exit(2, f"{self.prog}: {message}\ntry python3 {self.prog}.pyz --help\n")
 
     @staticmethod
     def _environment(flag: str) -> str:
@@ -820,6 +828,7 @@ MAX_BACKOFF_SECONDS = 30.0
 SESSION_PATIENCE_SECONDS = 10.0  # for the first acknowledgement of a session
 SILENCE_SECONDS = 12.0  # a server acknowledges every 9.5 s; silence of this and two intervals is a half-open connection
 GOODBYE_SECONDS = 2.0
+FIRST_SAMPLE_SECONDS = 2.0
 NVML_PATIENCE_SECONDS = 2.0  # a driver call that takes longer hangs
 SLOW_READING_SECONDS = 5.0  # disk and temperature change slowly, and their files are many on a large host
 SHORTEST_MEAN_SECONDS = 0.05  # the kernel counts a processor's time in ticks of 10 ms
@@ -1674,11 +1683,11 @@ def draw_digits(attempt: int, source: random.Random) -> str:
 
 
 class Identity:
-    """The node's id: the user's; or drawn from this machine's id, or at random for simulated hardware, again when it is taken."""
+    """The node's id: the user's; or drawn from this machine's id, or by `chance` for simulated hardware, again when it is taken."""
 
-    def __init__(self, given: str | None, simulated: bool) -> None:
+    def __init__(self, given: str | None, chance: random.Random | None) -> None:
         self.given = given
-        self._simulated = simulated
+        self._chance = chance
         self._attempt = 0
         self.node_id = given or self._draw()
 
@@ -1688,7 +1697,7 @@ class Identity:
         return self.node_id
 
     def _draw(self) -> str:
-        digits = draw_digits(self._attempt, random.SystemRandom()) if self._simulated else machine_digits(self._attempt)
+        digits = draw_digits(self._attempt, self._chance) if self._chance else machine_digits(self._attempt)
         return f"Node-{digits}"
 
 
@@ -1704,11 +1713,11 @@ def explain(error: grpc.RpcError, server: str) -> SessionEnded:
     """gRPC's error, the one kind this file meets, in words that say what to do. The details come from outside."""
     code, details = error.code(), visible(error.details() or "")
     known = {
-        "Connection refused": f"nothing listens on {server}: is the server running there?",
-        "address lookup failed": f"cannot resolve {server}: check the name, or give --server an address",
-        "No route to host": f"no route to {server}: is it in reach of this network?",
-        "Network is unreachable": f"no route to {server}: is this box's network up?",
-        "http1.x server": f"{server} is no gRPC server: is the port right?",
+        "Connection refused": f"nothing listens on {server} (is the server running?)",
+        "address lookup failed": f"cannot resolve {server} (check the name, or give --server an address)",
+        "No route to host": f"no route to {server} (is it in reach of this network?)",
+        "Network is unreachable": f"no route to {server} (is this box's network up?)",
+        "http1.x server": f"{server} is no gRPC server (is the port right?)",
         "Connection reset": f"{server} broke the connection",
         "Socket closed": f"{server} broke the connection",
         "ping timeout": f"{server} does not answer: the connection is half-open",
@@ -1869,6 +1878,7 @@ class Session:
 def keep_connected(state: NodeState, identity: Identity, server: str, interval_seconds: float) -> None:
     """Body of the heartbeat thread: one session after the other, with backoff between them, until the node is closed."""
     delays = backoff()
+    state.wait(state.newest_sequence, FIRST_SAMPLE_SECONDS)  # a box appears with its readings, and without them if they hang
     while not state.is_closed():
         state.update_link(phase="connecting", unary=False)
         session = Session(state, server, interval_seconds)
@@ -2094,7 +2104,7 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.option(
         "--hardware", "auto, nvml, host or simulated (default auto: NVIDIA GPUs if there are any)", type=hardware, default="auto"
     )
-    parser.option("--seed", "of simulated hardware: which box, and its course (default random)", type=int, metavar="NUMBER")
+    parser.option("--seed", "of simulated hardware: which box, its id and its course (default random)", type=int, metavar="NUMBER")
     parser.option(
         "--interval", "seconds from one reading to the next (default 1)", type=parse_seconds, default="1", metavar="SECONDS"
     )
@@ -2110,20 +2120,22 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(argv)
     if options.json and not (options.once or options.headless or not is_screen()):
         parser.error("--json needs --once or --headless")
+    if options.seed is not None and options.hardware != "simulated":
+        parser.error("--seed is for --hardware simulated")
     return options
 
 
 def run(options: argparse.Namespace) -> int:
     """The program after its command line. Raises Failure."""
-    simulated = options.hardware == "simulated"
-    hardware = open_hardware(options.hardware, random.SystemRandom().randrange(2**32) if options.seed is None else options.seed)
-    identity = Identity(options.id, simulated)
+    seed = random.SystemRandom().randrange(2**32) if options.seed is None else options.seed
+    hardware = open_hardware(options.hardware, seed)
+    identity = Identity(options.id, random.Random(seed) if options.hardware == "simulated" else None)
     if options.once:
         print_once(hardware, identity.node_id, options.json)
         return 0
     server = str(options.server)
     state = NodeState(identity.node_id, server, make_info(hardware, os.urandom(8).hex()), options.interval)
-    state.log(f"{identity.node_id} reports to {server}")
+    state.log(f"this is {identity.node_id}, for the server at {server}")
     if hardware.notice:
         state.log(hardware.notice, "warning")
     screen = is_screen() and not options.headless

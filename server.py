@@ -42,7 +42,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, cast
 from urllib.parse import unquote
 
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC's C core writes to stderr, across the screen; what matters comes as errors
@@ -61,6 +61,7 @@ VERSION = "0.1.0"
 DEFAULT_PORT = 50051
 FRAMES_PER_SECOND = 60  # at most; a frame is drawn only when something changed
 SMALLEST_WIDTH, SMALLEST_HEIGHT = 40, 10
+YES, NO = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")  # of a switch in the environment
 HANGUP, BROKEN_PIPE = 1, 13  # signals that Windows does not name
 MISSING = "—"  # what a box does not report; never shown as 0
 ESCAPE_KEYS = {
@@ -291,7 +292,12 @@ class Options(argparse.ArgumentParser):
     """argparse, where each option also comes from the environment: --interval from EDGE_INTERVAL. A flag beats it."""
 
     def __init__(self, **settings: Any) -> None:
-        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
+        super().__init__(
+            usage="python3 %(prog)s.pyz [option …]",
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            **settings,
+        )
 
     def option(self, flag: str, about: str, **settings: Any) -> None:
         """Add an option that takes a value."""
@@ -302,15 +308,17 @@ class Options(argparse.ArgumentParser):
     def switch(self, flag: str, about: str) -> None:
         """Add an option that takes none."""
         name = self._environment(flag)
-        on = os.environ.get(name, "").lower() not in ("", "0", "false", "no")
-        self.add_argument(flag, action="store_true", default=on, help=f"{about} [{name}]")
+        value = os.environ.get(name, "").lower()
+        if value not in (*YES, *NO):
+            self.error(f"argument {flag}: {value!r} is neither 1 nor 0")
+        self.add_argument(flag, action="store_true", default=value in YES, help=f"{about} [{name}]")
 
     def error(self, message: str) -> NoReturn:
         flag = message.removeprefix("argument ").partition(":")[0]
         given = any(argument.partition("=")[0] == flag for argument in sys.argv)
         if flag.startswith("--") and not given and self._environment(flag) in os.environ:
             message += f" (from {self._environment(flag)} in the environment)"
-        self.exit(2, f"{self.prog}: {message}\ntry {self.prog} --help\n")
+        self.exit(2, f"{self.prog}: {message}\ntry python3 {self.prog}.pyz --help\n")
 
     @staticmethod
     def _environment(flag: str) -> str:
@@ -960,6 +968,11 @@ class Refused(Exception):
         self.code = code
 
 
+def as_refused(error: Refused | DecodeError) -> Refused:
+    """What is not even a heartbeat is refused as well."""
+    return error if isinstance(error, Refused) else Refused(f"this is no heartbeat: {error}")
+
+
 def taken_over(node_id: str) -> Refused:
     """Why a session ends when its node has opened another."""
     return Refused(f"another session of {node_id} has taken over", grpc.StatusCode.ABORTED)
@@ -1473,7 +1486,11 @@ class Service(node_pb2_grpc.NodeServiceServicer):
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
-        self._streams: dict[asyncio.Task[None], Refused | None] = {}  # and why the server ends it, when it does
+        # Streams by number, and why the server ends those that it ends. A stream's frames do not hold its task: the task keeps
+        # the error that ended it, and that the frames. Such cycles wait for a garbage collection, with all that they hold.
+        self._streams: dict[int, asyncio.Task[None]] = {}
+        self._ends: dict[int, Refused] = {}
+        self._numbers = itertools.count()
         self._closing = False
 
     async def Heartbeat(self, request: pb.HeartbeatRequest, context: Any) -> pb.HeartbeatResponse:
@@ -1481,36 +1498,45 @@ class Service(node_pb2_grpc.NodeServiceServicer):
         address = peer_address(context.peer())
         try:
             return self._registry.acknowledgement(self._registry.take_unary(request, address))
-        except Refused as refused:
-            self._log_refusal(request.node_id, address, refused)
-            await context.abort(refused.code, str(refused))
-            raise AssertionError("abort raises") from refused
+        except Refused as error:
+            self._log_refusal(request.node_id, address, error)
+            refused = error.with_traceback(None)
+        abort = context.abort(refused.code, str(refused))
+        del context  # it keeps the error that `abort` raises, and that this frame
+        await abort
+        raise AssertionError("abort raises")
 
-    async def StreamHeartbeats(self, _: Any, context: Any) -> None:
+    async def StreamHeartbeats(self, requests: Any, context: Any) -> None:
         """A session: one stream from its first message to its end."""
-        task = asyncio.current_task()
-        assert task
-        self._streams[task] = GOING_AWAY if self._closing else None
+        stream = next(self._numbers)
+        self._streams[stream] = cast("asyncio.Task[None]", asyncio.current_task())
+        if self._closing:
+            self._ends[stream] = GOING_AWAY
+        refused: Refused | None = None
         try:
-            await self._hold_session(context, task)
-        except Refused as refused:
-            await context.abort(refused.code, str(refused))
+            await self._hold_session(context, stream)
+        except (Refused, DecodeError) as error:
+            refused = as_refused(error).with_traceback(None)
         except asyncio.CancelledError:
-            refusal = self._streams[task]
-            if not refusal:  # the node is gone
+            refused = self._ends.get(stream)
+            if not refused:  # the node is gone
                 raise
-            await context.abort(refusal.code, str(refusal))
         finally:
-            del self._streams[task]
+            del self._streams[stream]
+            self._ends.pop(stream, None)
+        if refused:
+            abort = context.abort(refused.code, str(refused))
+            del context, requests  # both hold what keeps the error that `abort` raises, and that this frame
+            await abort
 
-    async def _hold_session(self, context: Any, task: asyncio.Task[None]) -> None:
+    async def _hold_session(self, context: Any, stream: int) -> None:
         """Until the goodbye, or the node half-closes. The first message and the goodbye are answered at once, others at times."""
         address, node_id = peer_address(context.peer()), ""
         session, reason = None, "the stream broke"
         try:
             first = await self._first_message(context)
             node_id = first.node_id
-            close = functools.partial(asyncio.get_running_loop().call_soon_threadsafe, self._end, task, node_id)
+            close = functools.partial(asyncio.get_running_loop().call_soon_threadsafe, self._end, stream, node_id)
             session = self._registry.open(first, address, close)
             del first  # what a stream holds while it waits, it holds ten thousand times
             await context.write(self._registry.acknowledgement(session))
@@ -1524,10 +1550,9 @@ class Service(node_pb2_grpc.NodeServiceServicer):
                     return
                 del request
         except (Refused, DecodeError) as error:
-            refused = error if isinstance(error, Refused) else Refused(f"this is no heartbeat: {error}")
-            reason = str(refused)
-            self._log_refusal(node_id, address, refused)
-            raise refused from error
+            reason = str(as_refused(error))
+            self._log_refusal(node_id, address, as_refused(error))
+            raise
         finally:
             if session:
                 self._registry.end(session, reason)
@@ -1546,20 +1571,20 @@ class Service(node_pb2_grpc.NodeServiceServicer):
     def _log_refusal(self, node_id: str, address: str, refused: Refused) -> None:
         self._registry.complain("refused", node_id, f"{address}: {refused} ({refused.code.name})")
 
-    def _end(self, task: asyncio.Task[None], node_id: str) -> None:
-        if task in self._streams:
-            self._streams[task] = taken_over(node_id)
-            task.cancel()
+    def _end(self, stream: int, node_id: str) -> None:
+        if stream in self._streams:
+            self._ends[stream] = taken_over(node_id)
+            self._streams[stream].cancel()
 
     async def close(self) -> None:
         """End every session with a status that says: come back soon."""
         self._closing = True
-        streams = list(self._streams)
-        for task in streams:
-            self._streams[task] = GOING_AWAY
+        tasks = list(self._streams.values())
+        self._ends = dict.fromkeys(self._streams, GOING_AWAY)
+        for task in tasks:
             task.cancel()
-        if streams:
-            await asyncio.wait(streams, timeout=GOODBYE_SECONDS / 2)
+        if tasks:
+            await asyncio.wait(tasks, timeout=GOODBYE_SECONDS / 2)
 
 
 class Network:
@@ -2516,15 +2541,13 @@ def example_row(index: int) -> Row:
 
 def show_screen(registry: Registry, network: Network, inputs: Inputs, listening: str, options: argparse.Namespace) -> None:
     """The main thread with a terminal: twelve frames a second, more while keys are pressed; only changed lines are sent."""
-    ui, lens = Ui(), Lens(registry)
-    frame_due = watch_due = 0.0
+    ui, lens, watch = Ui(), Lens(registry), Watch(registry)
+    frame_due = 0.0
     with Screen(options.no_color) as screen:
         while not inputs.signal and network.is_alive():
             now = registry.clock()
             width, height = screen.size()
-            if now >= watch_due:
-                registry.watch()
-                watch_due = now + WATCH_SECONDS
+            watch.keep(now)
             if now >= frame_due:
                 ui = follow(ui, lens, room_of(ui, lens, width, height))
                 fleet = look(lens, ui, width, height, listening, registry.newest_events(height))
@@ -2542,6 +2565,25 @@ def show_screen(registry: Registry, network: Network, inputs: Inputs, listening:
                     ui = press(ui, key, lens, room_of(ui, lens, width, height))
             if keys:
                 frame_due = min(frame_due, now + 1 / options.fps)  # a key is answered at once
+
+
+class Watch:
+    """Has the registry see what only time tells, once in WATCH_SECONDS."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._due = registry.clock()
+
+    def keep(self, now: float) -> None:
+        """Called often. After a standstill what has come meanwhile is read first: it was this process that was silent."""
+        if now < self._due:
+            return
+        late, self._due = now - self._due, now + WATCH_SECONDS
+        if late > LOST_SECONDS / 2:
+            reason = f"stood still for {show_seconds(late + WATCH_SECONDS)}: suspended, or without a processor"
+            self._registry.complain("warning", "server", reason)
+        else:
+            self._registry.watch()
 
 
 def snapshot_json(registry: Registry) -> str:
@@ -2567,12 +2609,10 @@ def row_json(row: Row, now: float) -> dict[str, Any]:
 
 def run_headless(registry: Registry, network: Network, inputs: Inputs, as_json: bool) -> None:
     """The main thread without a terminal: a line an event, or with --json a snapshot of the fleet each second."""
-    printed, watch_due, snapshot_due = 0, 0.0, registry.clock()
+    printed, watch, snapshot_due = 0, Watch(registry), registry.clock()
     while not inputs.signal and network.is_alive():
         now = registry.clock()
-        if now >= watch_due:
-            registry.watch()
-            watch_due = now + WATCH_SECONDS
+        watch.keep(now)
         if not as_json:
             printed = print_events(registry, printed)
         elif now >= snapshot_due:
@@ -2587,9 +2627,13 @@ def print_events(registry: Registry, printed: int) -> int:
     """Print the events after the first `printed`; return how many there are now."""
     count, events = registry.events_since(printed)
     for event in events:
-        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event.time))
-        print(f"{when} {event.kind} {event.node_id}: {event.text}", flush=True)
+        print(f"{time_stamp(event.time)} {event.kind} {event.node_id}: {event.text}", flush=True)
     return count
+
+
+def time_stamp(wall: float) -> str:
+    """A moment in the log, in local time."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(wall))
 
 
 class Listed(argparse.Action):
@@ -2648,7 +2692,7 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
 def run(options: argparse.Namespace) -> int:
     """The program after its command line. Raises Failure."""
     screen = is_screen() and not options.headless and not options.json
-    gc.set_threshold(100_000, 50, 1000)  # a pass over the objects of ten thousand nodes takes half a second, and finds nothing
+    gc.set_threshold(100_000, 10, 1000)  # a pass over the objects of ten thousand nodes takes half a second, and finds nothing
     registry = Registry(options.interval, options.max_nodes, keeps_history=screen)
     network = Network(registry, options.listen)
     if options.debug:
@@ -2662,8 +2706,11 @@ def run(options: argparse.Namespace) -> int:
             if screen:
                 show_screen(registry, network, inputs, listening, options)
             else:
-                print(f"listening on {listening}", file=sys.stderr if options.json else sys.stdout, flush=True)
+                said = sys.stderr if options.json else sys.stdout
+                print(f"{time_stamp(time.time())} listening on {listening}", file=said, flush=True)
                 run_headless(registry, network, inputs, options.json)
+                if inputs.signal:
+                    print(f"{time_stamp(time.time())} stopped by {signal.Signals(inputs.signal).name}", file=said, flush=True)
         except OSError as error:  # the terminal or the pipe is gone
             abandon_stdout()
             if error.errno == errno.ENOSPC:

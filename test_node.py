@@ -9,6 +9,7 @@ import json
 import math
 import os
 import pathlib
+import random
 import re
 import signal
 import socket
@@ -108,10 +109,13 @@ def test_node_ids_are_the_same_after_a_restart_and_other_for_each_attempt() -> N
     assert drawn == [node.machine_digits(attempt) for attempt in range(8)]
     assert len(set(drawn)) == 8
     assert [len(digits) for digits in drawn] == [4, 4, 4, 5, 5, 5, 6, 6]
-    identity = node.Identity(None, simulated=False)
+    identity = node.Identity(None, None)
     assert identity.node_id == f"Node-{drawn[0]}"
     assert identity.redraw() == f"Node-{drawn[1]}"
-    assert len({node.Identity(None, simulated=True).node_id for _ in range(50)}) > 40
+    simulated = [node.Identity(None, random.Random(seed)) for seed in range(50)]
+    assert len({identity.node_id for identity in simulated}) > 40
+    assert node.Identity(None, random.Random(7)).node_id == simulated[7].node_id
+    assert simulated[7].redraw() != node.Identity(None, random.Random(7)).node_id
 
 
 def test_numbers_have_three_digits_and_what_is_missing_is_a_dash() -> None:
@@ -694,8 +698,8 @@ def test_half_open_connections_are_found_within_15_seconds(start: Start) -> None
 @pytest.mark.parametrize(
     ("server", "said"),
     [
-        ("127.0.0.1:{closed}", "nothing listens on .*is the server running there.*next try in"),
-        ("no-such-host.invalid", "cannot resolve no-such-host.invalid:50051: check the name.*next try in"),
+        ("127.0.0.1:{closed}", "nothing listens on .*is the server running.*next try in"),
+        ("no-such-host.invalid", "cannot resolve no-such-host.invalid:50051 .check the name.*next try in"),
         ("127.0.0.1:{http}", "next try in"),
     ],
 )
