@@ -2542,7 +2542,7 @@ def example_row(index: int) -> Row:
 def show_screen(registry: Registry, network: Network, inputs: Inputs, listening: str, options: argparse.Namespace) -> None:
     """The main thread with a terminal: twelve frames a second, more while keys are pressed; only changed lines are sent."""
     ui, lens, watch = Ui(), Lens(registry), Watch(registry)
-    frame_due = 0.0
+    frame_due = drawn = 0.0
     with Screen(options.no_color) as screen:
         while not inputs.signal and network.is_alive():
             now = registry.clock()
@@ -2552,8 +2552,9 @@ def show_screen(registry: Registry, network: Network, inputs: Inputs, listening:
                 ui = follow(ui, lens, room_of(ui, lens, width, height))
                 fleet = look(lens, ui, width, height, listening, registry.newest_events(height))
                 screen.draw(render(fleet, width, height))
-                frame_due = max(frame_due + 1 / min(options.fps, DATA_FRAMES_PER_SECOND), now)
-            keys = inputs.wait(frame_due - now)
+                drawn = max(frame_due, now - 1 / options.fps)  # when it was due: a frame that is late does not delay the next
+                frame_due = drawn + 1 / min(options.fps, DATA_FRAMES_PER_SECOND)
+            keys = inputs.wait(frame_due - registry.clock())
             for key in keys:
                 if key == "q" and not ui.typing:
                     return
@@ -2564,7 +2565,7 @@ def show_screen(registry: Registry, network: Network, inputs: Inputs, listening:
                 else:
                     ui = press(ui, key, lens, room_of(ui, lens, width, height))
             if keys:
-                frame_due = min(frame_due, now + 1 / options.fps)  # a key is answered at once
+                frame_due = min(frame_due, drawn + 1 / options.fps)  # a key is answered at once
 
 
 class Watch:
