@@ -569,12 +569,12 @@ def sparkline(values: bytes, width: int) -> str:
 
 
 def graph(values: bytes, width: int, height: int, style: str) -> list[Line]:
-    """A curve in `height` lines, the newest at the right, on a fixed scale from 0 to 100."""
+    """A curve in `height` lines, the newest at the right, on a fixed scale from 0 to 100. 0 is a thin line, nothing is nothing."""
     newest = values[-width:]
     lines: list[Line] = []
     for level in range(height - 1, -1, -1):
         eighths = [
-            0 if value == NOT_REPORTED else min(max(round(min(value, 100) * height * 8 / 100) - level * 8, 0), 8)
+            0 if value == NOT_REPORTED else min(max(round(min(value, 100) * height * 8 / 100) - level * 8, level == 0), 8)
             for value in newest
         ]
         lines.append([("".join(" ▁▂▃▄▅▆▇█"[eighth] for eighth in eighths).rjust(width), style)])
@@ -594,7 +594,7 @@ def node_panels(subject: Subject, width: int, room: int) -> list[Line]:
     if not count:
         return [*processes, *host]
     if least == gauge_lines:
-        graph_height = min((room - gauge_lines) // -(-count // columns), 10)
+        graph_height = min((room - gauge_lines) // -(-count // columns), 15)
         return [*gauge_boxes(subject, width, columns, graph_height), *processes, *host]
     lines = device_table(subject, width)
     if len(lines) > room:
