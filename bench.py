@@ -552,6 +552,8 @@ class Generator:
                 peer.due = math.inf
                 if peer.open:
                     self._depart(peer, goodbye=True)
+        elif command == "live":
+            self._plan = self._plan._replace(life_seconds=arguments[0])
         self._stopped = command == "stop"
         self._control.send(self._report())
 
@@ -1225,23 +1227,28 @@ def cadence_of_registry() -> Iterator[Figure]:
 
 
 def soak(options: argparse.Namespace) -> Iterator[Figure]:
-    """Nodes come and go, half of them without a goodbye: a tenth of the fleet alive, twice the fleet's names in turn."""
+    """Nodes come and go, half of them without a goodbye: a tenth of the fleet alive, twice the fleet's names in turn. Each name has
+    come once when memory is first taken, and comes once more until the end."""
     alive, ids, port = options.nodes // 10, 2 * options.nodes, free_port()
-    settled = min(300.0, 10 * options.minutes)
-    life = settled * alive / ids  # each name has come once when memory is first taken
+    end = 60 * options.minutes
+    settled = min(300.0, end / 6)
+    life = 0.8 * alive / ids  # of a node, for each second in which all names come once
     with Program(*headless(port)) as program:
         program.wait_until_listening(port)
-        with Load(Plan(port, alive, ids=ids, life_seconds=0.8 * life)) as load:
-            started, early, sessions = time.monotonic(), 0.0, 0
-            while (elapsed := time.monotonic() - started) < 60 * options.minutes:
+        with Load(Plan(port, alive, ids=ids, life_seconds=life * settled)) as load:
+            started, early, sessions, since = time.monotonic(), 0.0, 0, 0
+            while (elapsed := time.monotonic() - started) < end:
                 time.sleep(5)
                 sessions += sum(load.report().ended.values())
-                early = early or (program.megabytes() if elapsed >= settled else 0.0)
+                if not early and elapsed >= settled:
+                    early, since = program.megabytes(), sessions
+                    load.ask("live", math.ceil(life * (end - settled)))
                 say(f"    {elapsed / 60:.1f} of {options.minutes:g} minutes, {sessions:,} ended, {program.megabytes():.1f} MB")
-            growth = 100 * (program.megabytes() / early - 1)
+            grown, since = program.megabytes() - early, sessions - since
             note = f"{alive:,} alive, {ids:,} names, {sessions:,} sessions"
             yield Figure("soak", f"memory after {settled / 60:.0f} minutes", early, "MB RSS", note=note)
-            yield Figure("soak", f"growth until {options.minutes:g} minutes", growth, "%", 5)
+            yield Figure("soak", f"growth until {options.minutes:g} minutes", 100 * grown / early, "%", 5)
+            yield Figure("soak", "growth for each session since", 1e6 * grown / since, "bytes", note=f"{since:,} sessions")
 
 
 def start(_options: argparse.Namespace) -> Iterator[Figure]:
