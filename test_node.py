@@ -583,6 +583,7 @@ def test_once_as_json(start: Start) -> None:
         (["--id", "a\x1b[2J"], "printable"),
         (["--hardware", "cuda"], "auto, nvml, host, simulated"),
         (["--seed", "x"], "--seed"),
+        (["--seed", "3"], "--seed is for --hardware simulated"),
         (["--servr", "x"], "--servr"),
     ],
 )
@@ -592,6 +593,18 @@ def test_bad_options_exit_with_2_and_say_what_to_do(start: Start, options: list[
     assert said in program.lines[0]
     assert "--help" in program.lines[-1]
     assert all(line.isprintable() for line in program.lines)
+
+
+@pytest.mark.parametrize(("value", "is_on"), [("1", True), ("Yes", True), ("0", False), ("off", False), ("", False)])
+def test_a_switch_from_the_environment(monkeypatch: pytest.MonkeyPatch, value: str, is_on: bool) -> None:
+    monkeypatch.setenv("EDGE_HEADLESS", value)
+    assert node.parse_options([]).headless is is_on
+
+
+def test_a_switch_that_is_neither_on_nor_off(start: Start) -> None:
+    program = start("node.py", EDGE_HEADLESS="maybe")
+    assert program.wait() == 2
+    assert program.lines[0].endswith("argument --headless: 'maybe' is neither 1 nor 0 (from EDGE_HEADLESS in the environment)")
 
 
 def test_each_option_comes_from_the_environment_and_a_flag_beats_it(start: Start) -> None:

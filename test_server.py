@@ -892,6 +892,25 @@ def test_half_closing_is_an_end_though_the_connection_stays(serve: Serve, dial: 
     assert serving.streams() == 0
 
 
+def test_a_standstill_of_the_server_is_told_and_no_node_is_lost_by_it() -> None:
+    clock = Clock()
+    registry = server.Registry(1.0, 10, clock)
+    watch = server.Watch(registry)
+    session = opened(registry, "box")
+    clock.now += 1
+    watch.keep(clock.now)
+    clock.now += 60
+    watch.keep(clock.now)
+    registry.heartbeat(session, pb.HeartbeatRequest())
+    clock.now += 1
+    watch.keep(clock.now)
+    assert [(event.kind, event.node_id) for event in registry.events_since(0)[1]] == [("joined", "box"), ("warning", "server")]
+    assert "stood still for 1m00s" in registry.events_since(0)[1][-1].text
+    clock.now += 4
+    watch.keep(clock.now)
+    assert registry.events_since(0)[1][-1].kind == "late"
+
+
 def test_streams_opened_and_dropped_leave_nothing(serve: Serve) -> None:
     serving = serve()
     with grpc.insecure_channel(serving.address, options=LOCAL) as channel:
