@@ -754,5 +754,5 @@ def test_a_node_that_dies_ends_the_demo(checkout: Path, start: Callable[..., Pro
     node.kill()
     assert demo.wait() == 1
     demo.line("build.py: node 0 ended with status -9, so the demo did. The end of its output:")
-    demo.line("reports to 127.0.0.1")
+    demo.line("for the server at 127.0.0.1")
     assert not find_started(checkout)

@@ -889,7 +889,7 @@ def test_a_frame_of_history_has_bytes_for_the_node_and_each_device() -> None:
 def test_sparklines_and_graphs_have_a_fixed_scale_with_the_newest_at_the_right() -> None:
     assert node.sparkline(bytes([0, 50, 100, 255]), 6) == "  ▁▄█ "
     assert node.sparkline(bytes(range(100)), 3) == "███"
-    assert node.plain(node.graph(bytes([0, 50, 100, 255]), 5, 2, "")) == "   █ \n  ██ "
+    assert node.plain(node.graph(bytes([0, 50, 100, 255]), 5, 2, "")) == "   █ \n ▁██ "
 
 
 def test_each_gauge_shows_its_reading() -> None:
