@@ -66,7 +66,7 @@ ESCAPE_KEYS = {
     "\x1b": "escape", "\r": "enter", "\n": "enter",
 }  # fmt: skip
 KEY = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1bO.|.", re.DOTALL)
-ASCII_ONLY = str.maketrans("█▉▊▋▌▍▎▏─│╭╮╰╯·—…°●◐○✗◌×↑↓�▁▂▃▄▅▆▇", "#####----|++++.-~o*o.x.x^v?___--==")
+ASCII_ONLY = str.maketrans("█▉▊▋▌▍▎▏─│╭╮╰╯·—…°●◐○✗◌×↑↓�▁▂▃▄▅▆▇" + "←→", "#####----|++++.-~o*o.x.x^v?___--==" + "<>")
 
 Span = tuple[str, str]  # text, and its style in rich's words ("bold red"); "" is the terminal's own
 Line = list[Span]
@@ -74,6 +74,11 @@ Line = list[Span]
 
 class Failure(Exception):
     """What ends the program with exit code 1 and this one line: what is wrong, and what to do next."""
+
+
+def writable(text: str) -> str:
+    """`text` as stdout can show it: drawn with ASCII where its encoding has no blocks and borders."""
+    return text if (sys.stdout.encoding or "").lower().startswith("utf") else text.translate(ASCII_ONLY)
 
 
 def visible(text: str, limit: int = 200) -> str:
@@ -436,7 +441,6 @@ class Screen:
         self._console = Console(no_color=no_color or None, highlight=False)
         self._colors = ColorSystem.STANDARD if self._console.color_system else None
         self._live = Live(console=self._console, screen=True, auto_refresh=False, redirect_stdout=False, redirect_stderr=False)
-        self._ascii = not (sys.stdout.encoding or "").lower().startswith("utf")
         self._codes: dict[str, tuple[str, str]] = {"": ("", "")}
         self._drawn: list[Line] = []
         self._size = (0, 0)
@@ -486,7 +490,7 @@ class Screen:
             if codes is None:
                 codes = self._codes[style] = self._codes_of(style)
             painted.append(f"{codes[0]}{text}{codes[1]}")
-        return "".join(painted).translate(ASCII_ONLY) if self._ascii else "".join(painted)
+        return writable("".join(painted))
 
     def _codes_of(self, words: str) -> tuple[str, str]:
         from rich.style import Style
@@ -888,6 +892,7 @@ class HostHardware:
         self._disk_used = 0
         self._temperature: int | None = None
         self._network: tuple[float, int, int] | None = None
+        self._processors_at: float | None = None
         try:
             import psutil
         except ImportError:
@@ -895,8 +900,6 @@ class HostHardware:
             self.notice = "psutil is not there: no CPU, memory, network; install python3-psutil"
         else:
             self._psutil = psutil
-            self._processors_at = clock()
-            psutil.cpu_percent(percpu=True)  # the mean since the call before: the first has none
 
     def info(self) -> tuple[pb.HostInfo, list[pb.DeviceInfo]]:
         host = pb.HostInfo(model=self._model(), operating_system=self._operating_system(), cpu_count=os.cpu_count())
@@ -938,10 +941,13 @@ class HostHardware:
 
     def _add_processors(self, host: pb.HostSample, now: float) -> None:
         assert self._psutil
-        if now - self._processors_at < SHORTEST_MEAN_SECONDS:
+        before = self._processors_at
+        if before is not None and now - before < SHORTEST_MEAN_SECONDS:
             return  # psutil would say 0
         self._processors_at = now
         percents = self._psutil.cpu_percent(percpu=True) or [0.0]
+        if before is None:
+            return  # the mean since this thread's call before, which there was none
         host.cpu_percent = min(round(sum(percents) / len(percents)), 100)
         group = -(-len(percents) // MAX_CORES)
         groups = [percents[start : start + group] for start in range(0, len(percents), group)]
@@ -2041,7 +2047,7 @@ def print_once(hardware: Hardware, node_id: str, as_json: bool) -> None:
     time.sleep(0.5)
     sample = take_sample(hardware, 2, started_at, time.monotonic)
     if as_json:
-        print(reading_json(node_id, info, sample))
+        print_whole(reading_json(node_id, info, sample))
         return
     subject = Subject(info, sample, hardware.processes(), b"")
     texts = (info.hostname, info.host.model, info.host.operating_system, info.notice)
@@ -2051,7 +2057,18 @@ def print_once(hardware: Hardware, node_id: str, as_json: bool) -> None:
         lines += device_table(subject, 140)
     lines += [[(f" {label:8}{text}", "")] for label, _, text, _ in host_readings(subject)]
     lines.append([(f" {host_words(subject)}", "")])
-    print(re.sub(r" +$", "", plain(lines), flags=re.MULTILINE))
+    print_whole(writable(re.sub(r" +$", "", plain(lines), flags=re.MULTILINE)))
+
+
+def print_whole(text: str) -> None:
+    """Print, and be sure of it. Raises Failure where there is no room."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        abandon_stdout()
+        raise Failure(f"cannot write: {(error.strerror or str(error)).lower()}") from error
 
 
 def guarded(state: NodeState, debug: bool, body: Callable[..., None], *arguments: Any) -> threading.Thread:

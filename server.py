@@ -73,7 +73,7 @@ ESCAPE_KEYS = {
     "\x1b": "escape", "\r": "enter", "\n": "enter",
 }  # fmt: skip
 KEY = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1bO.|.", re.DOTALL)
-ASCII_ONLY = str.maketrans("█▉▊▋▌▍▎▏─│╭╮╰╯·—…°●◐○✗◌×↑↓�▁▂▃▄▅▆▇", "#####----|++++.-~o*o.x.x^v?___--==")
+ASCII_ONLY = str.maketrans("█▉▊▋▌▍▎▏─│╭╮╰╯·—…°●◐○✗◌×↑↓�▁▂▃▄▅▆▇" + "←→", "#####----|++++.-~o*o.x.x^v?___--==" + "<>")
 
 Span = tuple[str, str]  # text, and its style in rich's words ("bold red"); "" is the terminal's own
 Line = list[Span]
@@ -81,6 +81,11 @@ Line = list[Span]
 
 class Failure(Exception):
     """What ends the program with exit code 1 and this one line: what is wrong, and what to do next."""
+
+
+def writable(text: str) -> str:
+    """`text` as stdout can show it: drawn with ASCII where its encoding has no blocks and borders."""
+    return text if (sys.stdout.encoding or "").lower().startswith("utf") else text.translate(ASCII_ONLY)
 
 
 def visible(text: str, limit: int = 200) -> str:
@@ -443,7 +448,6 @@ class Screen:
         self._console = Console(no_color=no_color or None, highlight=False)
         self._colors = ColorSystem.STANDARD if self._console.color_system else None
         self._live = Live(console=self._console, screen=True, auto_refresh=False, redirect_stdout=False, redirect_stderr=False)
-        self._ascii = not (sys.stdout.encoding or "").lower().startswith("utf")
         self._codes: dict[str, tuple[str, str]] = {"": ("", "")}
         self._drawn: list[Line] = []
         self._size = (0, 0)
@@ -493,7 +497,7 @@ class Screen:
             if codes is None:
                 codes = self._codes[style] = self._codes_of(style)
             painted.append(f"{codes[0]}{text}{codes[1]}")
-        return "".join(painted).translate(ASCII_ONLY) if self._ascii else "".join(painted)
+        return writable("".join(painted))
 
     def _codes_of(self, words: str) -> tuple[str, str]:
         from rich.style import Style
@@ -836,6 +840,7 @@ ACKNOWLEDGE_SECONDS = 9.5  # each tenth heartbeat at 1 Hz; a node gives its sess
 CHECK_SECONDS = 15.0  # of a session whose samples nobody looks at: from one that is read to the next
 FIRST_MESSAGE_SECONDS = 10.0
 MAX_MESSAGE_BYTES = 2**20
+MAX_UNREAD_BYTES = 16 * 1024  # of a heartbeat put aside; one of 128 devices has 4 KiB
 MAX_KEPT_BYTES = 2**16  # of one info, and of one sample: what a node can make this process keep
 MAX_DEVICES = 128
 MAX_TEXT = 256  # characters of any text that a node sends
@@ -1165,14 +1170,14 @@ def take(row: Row, request: pb.HeartbeatRequest) -> Row:
     changes: dict[str, Any] = {"unread": b""}
     limits, history = row.limits, row.history
     if request.HasField("info"):
+        changes["packed_info"] = packed(request.info, "info")  # first of all: its size bounds what the check costs
         check_info(request.info)
-        limits = limits_of(request.info)
-        changes |= {"packed_info": packed(request.info, "info"), "limits": limits}
+        limits = changes["limits"] = limits_of(request.info)
         if len(limits.devices) != len(row.limits.devices):
             history = b""
     if request.HasField("processes"):
-        check_processes(request.processes)
         changes["packed_processes"] = packed(request.processes, "processes")
+        check_processes(request.processes)
     if request.round_trip_microseconds:
         changes["round_trip_seconds"] = request.round_trip_microseconds / 1e6
     if request.backlog:
@@ -1183,11 +1188,12 @@ def take(row: Row, request: pb.HeartbeatRequest) -> Row:
     sample = sample_of(request)
     if sample:
         vitals = vitals_of(limits, sample)
-        history = extend_history(history, vitals.frame)
+        if not (request.HasField("info") and sample.sequence and sample.sequence == row.sample.sequence):  # else it came already
+            history = extend_history(history, vitals.frame)
         age_milliseconds = max(request.clock_milliseconds - sample.taken_milliseconds, 0)
         sample_at = row.heartbeat_at - age_milliseconds / 1000
-        changes |= {"packed_sample": packed(sample, "sample"), "sample_at": sample_at, "vitals": vitals, "history": history}
-    return row._replace(**changes)
+        changes |= {"packed_sample": packed(sample, "sample"), "sample_at": sample_at, "vitals": vitals}
+    return row._replace(**changes, history=history)
 
 
 def catch_up(row: Row) -> Row:
@@ -1253,6 +1259,7 @@ class Registry:
         self._beating = 0  # nodes that are not gone, as of the last watch
         self._gone: collections.deque[Row] = collections.deque()  # the lost and left ones, longest silent first: they give way
         self._told: dict[str, State] = {}  # the worse states that the log has already told
+        self.errors: collections.deque[str] = collections.deque(maxlen=100)  # written where the lock may be held
         self._events: collections.deque[Event] = collections.deque(maxlen=EVENTS_KEPT)
         self._event_count = 0
         self._complaints = (0, 0)  # second, and how many in it
@@ -1324,21 +1331,28 @@ class Registry:
         """Take one more message of a session. Raises Refused for a field out of its range, or when the session is over."""
         now = self.clock()
         with self._lock:
-            row = self._held(session)
-            if self._told.pop(session.node_id, None):
-                self._log("back", session.node_id, f"after {show_seconds(now - row.heartbeat_at)}")
+            before = self._held(session)
             if now < session.next_check_at and is_only_a_sample(request):
-                session.sequence = request.sample.sequence or session.sequence
-                self._rows[row.node_id] = row.beat(now, request.SerializeToString())
-                return
-        row = take(catch_up(row)._replace(heartbeat_at=now), request)
+                unread = request.SerializeToString()
+                if len(unread) <= MAX_UNREAD_BYTES:
+                    self._tell_return(before, now)
+                    session.sequence = request.sample.sequence or session.sequence
+                    self._rows[before.node_id] = before.beat(now, unread)
+                    return
+        known = read(before) if request.leaving else catch_up(before)  # a goodbye is not refused for what came before it
+        row = take(known._replace(heartbeat_at=now), request)
         if not self._keeps_history:
             row = row._replace(history=b"")
             if session.close:  # a unary heartbeat is answered each time, so it is checked each time
                 session.next_check_at = now + CHECK_SECONDS
         with self._lock:
             self._held(session)
+            self._tell_return(before, now)
             self._put(row, session, request)
+
+    def _tell_return(self, row: Row, now: float) -> None:
+        if self._told.pop(row.node_id, None):
+            self._log("back", row.node_id, f"after {show_seconds(now - row.heartbeat_at)}")
 
     def take_unary(self, request: pb.HeartbeatRequest, address: str) -> Session:
         """Take a heartbeat without a stream: of the session that its row has, or of a new one. Raises Refused as `open` does."""
@@ -1361,7 +1375,7 @@ class Registry:
         session.sequence = request.sample.sequence or session.sequence
         if request.leaving:
             row = row._replace(left=True, session=None, reason="said goodbye")
-            self._gone.append(row)
+            self._gone.appendleft(row)
             self._log("left", row.node_id, row.reason)
         self._rows[row.node_id] = row
 
@@ -1370,7 +1384,7 @@ class Registry:
         with self._lock:
             row = self._rows.get(session.node_id)
             if row and row.session is session:
-                self._rows[session.node_id] = row._replace(session=None, reason=reason)
+                self._rows[session.node_id] = read(row)._replace(unread=b"", session=None, reason=reason)
                 self._log("disconnected", session.node_id, reason)
 
     def acknowledgement(self, session: Session) -> pb.HeartbeatResponse:
@@ -1394,13 +1408,17 @@ class Registry:
             rows = [self._rows.get(node_id) for node_id in node_ids]
         return [row and read(row) for row in rows]
 
-    def forget(self, node_id: str) -> None:
-        """Remove a node that is lost or left; any other stays."""
+    def forget(self, node_id: str) -> bool:
+        """Remove a node that is lost or left; any other stays. Tells whether it is gone."""
         with self._lock:
             row = self._rows.get(node_id)
-            if row and state_of(row, self.clock()) in (State.LOST, State.LEFT):
+            if row and state_of(row, self.clock()) not in (State.LOST, State.LEFT):
+                self._log("warning", node_id, "stays: it is neither lost nor left")
+                return False
+            if row:
                 self._remove(row)
                 self._log("forgotten", node_id, "by the user")
+            return True
 
     def restore(self, row: Row) -> None:
         """Put a row as it is: for pictures and measurements."""
@@ -1422,10 +1440,13 @@ class Registry:
 
     def watch(self) -> None:
         """See what only time tells: who is late or lost, and who has been silent for a day. Called now and then."""
+        while self.errors:
+            self.complain("error", "server", self.errors.popleft())
         now = self.clock()
         rows = self._all()
         silent = [(row, state_of(row, now)) for row in rows if row.left or now - row.heartbeat_at > 3 * row.interval_seconds]
-        gone = sorted((row for row, state in silent if state in (State.LOST, State.LEFT)), key=lambda row: row.heartbeat_at)
+        gone = [row for row, state in silent if state in (State.LOST, State.LEFT)]
+        gone.sort(key=lambda row: (not row.left, row.heartbeat_at))  # who said goodbye gives way before who is lost
         with self._lock:
             self._beating = len(rows) - len(gone)
             self._gone = collections.deque(gone)
@@ -1469,7 +1490,7 @@ class ErrorEvents(logging.Handler):
         error = record.exc_info[1] if record.exc_info else None
         if isinstance(error, grpc.aio.InternalError):  # a node that is gone, or does not read, could not be answered
             return
-        self._registry.complain("error", "server", record.getMessage() + (f": {error!r}" if error else ""))
+        self._registry.errors.append(record.getMessage() + (f": {error!r}" if error else ""))
 
 
 # ---- The network thread ----
@@ -1587,6 +1608,24 @@ class Service(node_pb2_grpc.NodeServiceServicer):
             await asyncio.wait(tasks, timeout=GOODBYE_SECONDS / 2)
 
 
+class Watch:
+    """Has the registry see what only time tells, once in WATCH_SECONDS."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._kept_at = registry.clock()
+
+    def keep(self) -> None:
+        """After a standstill what has come meanwhile is read first: it was this process that was silent."""
+        now = self._registry.clock()
+        elapsed, self._kept_at = now - self._kept_at, now
+        if elapsed > WATCH_SECONDS + LOST_SECONDS / 2:
+            reason = f"stood still for {show_seconds(elapsed)}: suspended, or without a processor"
+            self._registry.complain("warning", "server", reason)
+        else:
+            self._registry.watch()
+
+
 class Network:
     """The network thread: grpc.aio's event loop with all the streams.
 
@@ -1594,6 +1633,7 @@ class Network:
     """
 
     def __init__(self, registry: Registry, listen: Sequence[Endpoint] | None) -> None:
+        self._registry = registry
         self._service = Service(registry)
         self._listen = listen
         self._bound: concurrent.futures.Future[list[Endpoint]] = concurrent.futures.Future()
@@ -1629,10 +1669,19 @@ class Network:
         bound = [self._bind(server, endpoint) for endpoint in self._listen or (default_endpoint(),)]
         await server.start()
         self._bound.set_result(bound)
+        watching = asyncio.create_task(self._watch())
         await self._stop.wait()
+        watching.cancel()
         closing = asyncio.create_task(server.stop(GOODBYE_SECONDS / 2))  # no new connections from here on
         await self._service.close()
         await closing
+
+    async def _watch(self) -> None:
+        """Here, and not with the screen, which a full pipe or Ctrl-S stops."""
+        watch = Watch(self._registry)
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            watch.keep()
 
     @staticmethod
     def _bind(server: grpc.aio.Server, endpoint: Endpoint) -> Endpoint:
@@ -1785,7 +1834,8 @@ def sort_value(row: Row, key: Key, sort: str, now: float) -> Any:
         hostname = row.info.hostname
         return natural(hostname) if hostname else None
     if sort == "hardware":
-        return natural(device_names(row.info))
+        devices = row.info.devices
+        return natural(f"{re.sub('[0-9]+× ', '', device_names(row.info))} {len(devices)}")
     if sort == "state":
         return -list(State).index(state_of(row, now))
     if sort == "age":
@@ -1871,26 +1921,30 @@ class Totals(NamedTuple):
 
 
 def count_totals(rows: Iterable[Row], now: float) -> Totals:
-    """What the living nodes have and do, all together: one pass."""
+    """What the nodes that are online have and do, all together: one pass. Each GPU counts once; the processors and memory of boxes
+    without any count only where no box has one."""
     states: dict[State, int] = dict.fromkeys(State, 0)
-    gpus = used = total = milliwatts = readings = 0
-    utilization, heat, hottest = 0.0, -math.inf, None
+    gpus = milliwatts = 0
+    sums = {True: [0.0, 0, 0, 0], False: [0.0, 0, 0, 0]}  # with GPUs and without: utilization, readings, memory used and in all
+    heat, hottest = -math.inf, None
     for row in rows:
         state = state_of(row, now)
         states[state] += 1
-        if state is not State.ONLINE and state is not State.LATE:
+        if state is not State.ONLINE:
             continue
-        vitals = row.vitals
-        gpus += len(row.limits.devices)
-        used += vitals.memory_used_bytes
-        total += vitals.memory_total_bytes
+        vitals, count = row.vitals, len(row.limits.devices)
+        gpus += count
+        part = sums[count > 0]
+        part[2] += vitals.memory_used_bytes
+        part[3] += vitals.memory_total_bytes
         milliwatts += vitals.milliwatts or 0
         if vitals.utilization is not None:
-            utilization += vitals.utilization
-            readings += 1
+            part[0] += vitals.utilization * (count or 1)
+            part[1] += count or 1
         if vitals.celsius is not None and vitals.celsius > heat:
             heat, hottest = vitals.celsius, row
-    return Totals(states, gpus, utilization / readings if readings else None, used, total, milliwatts, hottest)
+    utilization, readings, used, total = sums[gpus > 0]
+    return Totals(states, gpus, utilization / readings if readings else None, int(used), int(total), milliwatts, hottest)
 
 
 class Lens:
@@ -1900,6 +1954,7 @@ class Lens:
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
         self._frozen: dict[str, Row] | None = None
+        self._frozen_events: Sequence[Event] = ()
         self._shape: tuple[object, ...] = ()  # what the order by name depends on
         self._by_name: list[Key] = []
         self._order: list[Key] = []
@@ -1915,6 +1970,7 @@ class Lens:
             self._frozen, self.now, self.wall = None, self._registry.clock(), time.time()
         elif self._frozen is None:
             self._frozen = {row.node_id: row for row in self._registry.snapshot()}
+            self._frozen_events = self._registry.newest_events(EVENTS_KEPT)
         asked = (ui.sort, ui.descending, ui.filter, ui.by_gpu, ui.frozen)
         if asked != self._asked or (self.now >= self._due and not ui.frozen):
             self._asked = asked
@@ -1922,6 +1978,10 @@ class Lens:
             finished = self._registry.clock()
             self._due = finished + max(1.0, 10 * (finished - self.now))
         return self._order
+
+    def expire(self) -> None:
+        """Have the order made anew: the user has changed the fleet."""
+        self._asked = ()
 
     def place(self, key: Key | None) -> int | None:
         """Where an entry stands in the order."""
@@ -1932,6 +1992,10 @@ class Lens:
         if self._frozen is not None:
             return [self._frozen.get(node_id) for node_id in node_ids]
         return self._registry.rows(node_ids)
+
+    def events(self, count: int) -> Sequence[Event]:
+        """The newest; those of then, when the picture is frozen."""
+        return self._registry.newest_events(count) if self._frozen is None else self._frozen_events[-count:]
 
     @property
     def totals(self) -> Totals:
@@ -1988,14 +2052,14 @@ def press(ui: Ui, key: str, lens: Lens, room: Room) -> Ui:
         return ui  # what the page's footer does not name would change the table behind it
     if key in switches:
         changes: dict[str, Any] = {switches[key]: not getattr(ui, switches[key])}
-        if key == "g":
-            changes |= {"selected": None, "first": 0}
-        return ui._replace(**changes)
+        ui = ui._replace(**changes)
+        return turn_to(ui, lens, ui.selected.node_id) if key == "g" and ui.selected else ui
     if key == "/":
         return ui._replace(typing=True, page="")
     if key == "enter":
         order = lens.order(ui)
-        selected = ui.selected or (order[ui.first] if ui.first < len(order) else None)
+        selected = order[ui.first] if ui.first < len(order) else None
+        selected = selected if lens.place(ui.selected) is None else ui.selected
         return ui._replace(selected=selected, page=selected.node_id) if selected else ui
     if key == "s" and ui.grid:
         return ui._replace(metric=METRICS[(METRICS.index(ui.metric) + 1) % len(METRICS)])
@@ -2005,6 +2069,13 @@ def press(ui: Ui, key: str, lens: Lens, room: Room) -> Ui:
     if key == "S":
         return ui._replace(descending=not ui.descending)
     return move(ui, key, lens, room)
+
+
+def turn_to(ui: Ui, lens: Lens, node_id: str) -> Ui:
+    """The Ui with this node selected, or its first device."""
+    lens.order(ui)
+    keys = (Key(node_id), Key(node_id, 0))
+    return ui._replace(selected=next((key for key in keys if lens.place(key) is not None), None))
 
 
 def type_filter(ui: Ui, key: str) -> Ui:
@@ -2040,10 +2111,11 @@ def move(ui: Ui, key: str, lens: Lens, room: Room) -> Ui:
 def follow(ui: Ui, lens: Lens, room: Room) -> Ui:
     """The Ui with its selection on the screen: the selection stays on its node when rows move."""
     order = lens.order(ui)
+    if ui.page and lens.rows([ui.page]) == [None]:  # forgotten
+        ui = ui._replace(page="")
     place = lens.place(ui.selected)
-    if place is None:
-        ui, first = ui._replace(selected=None), ui.first
-    else:
+    first = ui.first
+    if place is not None:  # else it is hidden by the filter, and may come back
         first = min(max(ui.first, place - room.entries + 1), place)
     first = max(min(first, len(order) - room.entries + room.per_line - 1), 0)
     return ui._replace(first=first - first % room.per_line)
@@ -2175,7 +2247,7 @@ def fit_parts(parts: Iterable[Line], width: int) -> Line:
 def totals_parts(fleet: Fleet) -> list[Line]:
     """What the living nodes have and do, all together: the most important first."""
     totals = fleet.totals
-    if not totals.states.get(State.ONLINE) and not totals.states.get(State.LATE):
+    if not totals.states.get(State.ONLINE):
         return [[(f" listening on {fleet.listening}", "")], [(": no node is online", "")]]
     parts: list[Line] = [[(f" {totals.gpus:,} GPU{'s' * (totals.gpus != 1)}", "")]]
     parts.append([(f" · utilization {show_percent(totals.utilization)}", "")])
@@ -2333,12 +2405,12 @@ def grid_panel(fleet: Fleet, width: int) -> list[Line]:
     lines = [list(itertools.chain(*shown[start : start + per_line])) for start in range(0, len(shown), per_line)]
     if not fleet.matching:
         lines += nothing_to_show(fleet)
-    return box(panel_title(fleet), [grid_legend(fleet), *lines, *[[]] * (lines_most - len(lines))], width)
+    return box(panel_title(fleet), [grid_legend(fleet, width), *lines, *[[]] * (lines_most - len(lines))], width)
 
 
-def grid_legend(fleet: Fleet) -> Line:
+def grid_legend(fleet: Fleet, width: int) -> Line:
     """The metric and its scale, and what the selected cell stands for."""
-    most = "100°C" if fleet.ui.metric == "temperature" else "100%"
+    most = {"temperature": "100°C", "power": "100% of its limit"}.get(fleet.ui.metric, "100%")
     line: Line = [(f"{fleet.ui.metric}  0 ", "dim"), *zip(GRID_STEPS, GRID_STYLES, strict=True), (f" {most}   ", "dim")]
     for key, row in fleet.entries:
         if key == fleet.ui.selected:
@@ -2347,7 +2419,12 @@ def grid_legend(fleet: Fleet) -> Line:
             celsius = show_celsius(vitals.celsius, vitals.limit_celsius).strip()
             numbers = f"util {show_percent(vitals.utilization)}  mem {show_percent(vitals.memory)}  {celsius}"
             name = f"{entry_name(key)}  {visible(row.info.hostname)}"
-            return [*line, (f"{glyph} ", style), (name, "bold"), (f"  {numbers}  {show_watts(vitals.milliwatts)}", "")]
+            return [
+                *(line if width >= 110 else []),
+                (f"{glyph} ", style),
+                (name, "bold"),
+                (f"  {numbers}  {show_watts(vitals.milliwatts)}", ""),
+            ]
     return [*line, ("↑↓←→ choose a cell", "dim")]
 
 
@@ -2397,7 +2474,7 @@ def page_panels(row: Row, now: float, width: int, room: int) -> list[Line]:
     reason = reason_of(row, state, now)
     first: Line = [(f" {row.node_id}", "bold"), (f"  {visible(row.info.hostname)}  ", ""), (f"{glyph} {state.value}", style)]
     first.append((f"  {reason}" if reason else f"  {visible(row.info.notice)}", "" if reason else "dim"))
-    facts = page_facts(row, now, width)
+    facts = page_facts(row, now, width)[: max(room // 6, 1)]
     panels = node_panels(Subject(row.info, row.sample, row.processes, row.history), width, room - 1 - len(facts))
     if state is not State.ONLINE:
         panels = [[(text, "dim") for text, _ in line] for line in panels]
@@ -2541,16 +2618,15 @@ def example_row(index: int) -> Row:
 
 def show_screen(registry: Registry, network: Network, inputs: Inputs, listening: str, options: argparse.Namespace) -> None:
     """The main thread with a terminal: twelve frames a second, more while keys are pressed; only changed lines are sent."""
-    ui, lens, watch = Ui(), Lens(registry), Watch(registry)
+    ui, lens = Ui(), Lens(registry)
     frame_due = drawn = 0.0
     with Screen(options.no_color) as screen:
         while not inputs.signal and network.is_alive():
             now = registry.clock()
             width, height = screen.size()
-            watch.keep(now)
             if now >= frame_due:
                 ui = follow(ui, lens, room_of(ui, lens, width, height))
-                fleet = look(lens, ui, width, height, listening, registry.newest_events(height))
+                fleet = look(lens, ui, width, height, listening, lens.events(height))
                 screen.draw(render(fleet, width, height))
                 drawn = max(frame_due, now - 1 / options.fps)  # when it was due: a frame that is late does not delay the next
                 frame_due = drawn + 1 / min(options.fps, DATA_FRAMES_PER_SECOND)
@@ -2560,31 +2636,24 @@ def show_screen(registry: Registry, network: Network, inputs: Inputs, listening:
                     return
                 if key == "suspend":
                     screen.suspend(inputs)
-                elif key == "f" and not ui.typing and not ui.page and ui.selected:
-                    registry.forget(ui.selected.node_id)
+                elif key == "f" and not (ui.typing or ui.help) and lens.place(ui.selected) is not None:
+                    ui = forget(ui, lens, registry)
                 else:
                     ui = press(ui, key, lens, room_of(ui, lens, width, height))
             if keys:
                 frame_due = min(frame_due, drawn + 1 / options.fps)  # a key is answered at once
 
 
-class Watch:
-    """Has the registry see what only time tells, once in WATCH_SECONDS."""
-
-    def __init__(self, registry: Registry) -> None:
-        self._registry = registry
-        self._due = registry.clock()
-
-    def keep(self, now: float) -> None:
-        """Called often. After a standstill what has come meanwhile is read first: it was this process that was silent."""
-        if now < self._due:
-            return
-        late, self._due = now - self._due, now + WATCH_SECONDS
-        if late > LOST_SECONDS / 2:
-            reason = f"stood still for {show_seconds(late + WATCH_SECONDS)}: suspended, or without a processor"
-            self._registry.complain("warning", "server", reason)
-        else:
-            self._registry.watch()
+def forget(ui: Ui, lens: Lens, registry: Registry) -> Ui:
+    """The selected node goes, when it is lost or left, and the selection to its neighbour."""
+    assert ui.selected
+    node_id = ui.selected.node_id
+    if not registry.forget(node_id):
+        return ui
+    moved = (move(ui._replace(page=node_id), key, lens, Room(1, 1)) for key in ("down", "up"))
+    neighbour = next((other for other in moved if other.page != node_id), ui)
+    lens.expire()
+    return neighbour._replace(page="")
 
 
 def snapshot_json(registry: Registry) -> str:
@@ -2601,8 +2670,8 @@ def row_json(row: Row, now: float) -> dict[str, Any]:
         "hostname": row.info.hostname,
         "state": state.value,
         "reason": reason_of(row, state, now),
-        "heartbeat_age_seconds": round(now - row.heartbeat_at, 3),
-        "sample_age_seconds": None if row.sample_at is None else round(now - row.sample_at, 3),
+        "heartbeat_age_seconds": round(max(now - row.heartbeat_at, 0), 3),  # it may have come since `now`
+        "sample_age_seconds": None if row.sample_at is None else round(max(now - row.sample_at, 0), 3),
         "info": json_format.MessageToDict(row.info, preserving_proto_field_name=True),
         "sample": json_format.MessageToDict(row.sample, preserving_proto_field_name=True),
     }
@@ -2610,10 +2679,9 @@ def row_json(row: Row, now: float) -> dict[str, Any]:
 
 def run_headless(registry: Registry, network: Network, inputs: Inputs, as_json: bool) -> None:
     """The main thread without a terminal: a line an event, or with --json a snapshot of the fleet each second."""
-    printed, watch, snapshot_due = 0, Watch(registry), registry.clock()
+    printed, snapshot_due = 0, registry.clock()
     while not inputs.signal and network.is_alive():
         now = registry.clock()
-        watch.keep(now)
         if not as_json:
             printed = print_events(registry, printed)
         elif now >= snapshot_due:
@@ -2627,6 +2695,10 @@ def run_headless(registry: Registry, network: Network, inputs: Inputs, as_json: 
 def print_events(registry: Registry, printed: int) -> int:
     """Print the events after the first `printed`; return how many there are now."""
     count, events = registry.events_since(printed)
+    if count - printed > len(events):
+        print(
+            f"{time_stamp(time.time())} warning server: {count - printed - len(events)} events came too fast to be kept", flush=True
+        )
     for event in events:
         print(f"{time_stamp(event.time)} {event.kind} {event.node_id}: {event.text}", flush=True)
     return count

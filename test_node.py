@@ -264,8 +264,7 @@ def test_the_host_is_read_through_psutil() -> None:
     seconds = iter([0.0, 0.001, 10.0])
     hardware = node.HostHardware(clock=lambda: next(seconds))
     info, devices = hardware.info()
-    first = hardware.sample()[0]
-    sample = hardware.sample()[0]
+    first, too_soon, sample = (hardware.sample()[0] for _ in range(3))
     assert devices == []
     assert hardware.notice == ""
     assert info.memory_total_bytes == psutil.virtual_memory().total
@@ -276,7 +275,8 @@ def test_the_host_is_read_through_psutil() -> None:
     assert sample.load_1m >= 0
     assert sample.HasField("network_received_bytes_per_second")
     assert abs(sample.uptime_seconds - (time.time() - psutil.boot_time())) < 5
-    assert not first.HasField("cpu_percent")  # a mean over no time at all would be a false zero
+    assert not first.HasField("cpu_percent")  # a mean needs two readings
+    assert not too_soon.HasField("cpu_percent")  # and one over no time at all would be a false zero
     assert sample.HasField("cpu_percent")
     assert not first.HasField("network_received_bytes_per_second")  # a rate needs two readings
 

@@ -233,6 +233,43 @@ def test_ages_in_other_units() -> None:
     assert Screen(example_registry()).press("/", *"age>1h").nodes() == []
 
 
+def test_the_selection_stays_where_gpus_take_the_place_of_nodes_and_behind_a_filter() -> None:
+    screen = Screen(example_registry()).press("down", "down", "down", "down", "g")
+    assert screen.ui.selected == server.Key("Node-1003", 0)
+    screen.press("/", *"edge-05", "enter").frame()
+    assert screen.press("escape", "g").ui.selected == server.Key("Node-1003")
+
+
+def test_the_neighbour_is_selected_when_a_node_is_forgotten() -> None:
+    registry = example_registry()
+    screen = Screen(registry).press("/", *"state:l", "enter", "down", "down")
+    assert screen.ui.selected == server.Key("Node-1011")
+    screen.ui = server.forget(screen.ui, screen.lens, registry)
+    assert screen.ui.selected == server.Key("Node-1017")
+    screen.ui = server.forget(screen.ui, screen.lens, registry)
+    assert screen.ui.selected == server.Key("Node-1006")
+    assert server.forget(screen.ui, screen.lens, registry) == screen.ui  # it is only late
+    assert {row.node_id for row in registry.snapshot()}.isdisjoint({"Node-1011", "Node-1017"})
+
+
+def test_the_page_of_a_node_that_is_gone_closes() -> None:
+    registry = example_registry()
+    screen = Screen(registry).press("/", *"1011", "enter", "enter")
+    assert "GPU 0" in screen.text()
+    registry.forget("Node-1011")
+    screen.frame()
+    assert screen.ui.page == ""
+
+
+def test_the_totals_count_each_gpu_once_and_only_what_is_online() -> None:
+    rows = [server.example_row(index) for index in (0, 1, 6)]  # 8 GPUs, 1 GPU; and 8 of a node that is late
+    totals = server.count_totals(rows, NOW)
+    eight, one = (row.vitals.utilization or 0 for row in rows[:2])
+    assert totals.gpus == 9
+    assert totals.utilization == pytest.approx((8 * eight + one) / 9)
+    assert totals.hottest in rows[:2]
+
+
 def test_a_row_for_each_gpu() -> None:
     screen = Screen(example_registry(3)).press("g")
     assert screen.nodes() == [*(f"Node-1000 {index}" for index in range(8)), "Node-1001 0", "Node-1002 0", "Node-1002 1"]

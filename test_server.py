@@ -898,17 +898,79 @@ def test_a_standstill_of_the_server_is_told_and_no_node_is_lost_by_it() -> None:
     watch = server.Watch(registry)
     session = opened(registry, "box")
     clock.now += 1
-    watch.keep(clock.now)
+    watch.keep()
     clock.now += 60
-    watch.keep(clock.now)
+    watch.keep()
     registry.heartbeat(session, pb.HeartbeatRequest())
     clock.now += 1
-    watch.keep(clock.now)
+    watch.keep()
     assert [(event.kind, event.node_id) for event in registry.events_since(0)[1]] == [("joined", "box"), ("warning", "server")]
     assert "stood still for 1m00s" in registry.events_since(0)[1][-1].text
     clock.now += 4
-    watch.keep(clock.now)
+    watch.keep()
     assert registry.events_since(0)[1][-1].kind == "late"
+
+
+def test_a_large_heartbeat_is_read_at_once_and_what_is_not_known_is_dropped() -> None:
+    registry = server.Registry(1.0, 10, keeps_history=False)
+    session = opened(registry, "box")
+    registry.heartbeat(session, pb.HeartbeatRequest(sample=pb.Sample(sequence=1)))
+    unknown = b"\xa2\x06" + b"\x80\x80\x04" + bytes(65_536)  # field 100, of a newer version
+    request = pb.HeartbeatRequest.FromString(pb.HeartbeatRequest(sample=pb.Sample(sequence=2)).SerializeToString() + unknown)
+    registry.heartbeat(session, request)
+    (row,) = registry._all()
+    assert (row.unread, row.sample.sequence) == (b"", 2)
+    assert len(row.packed_sample) < 100
+
+
+def test_a_goodbye_is_taken_whatever_came_before_it_and_an_end_settles_what_was_unread() -> None:
+    registry = server.Registry(1.0, 10, keeps_history=False)
+    for node_id, ends in (("polite", False), ("rude", True)):
+        session = opened(registry, node_id)
+        registry.heartbeat(session, pb.HeartbeatRequest(sample=pb.Sample(sequence=1)))
+        registry.heartbeat(session, pb.HeartbeatRequest(sample=pb.Sample(sequence=2, host=pb.HostSample(cpu_percent=900))))
+        if ends:
+            registry.end(session, "the stream broke")
+        else:
+            registry.heartbeat(session, pb.HeartbeatRequest(leaving=True))
+    polite, rude = registry._all()
+    assert (polite.left, polite.unread, polite.sample.sequence) == (True, b"", 1)
+    assert (rude.reason, rude.unread, rude.sample.sequence) == ("the stream broke", b"", 1)
+
+
+def test_who_said_goodbye_gives_way_before_who_is_lost() -> None:
+    clock = Clock()
+    registry = server.Registry(1.0, 3, clock)
+    for node_id in ("lost", "left"):
+        session = opened(registry, node_id)
+    clock.now += 20
+    registry.heartbeat(session, pb.HeartbeatRequest(leaving=True))
+    registry.watch()
+    opened(registry, "new-1")
+    opened(registry, "new-2")
+    assert [row.node_id for row in registry.snapshot()] == ["lost", "new-1", "new-2"]
+
+
+def test_a_history_starts_anew_when_the_devices_change() -> None:
+    registry = server.Registry(1.0, 10)
+    devices = [pb.DeviceInfo(index=index) for index in range(2)]
+    two = pb.NodeInfo(instance_id="a", devices=devices)
+    session = registry.open(pb.HeartbeatRequest(node_id="box", info=two, sample=pb.Sample(sequence=1)), "10.0.0.7", None)
+    assert len(registry.snapshot()[0].history) == 3 * 3
+    registry.heartbeat(session, pb.HeartbeatRequest(info=pb.NodeInfo(instance_id="a", devices=devices[:1])))
+    assert registry.snapshot()[0].history == b""
+    registry.heartbeat(session, pb.HeartbeatRequest(sample=pb.Sample(sequence=2)))
+    assert len(registry.snapshot()[0].history) == 2 * 3
+
+
+def test_a_refused_heartbeat_does_not_bring_a_node_back() -> None:
+    clock = Clock()
+    registry = server.Registry(1.0, 10, clock)
+    session = opened(registry, "box")
+    clock.now += 20
+    registry.watch()
+    refused(lambda: registry.heartbeat(session, pb.HeartbeatRequest(sample=pb.Sample(host=pb.HostSample(cpu_percent=900)))))
+    assert kinds(registry) == ["joined", "lost"]
 
 
 def test_streams_opened_and_dropped_leave_nothing(serve: Serve) -> None:
