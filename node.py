@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
+import functools
 import itertools
 import json
 import math
@@ -575,14 +576,18 @@ def sparkline(values: bytes, width: int) -> str:
 def graph(values: bytes, width: int, height: int, style: str) -> list[Line]:
     """A curve in `height` lines, the newest at the right, on a fixed scale from 0 to 100. 0 is a thin line, nothing is nothing."""
     newest = values[-width:]
-    lines: list[Line] = []
-    for level in range(height - 1, -1, -1):
-        eighths = [
-            0 if value == NOT_REPORTED else min(max(round(min(value, 100) * height * 8 / 100) - level * 8, level == 0), 8)
-            for value in newest
-        ]
-        lines.append([("".join(" ▁▂▃▄▅▆▇█"[eighth] for eighth in eighths).rjust(width), style)])
-    return lines
+    tables = [graph_table(height, level) for level in range(height - 1, -1, -1)]
+    return [[(newest.translate(table).decode("latin-1").translate(GRAPH_CHARACTERS).rjust(width), style)] for table in tables]
+
+
+GRAPH_CHARACTERS = dict(enumerate(" ▁▂▃▄▅▆▇█"))
+
+
+@functools.lru_cache(maxsize=1000)
+def graph_table(height: int, level: int) -> bytes:
+    """For each value of a history, how many eighths of a cell it fills at this level of a graph."""
+    eighths = (round(min(value, 100) * height * 8 / 100) - level * 8 for value in range(NOT_REPORTED))
+    return bytes(min(max(count, level == 0), 8) for count in eighths) + b"\0"
 
 
 def node_panels(subject: Subject, width: int, room: int) -> list[Line]:

@@ -582,14 +582,18 @@ def sparkline(values: bytes, width: int) -> str:
 def graph(values: bytes, width: int, height: int, style: str) -> list[Line]:
     """A curve in `height` lines, the newest at the right, on a fixed scale from 0 to 100. 0 is a thin line, nothing is nothing."""
     newest = values[-width:]
-    lines: list[Line] = []
-    for level in range(height - 1, -1, -1):
-        eighths = [
-            0 if value == NOT_REPORTED else min(max(round(min(value, 100) * height * 8 / 100) - level * 8, level == 0), 8)
-            for value in newest
-        ]
-        lines.append([("".join(" ▁▂▃▄▅▆▇█"[eighth] for eighth in eighths).rjust(width), style)])
-    return lines
+    tables = [graph_table(height, level) for level in range(height - 1, -1, -1)]
+    return [[(newest.translate(table).decode("latin-1").translate(GRAPH_CHARACTERS).rjust(width), style)] for table in tables]
+
+
+GRAPH_CHARACTERS = dict(enumerate(" ▁▂▃▄▅▆▇█"))
+
+
+@functools.lru_cache(maxsize=1000)
+def graph_table(height: int, level: int) -> bytes:
+    """For each value of a history, how many eighths of a cell it fills at this level of a graph."""
+    eighths = (round(min(value, 100) * height * 8 / 100) - level * 8 for value in range(NOT_REPORTED))
+    return bytes(min(max(count, level == 0), 8) for count in eighths) + b"\0"
 
 
 def node_panels(subject: Subject, width: int, room: int) -> list[Line]:
@@ -837,7 +841,7 @@ def core_lines(percents: bytes, width: int) -> list[Line]:
 
 HEARTBEATS_PER_SECOND = 10_000  # what one process takes in; a larger fleet is told to beat more slowly
 ACKNOWLEDGE_SECONDS = 9.5  # each tenth heartbeat at 1 Hz; a node gives its session up after 12 s and two intervals of silence
-CHECK_SECONDS = 15.0  # of a session whose samples nobody looks at: from one that is read to the next
+CHECK_SECONDS = 30.0  # of a session whose samples nobody looks at: from one that is read to the next
 FIRST_MESSAGE_SECONDS = 10.0
 MAX_MESSAGE_BYTES = 2**20
 MAX_UNREAD_BYTES = 16 * 1024  # of a heartbeat put aside; one of 128 devices has 4 KiB
