@@ -1280,6 +1280,8 @@ class Registry:
         blank = Row(session.node_id, address, session, self._cadence_seconds(), heartbeat_at=now)
         row = take(self._resumed(holder, blank) if holder and known else blank, request)
         session.next_acknowledgement_at = now + random.uniform(0, ACKNOWLEDGE_SECONDS)  # spread: a fleet comes back at once
+        if close and not self._keeps_history:  # a unary heartbeat is answered each time, so it is checked each time
+            session.next_check_at = now + random.uniform(0, CHECK_SECONDS)
         with self._lock:
             holder = self._rows.get(session.node_id)
             self._check_free(holder, session, now)
@@ -1347,7 +1349,7 @@ class Registry:
         row = take(known._replace(heartbeat_at=now), request)
         if not self._keeps_history:
             row = row._replace(history=b"")
-            if session.close:  # a unary heartbeat is answered each time, so it is checked each time
+            if session.close:
                 session.next_check_at = now + CHECK_SECONDS
         with self._lock:
             self._held(session)

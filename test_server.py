@@ -926,8 +926,8 @@ def test_a_large_heartbeat_is_read_at_once_and_what_is_not_known_is_dropped() ->
 def test_a_goodbye_is_taken_whatever_came_before_it_and_an_end_settles_what_was_unread() -> None:
     registry = server.Registry(1.0, 10, keeps_history=False)
     for node_id, ends in (("polite", False), ("rude", True)):
-        session = opened(registry, node_id)
-        registry.heartbeat(session, pb.HeartbeatRequest(sample=pb.Sample(sequence=1)))
+        session = opened(registry, node_id, sample=pb.Sample(sequence=1))
+        session.next_check_at = math.inf
         registry.heartbeat(session, pb.HeartbeatRequest(sample=pb.Sample(sequence=2, host=pb.HostSample(cpu_percent=900))))
         if ends:
             registry.end(session, "the stream broke")
