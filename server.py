@@ -841,7 +841,7 @@ def core_lines(percents: bytes, width: int) -> list[Line]:
 
 HEARTBEATS_PER_SECOND = 10_000  # what one process takes in; a larger fleet is told to beat more slowly
 ACKNOWLEDGE_SECONDS = 9.5  # each tenth heartbeat at 1 Hz; a node gives its session up after 12 s and two intervals of silence
-CHECK_SECONDS = 30.0  # of a session whose samples nobody looks at: from one that is read to the next
+CHECK_SECONDS = 60.0  # of a session whose samples nobody looks at: from one that is read to the next
 FIRST_MESSAGE_SECONDS = 10.0
 MAX_MESSAGE_BYTES = 2**20
 MAX_UNREAD_BYTES = 16 * 1024  # of a heartbeat put aside; one of 128 devices has 4 KiB
@@ -2771,7 +2771,7 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
 def run(options: argparse.Namespace) -> int:
     """The program after its command line. Raises Failure."""
     screen = is_screen() and not options.headless and not options.json
-    gc.set_threshold(100_000, 10, 1000)  # a pass over the objects of ten thousand nodes takes half a second, and finds nothing
+    gc.set_threshold(100_000, 50, 1000)  # a pass over the objects of ten thousand nodes takes half a second, and finds nothing
     registry = Registry(options.interval, options.max_nodes, keeps_history=screen)
     network = Network(registry, options.listen)
     if options.debug:
