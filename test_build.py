@@ -136,7 +136,7 @@ def mount() -> Callable[..., tuple[str, ...]]:
         pytest.skip("needs a mount namespace")
 
     def prefix(**options: str) -> tuple[str, ...]:
-        mounts = "".join(f"mount -t tmpfs -o {option} none {place.replace('__', '/')} && " for place, option in options.items())
+        mounts = "".join(f"mount -t tmpfs -o {option} none {place} && " for place, option in options.items())
         return (*unshare, "sh", "-c", mounts + 'exec "$0" "$@"')
 
     return prefix
