@@ -67,7 +67,7 @@ ESCAPE_KEYS = {
     "\x1b": "escape", "\r": "enter", "\n": "enter",
 }  # fmt: skip
 KEY = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1bO.|.", re.DOTALL)
-ASCII_ONLY = str.maketrans("█▉▊▋▌▍▎▏─│╭╮╰╯·—…°●◐○✗◌×↑↓�▁▂▃▄▅▆▇" + "←→", "#####----|++++.-~o*o.x.x^v?___--==" + "<>")
+ASCII_ONLY = str.maketrans("█▉▊▋▌▍▎▏─│╭╮╰╯·—…°●◐○✗◌×↑↓�▁▂▃▄▅▆▇←→", "#####----|++++.-~o*o.x.x^v?___--==<>")
 
 Span = tuple[str, str]  # text, and its style in rich's words ("bold red"); "" is the terminal's own
 Line = list[Span]

@@ -73,7 +73,7 @@ ESCAPE_KEYS = {
     "\x1b": "escape", "\r": "enter", "\n": "enter",
 }  # fmt: skip
 KEY = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1bO.|.", re.DOTALL)
-ASCII_ONLY = str.maketrans("█▉▊▋▌▍▎▏─│╭╮╰╯·—…°●◐○✗◌×↑↓�▁▂▃▄▅▆▇" + "←→", "#####----|++++.-~o*o.x.x^v?___--==" + "<>")
+ASCII_ONLY = str.maketrans("█▉▊▋▌▍▎▏─│╭╮╰╯·—…°●◐○✗◌×↑↓�▁▂▃▄▅▆▇←→", "#####----|++++.-~o*o.x.x^v?___--==<>")
 
 Span = tuple[str, str]  # text, and its style in rich's words ("bold red"); "" is the terminal's own
 Line = list[Span]
@@ -2057,8 +2057,8 @@ def press(ui: Ui, key: str, lens: Lens, room: Room) -> Ui:
     if ui.page and key not in ("p", "?", "up", "down", "page up", "page down", "home", "end"):
         return ui  # what the page's footer does not name would change the table behind it
     if key in switches:
-        changes: dict[str, Any] = {switches[key]: not getattr(ui, switches[key])}
-        ui = ui._replace(**changes)
+        turned: dict[str, Any] = {switches[key]: not getattr(ui, switches[key])}
+        ui = ui._replace(**turned)
         return turn_to(ui, lens, ui.selected.node_id) if key == "g" and ui.selected else ui
     if key == "/":
         return ui._replace(typing=True, page="")
@@ -2701,10 +2701,8 @@ def run_headless(registry: Registry, network: Network, inputs: Inputs, as_json: 
 def print_events(registry: Registry, printed: int) -> int:
     """Print the events after the first `printed`; return how many there are now."""
     count, events = registry.events_since(printed)
-    if count - printed > len(events):
-        print(
-            f"{time_stamp(time.time())} warning server: {count - printed - len(events)} events came too fast to be kept", flush=True
-        )
+    if missing := count - printed - len(events):
+        print(f"{time_stamp(time.time())} warning server: {missing} events came too fast to be kept", flush=True)
     for event in events:
         print(f"{time_stamp(event.time)} {event.kind} {event.node_id}: {event.text}", flush=True)
     return count
