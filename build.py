@@ -41,13 +41,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-import bootstrap
+from pyz import bootstrap
 
 ROOT = Path(__file__).resolve().parent
 CACHE = ROOT / ".cache"
 DIST = ROOT / "dist"
 VENV = ROOT / ".venv"
-PROGRAMS = ("server", "node")
+PROGRAMS = {"server": "fleet", "node": "hardware"}  # each with the folder of edge/ that it alone has
 STUBS = ("node_pb2.py", "node_pb2.pyi", "node_pb2_grpc.py")
 REQUIREMENTS = ROOT / "requirements.txt"
 DEV_REQUIREMENTS = ROOT / "requirements-dev.txt"
@@ -61,7 +61,7 @@ if sys.version_info < (3, 10):
     name = os.path.basename(os.path.dirname(os.path.abspath(__file__)))
     sys.exit("%s needs Python 3.10 or newer; this is Python %d.%d (%s)" % ((name,) + sys.version_info[:2] + (sys.executable,)))
 
-import bootstrap
+from pyz import bootstrap
 
 sys.exit(bootstrap.main())
 """
@@ -229,7 +229,7 @@ class File(NamedTuple):
 
     @property
     def index_fields(self) -> str:
-        """What bootstrap.py and unpack.py check it by: size in bytes and CRC-32."""
+        """What pyz/ checks it by: size in bytes and CRC-32."""
         return f"{len(self.content)} {zlib.crc32(self.content):08x} {self.path}"
 
 
@@ -368,7 +368,7 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def make_index(libraries: dict[Target, str], program: str, parts: list[Part]) -> bytes:
-    """Lists what a .pyz holds, for bootstrap.py and unpack.py. Its lines:
+    """Lists what a .pyz holds, for pyz/bootstrap.py and pyz/unpack.py. Its lines:
 
     known KEY TARGET                 a target that build.py can build, and what that Python calls itself
     tree KEY FOLDER PART PART ...    the libraries of a target in this file; KEY `any`: the program
@@ -406,6 +406,13 @@ def describe(targets: list[Target]) -> str:
     return ", ".join(texts)
 
 
+def read_program(name: str, source: Path) -> list[File]:
+    """Returns what a program's own tree holds: its script, the stubs, and what of edge/ is its own or both programs'."""
+    paths = [source / path for path in (f"{name}.py", "node_pb2.py", "node_pb2_grpc.py")]
+    paths += sorted(source.glob("edge/*.py")) + sorted(source.glob(f"edge/{PROGRAMS[name]}/*.py"))
+    return [make_file(path.relative_to(source).as_posix(), path.read_bytes()) for path in paths]
+
+
 def pack(targets: list[Target], source: Path = ROOT, dist: Path = DIST) -> int:
     """Packs both programs for these targets into dist/, with their checksums beside them. Returns the exit status."""
     trees = {target: read_libraries(target) for target in targets}
@@ -417,9 +424,9 @@ def pack(targets: list[Target], source: Path = ROOT, dist: Path = DIST) -> int:
     licenses["licenses/edge-compute-node"] = (ROOT / "LICENSE").read_bytes()
     made = []
     for name in PROGRAMS:
-        files = [make_file(path, (source / path).read_bytes()) for path in (f"{name}.py", "node_pb2.py", "node_pb2_grpc.py")]
+        files = read_program(name, source)
         program = Part("program/0", (), files)
-        contents = {"__main__.py": MAIN, **{path: (ROOT / path).read_bytes() for path in ("bootstrap.py", "unpack.py")}}
+        contents = {"__main__.py": MAIN, **{f"pyz/{path.name}": path.read_bytes() for path in sorted(ROOT.glob("pyz/*.py"))}}
         contents["index"] = make_index(libraries, name_tree(name, files), [*parts, program])
         contents |= {f"{blob}.tar.xz": content for blob, content in (blobs | compressor.compress_all([program])).items()}
         contents |= dict(sorted(licenses.items()))
@@ -477,14 +484,12 @@ def protos(check: bool) -> int:
 
 def screenshots() -> int:
     """Remakes docs/*.svg with the programs' own screens."""
-    code = "import pathlib, node, server\nfor program in node, server: program.screenshots(pathlib.Path('docs'))"
-    (ROOT / "docs").mkdir(exist_ok=True)
-    return subprocess.run([make_environment(), "-c", code], cwd=ROOT, check=False).returncode
+    return subprocess.run([make_environment(), "-m", "tests.pictures"], cwd=ROOT, check=False).returncode
 
 
 def bench(arguments: list[str]) -> int:
     """Runs the benchmarks."""
-    return subprocess.run([make_environment(), "bench.py", *arguments], cwd=ROOT, check=False).returncode
+    return subprocess.run([make_environment(), "-m", "bench", *arguments], cwd=ROOT, check=False).returncode
 
 
 # --- The demo ---
@@ -628,7 +633,7 @@ def count(text: str) -> int:
 
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Parses the command line; what follows `test` or `bench` is for pytest or bench.py."""
+    """Parses the command line; what follows `test` or `bench` is for pytest or the benchmarks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.add_argument(
@@ -646,7 +651,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     command = commands.add_parser("protos", help="regenerate the stubs from node.proto")
     command.add_argument("--check", action="store_true", help="change nothing; fail if they differ")
     commands.add_parser("screenshots", help="remake docs/*.svg")
-    commands.add_parser("bench", help="run the benchmarks; the arguments go to bench.py")
+    commands.add_parser("bench", help="run the benchmarks; the arguments go to python -m bench")
     end = next((place + 1 for place, word in enumerate(argv) if word in ("test", "bench")), len(argv))
     options = parser.parse_args(argv[:end])
     if options.target and options.command:

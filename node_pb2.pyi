@@ -92,7 +92,7 @@ class HostInfo(_message.Message):
     def __init__(self, model: _Optional[str] = ..., operating_system: _Optional[str] = ..., cpu_count: _Optional[int] = ..., memory_total_bytes: _Optional[int] = ..., disk_total_bytes: _Optional[int] = ...) -> None: ...
 
 class DeviceInfo(_message.Message):
-    __slots__ = ("index", "uuid", "name", "memory_total_bytes", "power_limit_milliwatts", "slowdown_temperature_celsius", "unified_memory")
+    __slots__ = ("index", "uuid", "name", "memory_total_bytes", "power_limit_milliwatts", "slowdown_temperature_celsius", "unified_memory", "backend")
     INDEX_FIELD_NUMBER: _ClassVar[int]
     UUID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
@@ -100,6 +100,7 @@ class DeviceInfo(_message.Message):
     POWER_LIMIT_MILLIWATTS_FIELD_NUMBER: _ClassVar[int]
     SLOWDOWN_TEMPERATURE_CELSIUS_FIELD_NUMBER: _ClassVar[int]
     UNIFIED_MEMORY_FIELD_NUMBER: _ClassVar[int]
+    BACKEND_FIELD_NUMBER: _ClassVar[int]
     index: int
     uuid: str
     name: str
@@ -107,7 +108,8 @@ class DeviceInfo(_message.Message):
     power_limit_milliwatts: int
     slowdown_temperature_celsius: int
     unified_memory: bool
-    def __init__(self, index: _Optional[int] = ..., uuid: _Optional[str] = ..., name: _Optional[str] = ..., memory_total_bytes: _Optional[int] = ..., power_limit_milliwatts: _Optional[int] = ..., slowdown_temperature_celsius: _Optional[int] = ..., unified_memory: bool = ...) -> None: ...
+    backend: Backend
+    def __init__(self, index: _Optional[int] = ..., uuid: _Optional[str] = ..., name: _Optional[str] = ..., memory_total_bytes: _Optional[int] = ..., power_limit_milliwatts: _Optional[int] = ..., slowdown_temperature_celsius: _Optional[int] = ..., unified_memory: bool = ..., backend: _Optional[_Union[Backend, str]] = ...) -> None: ...
 
 class Sample(_message.Message):
     __slots__ = ("sequence", "taken_milliseconds", "host", "devices")

@@ -63,6 +63,8 @@ class NodeServiceServicer(object):
         Status codes that end it, and what a node does then:
         INVALID_ARGUMENT    a field is out of its range; the details name it                   says so, tries again
         ALREADY_EXISTS      another living instance holds this node_id; the details name it    draws another id, or stops
+        ABORTED             another session of this node has taken over, or the server has
+        forgotten it since it was silent; the details say which            says so, tries again
         RESOURCE_EXHAUSTED  the server is full, or the message was larger than 1 MiB           says so, tries again
         UNAVAILABLE         the server is going away, or is not there                          tries again
         UNIMPLEMENTED       the server has only the unary call                                 goes on with Heartbeat

@@ -1,15 +1,12 @@
-"""The agent: its hardware, its link to the server, its screen. Real servers, real processes, real terminals."""
+"""What a node does end to end: its link to the server, its command line, its screen. Real servers, processes and terminals."""
 
 from __future__ import annotations
 
-import argparse
-import ctypes
 import itertools
 import json
-import math
 import os
 import pathlib
-import random
+import queue
 import re
 import signal
 import socket
@@ -21,13 +18,18 @@ from concurrent import futures
 from typing import Any
 
 import grpc
-import pynvml
 import pytest
 
 import node
 import node_pb2 as pb
 import node_pb2_grpc
-from conftest import ROOT, Program, Terminal, eventually
+from edge.drawing import cells, plain
+from edge.hardware.host import LocalHost
+from edge.hardware.identity import machine_digits
+from edge.hardware.machine import Machine, simulated
+from edge.hardware.simulated import CATALOGUE
+from edge.program import VERSION
+from tests.fixtures.processes import Program, Terminal, eventually
 
 Start = Callable[..., Program]
 Open = Callable[..., Terminal]
@@ -58,16 +60,7 @@ def grpc_server() -> Iterator[Callable[..., str]]:
         server.stop(0)
 
 
-# ---- Small things ----
-
-
-def test_the_shared_block_is_the_same_in_both_scripts() -> None:
-    def block(path: str) -> str:
-        text = (ROOT / path).read_text()
-        return text[text.index("# ---- The same block") : text.index("# ---- End of the block")]
-
-    assert len(block("node.py")) > 5000
-    assert block("node.py") == block("server.py")
+# ---- The threads and what they share ----
 
 
 def test_backoff_is_exponential_with_full_jitter() -> None:
@@ -78,472 +71,108 @@ def test_backoff_is_exponential_with_full_jitter() -> None:
     assert len({next(node.backoff()) for _ in range(20)}) == 20
 
 
-@pytest.mark.parametrize(
-    ("text", "host", "port"),
-    [
-        ("localhost", "localhost", 50051),
-        ("10.0.0.5", "10.0.0.5", 50051),
-        ("10.0.0.5:6000", "10.0.0.5", 6000),
-        ("::1", "::1", 50051),
-        ("[::1]", "::1", 50051),
-        ("[fd00::5]:6000", "fd00::5", 6000),
-        ("fe80::1%eth0", "fe80::1%eth0", 50051),
-        ("gpu-07.lab.example:1", "gpu-07.lab.example", 1),
-    ],
-)
-def test_addresses(text: str, host: str, port: int) -> None:
-    assert node.parse_endpoint(text) == node.Endpoint(host, port)
-    assert node.parse_endpoint(str(node.Endpoint(host, port))) == node.Endpoint(host, port)
+class Shaky:
+    """One device that fails at its second reading."""
 
-
-@pytest.mark.parametrize(
-    "text", ["", ":50051", "a b", "http://host:50051", "host:port", "host:70000", "[::1", "[::1]x", "host:", "a/b"]
-)
-def test_bad_addresses_say_what_to_write(text: str) -> None:
-    with pytest.raises(argparse.ArgumentTypeError, match=r"HOST:PORT|no port"):
-        node.parse_endpoint(text)
-
-
-def test_node_ids_are_the_same_after_a_restart_and_other_for_each_attempt() -> None:
-    drawn = [node.machine_digits(attempt) for attempt in range(8)]
-    assert drawn == [node.machine_digits(attempt) for attempt in range(8)]
-    assert len(set(drawn)) == 8
-    assert [len(digits) for digits in drawn] == [4, 4, 4, 5, 5, 5, 6, 6]
-    identity = node.Identity(None, None)
-    assert identity.node_id == f"Node-{drawn[0]}"
-    assert identity.redraw() == f"Node-{drawn[1]}"
-    simulated = [node.Identity(None, random.Random(seed)) for seed in range(50)]
-    assert len({identity.node_id for identity in simulated}) > 40
-    assert node.Identity(None, random.Random(7)).node_id == simulated[7].node_id
-    assert simulated[7].redraw() != node.Identity(None, random.Random(7)).node_id
-
-
-def test_numbers_have_three_digits_and_what_is_missing_is_a_dash() -> None:
-    assert [node.show_bytes(count) for count in (None, 0, 1023, 1024, 2**30 * 45.2, 143771 * 2**20, 2**50)] == [
-        "—", "0 B", "1.0 KiB", "1.0 KiB", "45.2 GiB", "140 GiB", "1.0 PiB",
-    ]  # fmt: skip
-    assert [node.show_watts(milliwatts) for milliwatts in (None, 0, 9_400, 700_000, 5_600_000, 4_100_000_000)] == [
-        "—", "0 W", "9 W", "700 W", "5.6 kW", "4.1 MW",
-    ]  # fmt: skip
-    assert [node.show_seconds(seconds) for seconds in (-1, 7.9, 200, 18_120, 1_047_600)] == ["0s", "7s", "3m20s", "5h02m", "12d03h"]
-    assert node.show_celsius(None, 87) == "—"
-    assert node.show_celsius(87, 87) == "87°C!"
-
-
-def test_bars_have_eighths_and_their_exact_width() -> None:
-    assert node.bar(0, 4) == "····"
-    assert node.bar(0.5, 4) == "██··"
-    assert node.bar(1, 4) == "████"
-    assert node.bar(1 / 32, 4) == "▏···"
-    assert node.bar(None, 4) == "    "
-    assert {len(node.bar(step / 100, 7)) for step in range(-20, 130)} == {7}
-
-
-def test_text_from_outside_can_not_steer_the_terminal() -> None:
-    assert node.visible("a\x1b[2Jb\nc\u202ed\x00\x9b") == "a�[2Jb�c�d��"
-    assert node.visible("Müller 機 [red]") == "Müller 機 [red]"
-    assert node.fit("機械学習", 5) == "機械…"
-    assert node.cells(node.fit("機械学習", 6)) == 6
-
-
-def test_columns_are_chosen_by_rank_and_keep_their_order() -> None:
-    columns = [node.Column("A", 5, 2), node.Column("B", 5, 0), node.Column("C", 20, 1), node.Column("D", 2, 3)]
-    assert [column.title for column in node.choose_columns(columns, 80)] == ["A", "B", "C", "D"]
-    assert [column.title for column in node.choose_columns(columns, 12)] == ["A", "B"]
-    assert [column.title for column in node.choose_columns(columns, 26)] == ["B", "C"]
-
-
-# ---- The simulated model's physics ----
-
-
-def test_temperature_follows_power_with_the_time_constant_of_the_heat_sink() -> None:
-    for model in node.CATALOGUE:
-        device = node.SimulatedDevice(model._replace(slowdown_celsius=500), ambient_celsius=25)
-        device.fan = 1.0
-        device.watts = model.limit_watts
-        start, end = device.celsius, device.equilibrium()
-        assert end == pytest.approx(model.full_load_celsius)
-        hot = node.SimulatedDevice(model._replace(slowdown_celsius=500, time_constant_seconds=model.time_constant_seconds), 25)
-        hot.fan = 1.0
-        # A step of power: after one time constant, 63 % of the way; after five, all of it. The fan is held by its own slowness
-        # only in the first seconds, so it is set again at each step.
-        for seconds, share in (
-            (model.time_constant_seconds, 1 - math.exp(-1)),
-            (4 * model.time_constant_seconds, 1 - math.exp(-5)),
-        ):
-            for _ in range(round(seconds * 10)):
-                hot.fan = 1.0
-                hot.step(0.1, load=1.0, memory=0.5)
-            assert hot.celsius == pytest.approx(start + (end - start) * share, abs=0.02 * (end - start) + 0.5)
-
-
-def test_one_long_step_is_as_good_as_many_short_ones_for_constant_power() -> None:
-    model = node.CATALOGUE[1]
-    one, many = (node.SimulatedDevice(model, 25) for _ in range(2))
-    for device in (one, many):
-        device.watts, device.fan = model.idle_watts, 0.3
-        device.celsius = 60
-    one.step(10, load=0, memory=0)
-    for _ in range(100):
-        many.step(0.1, load=0, memory=0)
-    assert one.celsius == pytest.approx(many.celsius, abs=1.5)  # the fan moves meanwhile
-
-
-def test_a_device_in_a_hot_place_throttles_loses_power_and_recovers() -> None:
-    model = node.CATALOGUE[2]
-    device = node.SimulatedDevice(model, ambient_celsius=55)
-    for _ in range(600):
-        device.step(1, load=1.0, memory=0.9)
-    sample = device.sample()
-    assert device.clock < 0.95
-    assert sample.throttle_reasons & 0x20
-    assert sample.sm_clock_mhz < model.sm_clock_mhz
-    assert sample.power_milliwatts < model.limit_watts * 1000
-    assert model.slowdown_celsius - 3 <= device.celsius <= model.slowdown_celsius + 4
-    for _ in range(300):
-        device.step(1, load=0.0, memory=0.0)
-    assert device.clock == 1.0
-    assert device.sample().throttle_reasons == 0x01
-
-
-def test_the_fan_follows_temperature() -> None:
-    device = node.SimulatedDevice(node.CATALOGUE[2], ambient_celsius=25)
-    cold = device.fan
-    for _ in range(120):
-        device.step(1, load=1.0, memory=0.5)
-    assert device.fan > cold + 0.3
-
-
-@pytest.mark.parametrize("seed", range(27))
-def test_simulated_readings_never_leave_their_bounds(seed: int) -> None:
-    seconds = 0.0
-    hardware = node.SimulatedHardware(seed, clock=lambda: seconds)
-    infos = hardware.info()[1]
-    loads = set()
-    for _ in range(360):
-        seconds += 20
-        host, devices = hardware.sample()
-        assert 0 <= host.cpu_percent <= 100
-        assert 0 <= host.memory_used_bytes <= hardware.model.host_memory_gib * 2**30
-        for info, device in zip(infos, devices, strict=True):
-            loads.add(device.utilization_percent)
-            assert 0 <= device.utilization_percent <= 100
-            assert 0 < device.memory_used_bytes <= info.memory_total_bytes
-            assert 10 <= device.temperature_celsius <= info.slowdown_temperature_celsius + 5
-            assert hardware.model.idle_watts * 999 <= device.power_milliwatts <= info.power_limit_milliwatts
-    assert not infos or len(loads) > 20  # jobs come and go
-
-
-def test_the_same_seed_makes_the_same_course_however_often_one_looks() -> None:
-    def course(every: float) -> bytes:
-        seconds = 0.0
-        hardware = node.SimulatedHardware(4, clock=lambda: seconds)
-        while seconds < 120:
-            seconds += every
-            sample = hardware.sample()[1]
-        return b"".join(device.SerializeToString(deterministic=True) for device in sample)
-
-    assert course(0.5) == course(1.0) == course(60.0)
-    first, second = (node.SimulatedHardware(seed, clock=lambda: 0.0).sample()[1][0] for seed in (0, 9))
-    assert first != second
-
-
-def test_the_catalogue_is_a_mixed_fleet() -> None:
-    names = {model.device for model in node.CATALOGUE}
-    assert len(names) >= 6
-    assert "NVIDIA H200" in names
-    assert {model.device_count for model in node.CATALOGUE} >= {0, 1, 2, 4, 8}
-
-
-# ---- The host ----
-
-
-def test_the_host_is_read_through_psutil() -> None:
-    import psutil
-
-    seconds = iter([0.0, 0.001, 10.0])
-    hardware = node.HostHardware(clock=lambda: next(seconds))
-    info, devices = hardware.info()
-    first, too_soon, sample = (hardware.sample()[0] for _ in range(3))
-    assert devices == []
-    assert hardware.notice == ""
-    assert info.memory_total_bytes == psutil.virtual_memory().total
-    assert info.cpu_count == os.cpu_count()
-    assert 0 <= sample.cpu_percent <= 100
-    assert 0 < sample.memory_used_bytes < info.memory_total_bytes
-    assert 0 < sample.disk_used_bytes < info.disk_total_bytes
-    assert sample.load_1m >= 0
-    assert sample.HasField("network_received_bytes_per_second")
-    assert abs(sample.uptime_seconds - (time.time() - psutil.boot_time())) < 5
-    assert not first.HasField("cpu_percent")  # a mean needs two readings
-    assert not too_soon.HasField("cpu_percent")  # and one over no time at all would be a false zero
-    assert sample.HasField("cpu_percent")
-    assert not first.HasField("network_received_bytes_per_second")  # a rate needs two readings
-
-
-def test_a_box_without_psutil_says_so_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "psutil", None)
-    hardware = node.HostHardware()
-    sample = hardware.sample()[0]
-    assert "python3-psutil" in hardware.notice
-    assert sample.HasField("disk_used_bytes")
-    assert not sample.HasField("memory_used_bytes")
-
-
-def test_the_model_of_a_jetson_comes_from_its_device_tree(tmp_path: pathlib.Path) -> None:
-    model = tmp_path / "proc/device-tree/model"
-    model.parent.mkdir(parents=True)
-    model.write_bytes(b"NVIDIA Jetson AGX Orin Developer Kit\0")
-    assert node.HostHardware(root=tmp_path).info()[0].model == "NVIDIA Jetson AGX Orin Developer Kit"
-
-
-# ---- NVML, at pynvml's own boundary: the C functions of libnvidia-ml ----
-
-
-class Driver:
-    """libnvidia-ml as pynvml calls it. A GPU is a dict: C function -> its answer, an NVML error code (Code), or a function."""
-
-    def __init__(self, *gpus: dict[str, Any]) -> None:
-        self.gpus = list(gpus)
-
-    def __getattr__(self, name: str) -> Callable[..., int]:
-        if name in ("nvmlInitWithFlags", "nvmlShutdown"):
-            return lambda *_: 0
-        if name == "nvmlDeviceGetCount_v2":
-            return lambda count: _fill(count._obj, len(self.gpus))
-        if name == "nvmlDeviceGetHandleByIndex_v2":
-            return lambda index, handle: _point(handle._obj, index.value + 1)
-        if not any(name in gpu for gpu in self.gpus):
-            raise AttributeError(name)  # an older driver: pynvml makes FUNCTION_NOT_FOUND of it
-        return lambda handle, *arguments: self._answer(name, ctypes.cast(handle, ctypes.c_void_p).value or 0, arguments)
-
-    def _answer(self, name: str, handle: int, arguments: tuple[Any, ...]) -> int:
-        answer = self.gpus[handle - 1].get(name, Code(pynvml.NVML_ERROR_NOT_SUPPORTED))
-        if name.endswith("RunningProcesses_v3") and callable(answer):
-            return int(answer(arguments))
-        if callable(answer):
-            answer = answer()
-        if isinstance(answer, Code):
-            return answer.number
-        if isinstance(answer, str):
-            arguments[0].value = answer.encode()
-            return 0
-        return _fill(arguments[-1]._obj, answer)
-
-
-class Code:
-    """An NVML return code other than success."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-
-
-def _point(handle: Any, number: int) -> int:
-    """A device handle is an opaque pointer: here it holds the index plus one."""
-    ctypes.memmove(ctypes.byref(handle), ctypes.byref(ctypes.c_void_p(number)), ctypes.sizeof(ctypes.c_void_p))
-    return 0
-
-
-def _fill(target: Any, answer: Any) -> int:
-    for name, value in (answer if isinstance(answer, dict) else {"value": answer}).items():
-        setattr(target, name, value)
-    return 0
-
-
-def h200(**changes: Any) -> dict[str, Any]:
-    """What an H200 answers, written after NVML's documentation: a passive board has no fan of its own."""
-    answers: dict[str, Any] = {
-        "nvmlDeviceGetName": "NVIDIA H200",
-        "nvmlDeviceGetUUID": "GPU-6c1f6f0e-4f0e-4a29-8d9e-000000000001",
-        "nvmlDeviceGetMemoryInfo_v2": {"total": 143771 * 2**20, "reserved": 600 * 2**20, "free": 2**30, "used": 45 * 2**30},
-        "nvmlDeviceGetEnforcedPowerLimit": 700_000,
-        "nvmlDeviceGetTemperatureThreshold": 87,
-        "nvmlDeviceGetUtilizationRates": {"gpu": 53, "memory": 20},
-        "nvmlDeviceGetTemperature": 63,
-        "nvmlDeviceGetPowerUsage": 412_345,
-        "nvmlDeviceGetFanSpeed": Code(pynvml.NVML_ERROR_NOT_SUPPORTED),
-        "nvmlDeviceGetClockInfo": 1980,
-        "nvmlDeviceGetCurrentClocksThrottleReasons": 0x04,
-    }
-    return answers | changes
-
-
-@pytest.fixture
-def nvml(monkeypatch: pytest.MonkeyPatch) -> Callable[..., node.NvmlHardware]:
-    """NvmlHardware on the GPUs given."""
-
-    def opened(*gpus: dict[str, Any], patience_seconds: float = 5.0) -> node.NvmlHardware:
-        monkeypatch.setattr(pynvml, "nvmlLib", Driver(*gpus))
-        monkeypatch.setattr(pynvml, "_nvmlGetFunctionPointer_cache", {})
-        return node.NvmlHardware(node.HostHardware(), patience_seconds)
-
-    return opened
-
-
-def test_nvml_reads_all_fields_of_several_gpus(nvml: Callable[..., node.NvmlHardware]) -> None:
-    hardware = nvml(h200(), h200(nvmlDeviceGetFanSpeed=41, nvmlDeviceGetTemperature=88))
-    infos = hardware.info()[1]
-    host, devices = hardware.sample()
-    assert hardware.backend == pb.BACKEND_NVML
-    assert [info.index for info in infos] == [0, 1]
-    assert infos[0] == pb.DeviceInfo(
-        index=0,
-        uuid="GPU-6c1f6f0e-4f0e-4a29-8d9e-000000000001",
-        name="NVIDIA H200",
-        memory_total_bytes=143771 * 2**20,
-        power_limit_milliwatts=700_000,
-        slowdown_temperature_celsius=87,
-    )
-    assert devices[0] == pb.DeviceSample(
-        utilization_percent=53,
-        memory_used_bytes=45 * 2**30,
-        temperature_celsius=63,
-        power_milliwatts=412_345,
-        sm_clock_mhz=1980,
-        throttle_reasons=4,
-    )
-    assert not devices[0].HasField("fan_percent")
-    assert (devices[1].fan_percent, devices[1].temperature_celsius) == (41, 88)
-    assert host.memory_used_bytes > 0
-
-
-def test_an_old_driver_answers_with_the_first_version_of_memory(nvml: Callable[..., node.NvmlHardware]) -> None:
-    old = h200(nvmlDeviceGetMemoryInfo={"total": 2**34, "free": 2**33, "used": 2**33})
-    del old["nvmlDeviceGetMemoryInfo_v2"], old["nvmlDeviceGetCurrentClocksThrottleReasons"]
-    hardware = nvml(old)
-    device = hardware.sample()[1][0]
-    assert hardware.info()[1][0].memory_total_bytes == 2**34
-    assert device.memory_used_bytes == 2**33
-    assert not device.HasField("throttle_reasons")
-
-
-def test_unified_memory_is_the_hosts(nvml: Callable[..., node.NvmlHardware]) -> None:
-    gb10 = h200(nvmlDeviceGetName="NVIDIA GB10", nvmlDeviceGetMemoryInfo_v2=Code(pynvml.NVML_ERROR_NOT_SUPPORTED))
-    hardware = nvml(gb10)
-    info, (host, devices) = hardware.info(), hardware.sample()
-    assert info[1][0].unified_memory
-    assert info[1][0].memory_total_bytes == info[0].memory_total_bytes
-    assert devices[0].memory_used_bytes == host.memory_used_bytes
-
-
-def test_sentinels_are_not_readings(nvml: Callable[..., node.NvmlHardware]) -> None:
-    device = nvml(
-        h200(
-            nvmlDeviceGetUtilizationRates={"gpu": 0xFFFFFFFF, "memory": 0},
-            nvmlDeviceGetPowerUsage=0xFFFFFFFF,
-            nvmlDeviceGetTemperature=0xFFFFFFFF,
-            nvmlDeviceGetMemoryInfo_v2={"total": 2**63 - 14, "reserved": 0, "free": 0, "used": 2**63 - 14},
-        )
-    ).sample()[1][0]
-    for field in ("utilization_percent", "power_milliwatts", "temperature_celsius", "memory_used_bytes"):
-        assert not device.HasField(field)
-    assert device.sm_clock_mhz == 1980
-
-
-def test_a_lost_device_shows_its_error_and_the_others_go_on(nvml: Callable[..., node.NvmlHardware]) -> None:
-    lost = h200()
-    hardware = nvml(h200(), lost, h200())
-    lost["nvmlDeviceGetUtilizationRates"] = Code(pynvml.NVML_ERROR_GPU_IS_LOST)
-    devices = hardware.sample()[1]
-    assert [device.error for device in devices] == ["", "GPU is lost", ""]
-    assert not devices[1].HasField("temperature_celsius")
-    assert devices[2].temperature_celsius == 63
-    lost["nvmlDeviceGetUtilizationRates"] = {"gpu": 7, "memory": 0}
-    assert [device.utilization_percent for device in hardware.sample()[1]] == [53, 7, 53]
-
-
-def test_a_hanging_driver_costs_the_gpus_readings_and_not_the_hosts(nvml: Callable[..., node.NvmlHardware]) -> None:
-    release = threading.Event()
-    hanging = h200()
-    hardware = nvml(h200(), hanging, patience_seconds=0.2)
-    hanging["nvmlDeviceGetTemperature"] = lambda: release.wait(60) and 50
-    host, devices = hardware.sample()
-    assert host.memory_used_bytes > 0
-    assert all(device.error.startswith("no answer from the driver for") for device in devices)
-    assert hardware.sample()[1][0].error
-    hanging["nvmlDeviceGetTemperature"] = 50
-    release.set()
-    assert eventually(lambda: [device.error for device in hardware.sample()[1]] == ["", ""])
-
-
-def test_a_hanging_start_of_the_driver_does_not_stop_the_node(monkeypatch: pytest.MonkeyPatch) -> None:
-    release = threading.Event()
-    monkeypatch.setattr(pynvml, "nvmlInit", lambda: release.wait(60))
-    with pytest.raises(node.Failure, match="no answer from the driver"):
-        node.NvmlHardware(node.HostHardware(), patience_seconds=0.05)
-    release.set()
-
-
-def test_without_gpus_auto_is_the_host_and_says_why(
-    nvml: Callable[..., node.NvmlHardware], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with pytest.raises(node.Failure, match="counts none"):
-        nvml()
-    monkeypatch.setattr(pynvml, "nvmlLib", None)
-    hardware = node.open_hardware("auto", 0)
-    assert hardware.backend == pb.BACKEND_HOST
-    assert "NVML Shared Library Not Found" in hardware.notice
-    with pytest.raises(node.Failure, match="nvidia-smi"):
-        node.open_hardware("nvml", 0)
-    assert node.open_hardware("host", 0).notice == ""
-
-
-def test_a_python_without_ctypes_has_no_nvml(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pynvml", None)
-    assert "no NVIDIA GPU is read" in node.open_hardware("auto", 0).notice
-
-
-def test_auto_takes_nvml_when_it_counts_a_gpu(nvml: Callable[..., node.NvmlHardware]) -> None:
-    nvml(h200())
-    assert node.open_hardware("auto", 0).backend == pb.BACKEND_NVML
-
-
-def running(*processes: tuple[int, int]) -> Callable[[Any], int]:
-    """nvmlDeviceGet…RunningProcesses: first the count, then pid and memory of each."""
-
-    def answer(count: Any, array: Any) -> int:
-        known, count._obj.value = count._obj.value, len(processes)
-        if known < len(processes):
-            return int(pynvml.NVML_ERROR_INSUFFICIENT_SIZE)
-        for entry, (pid, used) in zip(array or (), processes, strict=False):
-            entry.pid, entry.usedGpuMemory = pid, used
-        return 0
-
-    return lambda arguments: answer(*arguments)
-
-
-def test_processes_have_their_owner_and_memory_where_nvml_tells(nvml: Callable[..., node.NvmlHardware]) -> None:
-    me, gone = os.getpid(), 2**22 + 1
-    compute, graphics = running((me, 2**30), (gone, 2**64 - 1)), running((me, 2**30))
-    hardware = nvml(
-        h200(nvmlDeviceGetComputeRunningProcesses_v3=compute, nvmlDeviceGetGraphicsRunningProcesses_v3=graphics), h200()
-    )
-    mine, ghost = sorted(hardware.processes(), key=lambda process: process.pid != me)
-    assert (mine.device_index, mine.pid, mine.memory_used_bytes) == (0, me, 2**30)
-    assert mine.name.startswith(("python", "pytest"))
-    assert mine.user
-    assert (ghost.name, ghost.user, ghost.HasField("memory_used_bytes")) == ("", "", False)
-
-
-class Shaky(node.HostHardware):
-    """A host with one device that fails at its second reading."""
-
+    backend = pb.BACKEND_NVML
     readings = 0
 
-    def sample(self) -> tuple[pb.HostSample, list[pb.DeviceSample]]:
+    def notices(self) -> list[str]:
+        return []
+
+    def device_infos(self) -> list[pb.DeviceInfo]:
+        return [pb.DeviceInfo()]
+
+    def device_samples(self) -> list[pb.DeviceSample]:
         self.readings += 1
-        return pb.HostSample(), [pb.DeviceSample(error="GPU is lost" if self.readings == 2 else "")]
+        return [pb.DeviceSample(error="GPU is lost" if self.readings == 2 else "")]
+
+    def processes(self) -> list[pb.Process]:
+        return []
 
 
 def test_telemetry_logs_a_failing_device_once_and_its_return() -> None:
     state = node.NodeState("Node-1", "", pb.NodeInfo(), 0.01)
-    telemetry = threading.Thread(target=node.keep_sampling, args=(Shaky(), state, 0.01))
+    telemetry = threading.Thread(target=node.keep_sampling, args=(Machine(LocalHost(), [Shaky()]), state, 0.01))
     telemetry.start()
     eventually(lambda: state.newest_sequence() >= 5)
     state.close()
     telemetry.join(5)
     assert [line.text for line in state.view().log] == ["GPU 0: GPU is lost", "GPU 0: answers again"]
     assert not telemetry.is_alive()
+
+
+class Broken(LocalHost):
+    """Hardware with a bug in its driver's code."""
+
+    def host_sample(self) -> pb.HostSample:
+        raise ZeroDivisionError("a bug")
+
+
+def test_the_death_of_a_thread_ends_the_program_with_its_reason() -> None:
+    state = node.NodeState("Node-1", "", pb.NodeInfo(), 1.0)
+    node.guarded(state, False, node.keep_sampling, Machine(Broken()), state, 1.0).join(5)
+    assert state.is_closed()
+    assert "ZeroDivisionError: a bug" in state.failure
+
+
+def test_a_round_trip_is_from_a_sample_to_its_acknowledgement_and_told_once() -> None:
+    trips = node.RoundTrips()
+    assert trips.take_microseconds() == 0
+    trips.sent(1, 10.0)
+    trips.sent(2, 11.0)
+    assert trips.heard(1, 10.25) == 0.25
+    trips.sent(3, 12.0)  # between two acknowledgements
+    assert trips.take_microseconds() == 250_000
+    assert trips.take_microseconds() == 0
+    assert trips.heard(3, 12.5) == 0.5
+    assert trips.take_microseconds() == 500_000
+
+
+def test_what_was_not_sent_or_is_acknowledged_already_has_no_round_trip() -> None:
+    trips = node.RoundTrips()
+    assert trips.heard(1, 10.0) is None
+    for sequence in (1, 2, 3):
+        trips.sent(sequence, 10.0)
+    assert trips.heard(2, 10.5) == 0.5
+    assert trips.heard(2, 11.0) is None
+    assert trips.heard(1, 11.0) is None  # forgotten with the second: it was before it
+    assert trips.take_microseconds() == 500_000  # what is not known does not count
+    assert trips.heard(3, 12.0) == 2.0
+    trips.sent(4, 12.0)
+    assert trips.heard(4, 12.0) == 0
+    assert trips.take_microseconds() == 1  # 0 would say that nothing was measured
+
+
+def test_no_round_trip_is_lost_between_the_two_threads() -> None:
+    trips, rounds = node.RoundTrips(), 5000
+    acknowledged: queue.SimpleQueue[int] = queue.SimpleQueue()
+    told: list[int] = []
+
+    def send() -> None:
+        for sequence in range(1, rounds + 1):
+            trips.sent(sequence, 0.0)
+            acknowledged.put(sequence)
+            told.append(trips.take_microseconds())
+
+    switch_seconds = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    sender = threading.Thread(target=send)
+    try:
+        sender.start()
+        heard = 0
+        while heard < rounds:
+            heard = acknowledged.get()
+            while not acknowledged.empty():
+                heard = acknowledged.get()
+            assert trips.heard(heard, heard / 1e6) == heard / 1e6
+    finally:
+        sys.setswitchinterval(switch_seconds)
+        sender.join(10)
+    told.append(trips.take_microseconds())
+    measured = [microseconds for microseconds in told if microseconds]
+    assert measured == sorted(set(measured))  # each once, in their order
+    assert measured[-1] == rounds
 
 
 # ---- The command line ----
@@ -595,12 +224,6 @@ def test_bad_options_exit_with_2_and_say_what_to_do(start: Start, options: list[
     assert all(line.isprintable() for line in program.lines)
 
 
-@pytest.mark.parametrize(("value", "is_on"), [("1", True), ("Yes", True), ("0", False), ("off", False), ("", False)])
-def test_a_switch_from_the_environment(monkeypatch: pytest.MonkeyPatch, value: str, is_on: bool) -> None:
-    monkeypatch.setenv("EDGE_HEADLESS", value)
-    assert node.parse_options([]).headless is is_on
-
-
 def test_a_switch_that_is_neither_on_nor_off(start: Start) -> None:
     program = start("node.py", EDGE_HEADLESS="maybe")
     assert program.wait() == 2
@@ -620,7 +243,7 @@ def test_each_option_comes_from_the_environment_and_a_flag_beats_it(start: Start
 def test_version_and_help(start: Start) -> None:
     version, about = start("node.py", "--version"), start("node.py", "--help")
     assert (version.wait(), about.wait()) == (0, 0)
-    assert node.VERSION in version.lines[0]
+    assert VERSION in version.lines[0]
     text = "\n".join(about.lines)
     for option in ("--server", "--id", "--hardware", "--interval", "--headless", "--once", "--json", "--debug", "--no-color"):
         assert option in text
@@ -813,38 +436,16 @@ def test_two_boxes_with_one_machine_id_get_two_rows(start: Start) -> None:
     first = start("node.py", "--server", address, "--hardware", "host")
     first.line("connected to")
     second = start("node.py", "--server", address, "--hardware", "host")
-    second.line(f"is taken by .*this node is Node-{node.machine_digits(1)} now")
+    second.line(f"is taken by .*this node is Node-{machine_digits(1)} now")
     second.line("connected to")
-    server.line(f"joined Node-{node.machine_digits(1)}")
-
-
-class Broken(node.HostHardware):
-    """Hardware with a bug in its driver's code."""
-
-    def sample(self) -> tuple[pb.HostSample, list[pb.DeviceSample]]:
-        raise ZeroDivisionError("a bug")
-
-
-def test_the_death_of_a_thread_ends_the_program_with_its_reason() -> None:
-    state = node.NodeState("Node-1", "", pb.NodeInfo(), 1.0)
-    node.guarded(state, False, node.keep_sampling, Broken(), state, 1.0).join(5)
-    assert state.is_closed()
-    assert "ZeroDivisionError: a bug" in state.failure
-
-
-def test_a_closed_pipe_ends_the_program_without_a_traceback(start: Start) -> None:
-    program = start(
-        "-c", "import os, sys, node; os.close(1); os.dup2(os.pipe()[1], 1); sys.exit(node.main(sys.argv[1:]))", "--once", *SIMULATED
-    )
-    assert program.wait() == 141
-    assert program.lines == []
+    server.line(f"joined Node-{machine_digits(1)}")
 
 
 # ---- The screen ----
 
 
 def view_of(seed: int, **changes: Any) -> node.View:
-    hardware = node.SimulatedHardware(seed, clock=lambda: 0.0)
+    hardware = simulated(seed, clock=lambda: 0.0)
     state = node.NodeState("Node-8821", "10.0.0.5:50051", node.make_info(hardware, "i"), 1.0, clock=lambda: 0.0)
     state.publish(node.take_sample(hardware, 1, 0, lambda: 0.0))
     state.log("connected to 10.0.0.5:50051")
@@ -855,13 +456,13 @@ SIZES = [(160, 45), (80, 24), (50, 15), (40, 10), (39, 9), (250, 70), (160, 12),
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("seed", range(len(node.CATALOGUE)))
+@pytest.mark.parametrize("seed", range(len(CATALOGUE)))
 def test_a_frame_has_exactly_its_size(size: tuple[int, int], seed: int) -> None:
     width, height = size
     frame = node.render(view_of(seed), width, height, 0, 0)
     assert len(frame) == height
-    assert {sum(node.cells(text) for text, _ in line) for line in frame} <= {width}
-    text = node.plain(frame)
+    assert {sum(cells(text) for text, _ in line) for line in frame} <= {width}
+    text = plain(frame)
     if width >= 50 and height >= 15:
         assert "Node-8821" in text
         assert "connecting" in text
@@ -871,29 +472,8 @@ def test_a_frame_has_exactly_its_size(size: tuple[int, int], seed: int) -> None:
         assert ("too small" in text) == (width < 40 or height < 10)
 
 
-def test_history_is_a_window() -> None:
-    history = b""
-    for value in range(node.HISTORY_SAMPLES + 5):
-        history = node.extend_history(history, bytes([value % 100, 1, 2]))
-    assert len(history) == 3 * node.HISTORY_SAMPLES
-    assert history[0] == 5
-
-
-def test_a_frame_of_history_has_bytes_for_the_node_and_each_device() -> None:
-    info = pb.NodeInfo(devices=[pb.DeviceInfo(memory_total_bytes=1000), pb.DeviceInfo(), pb.DeviceInfo()])
-    full = pb.DeviceSample(utilization_percent=50, memory_used_bytes=250, temperature_celsius=-5)
-    frame = node.history_frame((0.5, None, 81.4), info, pb.Sample(devices=[full, pb.DeviceSample()]))
-    assert list(frame) == [50, 255, 81, 50, 25, 0, 255, 255, 255, 255, 255, 255]
-
-
-def test_sparklines_and_graphs_have_a_fixed_scale_with_the_newest_at_the_right() -> None:
-    assert node.sparkline(bytes([0, 50, 100, 255]), 6) == "  ▁▄█ "
-    assert node.sparkline(bytes(range(100)), 3) == "███"
-    assert node.plain(node.graph(bytes([0, 50, 100, 255]), 5, 2, "")) == "   █ \n ▁██ "
-
-
 def test_each_gauge_shows_its_reading() -> None:
-    text = node.plain(node.render(view_of(2), 160, 45, 0, 0))
+    text = plain(node.render(view_of(2), 160, 45, 0, 0))
     for word in (
         "NVIDIA GeForce RTX 4090",
         "utilization",
@@ -918,22 +498,21 @@ def test_what_is_not_reported_is_a_dash_and_a_failing_device_says_why() -> None:
     silent, lost = pb.DeviceSample(), pb.DeviceSample(error="GPU is lost\x1b[2J")
     view = view._replace(sample=pb.Sample(host=view.sample.host, devices=[silent, lost, *view.sample.devices[2:]]))
     for size in ((160, 45), (80, 24)):
-        frame = node.plain(node.render(view, *size, 0, 0))
+        frame = plain(node.render(view, *size, 0, 0))
         assert "✗ GPU is lost�[2J" in frame
         assert "\x1b" not in frame
-    assert node.plain(node.gauges(pb.DeviceInfo(), silent, 60)).count("—") == 7
 
 
 def test_the_countdown_and_the_reason_are_shown_while_waiting() -> None:
     link = node.Link(phase="waiting", reason="nothing listens on 10.0.0.5:50051", retry_at=12.34)
-    text = node.plain(node.render(view_of(0, link=link), 120, 30, 0, 10))
+    text = plain(node.render(view_of(0, link=link), 120, 30, 0, 10))
     assert "disconnected" in text
     assert "next try in 2.3 s · nothing listens on 10.0.0.5:50051" in text
 
 
 def test_sensors_that_hang_are_told_from_a_link_that_is_down() -> None:
     link = node.Link(phase="connected", interval_seconds=1)
-    text = node.plain(node.render(view_of(0, link=link, sample_age_seconds=42.0), 120, 30, 0, 0))
+    text = plain(node.render(view_of(0, link=link, sample_age_seconds=42.0), 120, 30, 0, 0))
     assert "sensors silent for 42s" in text
     assert "connected to" in text
 

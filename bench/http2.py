@@ -1,0 +1,63 @@
+"""HTTP/2: as much of it as one stream a connection needs (RFC 9113, RFC 7541)."""
+
+from __future__ import annotations
+
+import grpc
+
+DATA, HEADERS, RST_STREAM, SETTINGS, PING, WINDOW_UPDATE = 0, 1, 3, 4, 6, 8
+ACKNOWLEDGES, END_STREAM, END_HEADERS = 1, 1, 4  # flags
+FRAME_HEADER = 9
+DATA_OVERHEAD = FRAME_HEADER + 5  # and gRPC's header of a message
+DEFAULT_WINDOW = 65_535
+INITIAL_WINDOW_SIZE = 4  # a setting
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+
+
+def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
+    """One frame."""
+    return len(payload).to_bytes(3, "big") + bytes((kind, flags)) + stream.to_bytes(4, "big") + payload
+
+
+def data_frame(message: bytes, flags: int = 0) -> bytes:
+    """A message on the one stream, not compressed."""
+    return frame(DATA, flags, 1, b"\0" + len(message).to_bytes(4, "big") + message)
+
+
+def window_updates(count: int) -> bytes:
+    """So many bytes may come again, on the connection and on the stream."""
+    return frame(WINDOW_UPDATE, 0, 0, count.to_bytes(4, "big")) + frame(WINDOW_UPDATE, 0, 1, count.to_bytes(4, "big"))
+
+
+def request_headers() -> bytes:
+    """What opens the stream. Names from HPACK's static table, values literal and not indexed."""
+
+    def literal(name: bytes, value: bytes) -> bytes:
+        return name + bytes([len(value)]) + value
+
+    block = b"\x83\x86"  # :method POST, :scheme http
+    block += literal(b"\x04", b"/node.NodeService/StreamHeartbeats") + literal(b"\x01", b"bench")  # :path, :authority
+    block += literal(b"\x0f\x10", b"application/grpc") + literal(b"\x00\x02te", b"trailers")
+    return frame(HEADERS, END_HEADERS, 1, block)
+
+
+def status_of(block: bytes) -> str:
+    """grpc-status in a block of headers, "" where there is none. gRPC's C core never uses Huffman codes for it."""
+    _, found, rest = block.partition(b"grpc-status")
+    return grpc_name(int(rest[1 : 1 + rest[0]])) if found else ""
+
+
+def grpc_name(number: int) -> str:
+    """ "UNAVAILABLE" for 14."""
+    return next((code.name for code in grpc.StatusCode if code.value[0] == number), str(number))
+
+
+def split_frames(data: bytes) -> tuple[list[tuple[int, int, int, bytes]], bytes]:
+    """The whole frames in `data` as kind, flags, stream and payload, and what is left over."""
+    frames, at = [], 0
+    while len(data) - at >= FRAME_HEADER:
+        end = at + FRAME_HEADER + int.from_bytes(data[at : at + 3], "big")
+        if end > len(data):
+            break
+        frames.append((data[at + 3], data[at + 4], int.from_bytes(data[at + 5 : at + 9], "big"), data[at + FRAME_HEADER : end]))
+        at = end
+    return frames, data[at:]

@@ -1,0 +1,159 @@
+"""The command line of both programs: argparse, where each option also comes from the environment."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, NoReturn
+
+from edge.program import FRAMES_PER_SECOND, put, version_text
+from edge.protocol import DEFAULT_PORT, check_node_id
+
+YES, NO = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")  # of a switch in the environment
+
+
+class Endpoint(NamedTuple):
+    """An address of the network: a name, an IPv4 or an IPv6 address without its brackets, and a port."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def parse_endpoint(text: str) -> Endpoint:
+    """HOST[:PORT], where HOST is a name, an IPv4 address, or an IPv6 address with or without brackets.
+
+    Raises argparse.ArgumentTypeError with what to write instead.
+    """
+    match = re.fullmatch(r"\[([^\[\]/\s]+)\](?::(\d+))?|([^\[\]:/\s]+)(?::(\d+))?|([^\[\]/\s]*:[^\[\]/\s]*:[^\[\]/\s]*)", text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"{text!r} is no address: write HOST or HOST:PORT, like 10.0.0.5:50051 or [fd00::5]:50051")
+    host = match[1] or match[3] or match[5]
+    port = int(match[2] or match[4] or DEFAULT_PORT)
+    if port > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} has no port from 1 to 65535")
+    return Endpoint(host, port)
+
+
+def parse_endpoints(text: str) -> list[Endpoint]:
+    """HOST[:PORT], and more of them after commas. Raises argparse.ArgumentTypeError."""
+    return [parse_endpoint(part.strip()) for part in text.split(",")]
+
+
+class Listed(argparse.Action):
+    """An option that may be given again, or name several with commas. The first flag takes the place of the default."""
+
+    def __call__(self, _parser: object, options: argparse.Namespace, values: Any, _flag: object = None) -> None:
+        before = getattr(options, self.dest)
+        setattr(options, self.dest, before + values if isinstance(before, list) else values)
+
+
+def number_between(lowest: float, highest: float, what: str) -> Callable[[str], float]:
+    """A parser of numbers in a range, which raises argparse.ArgumentTypeError saying what is wanted."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not lowest <= value <= highest:
+            raise argparse.ArgumentTypeError(f"{text!r} is no {what} from {lowest:g} to {highest:g}")
+        return value
+
+    return parse
+
+
+parse_seconds = number_between(0.1, 3600, "number of seconds")
+parse_fps = number_between(0.1, FRAMES_PER_SECOND, "number of frames a second")
+
+
+def parse_server(text: str) -> Endpoint:
+    """Where a node reports to: an endpoint with a port. Raises argparse.ArgumentTypeError."""
+    endpoint = parse_endpoint(text)
+    if not endpoint.port:
+        raise argparse.ArgumentTypeError(f"{text!r} has no port from 1 to 65535")
+    return endpoint
+
+
+def parse_node_id(text: str) -> str:
+    """The name of a node. Raises argparse.ArgumentTypeError."""
+    try:
+        return check_node_id(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def parse_count(text: str) -> int:
+    """A number of things, at least one. Raises argparse.ArgumentTypeError."""
+    if not re.fullmatch(r"\d{1,7}", text, re.ASCII) or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no count from 1 to 9999999")
+    return int(text)
+
+
+def one_of(words: Sequence[str]) -> Callable[[str], str]:
+    """A parser of these words alone, which raises argparse.ArgumentTypeError naming them."""
+
+    def parse(text: str) -> str:
+        if text not in words:
+            raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(words)}")
+        return text
+
+    return parse
+
+
+class Options(argparse.ArgumentParser):
+    """argparse, where each option also comes from the environment: --interval from EDGE_INTERVAL. A flag beats it."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(
+            usage="python3 %(prog)s.pyz [option …]",
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            **settings,
+        )
+
+    def option(self, flag: str, about: str, **settings: Any) -> None:
+        """Add an option that takes a value."""
+        name = self._environment(flag)
+        settings["default"] = os.environ.get(name, settings.get("default"))
+        self.add_argument(flag, help=f"{about} [{name}]", **settings)
+
+    def switch(self, flag: str, about: str) -> None:
+        """Add an option that takes none."""
+        name = self._environment(flag)
+        value = os.environ.get(name, "").lower()
+        if value not in (*YES, *NO):
+            self.error(f"argument {flag}: {value!r} is neither 1 nor 0")
+        self.add_argument(flag, action="store_true", default=value in YES, help=f"{about} [{name}]")
+
+    def common(self) -> None:
+        """The options that both programs end with."""
+        about = "frames a second at most, less for a slow line (default 60)"
+        self.option("--fps", about, type=parse_fps, default="60", metavar="RATE")
+        self.switch("--no-color", "no colours (also with NO_COLOR set)")
+        self.switch("--debug", "tracebacks")
+        self.add_argument("--version", action="version", version=version_text(self.prog), help="version, Python and target")
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Of --help and --version: argparse itself would be silent where stdout can't be written."""
+        if message and file is sys.stdout:
+            put(message.removesuffix("\n"))
+        else:
+            super()._print_message(message, file)
+
+    def error(self, message: str) -> NoReturn:
+        flag = message.removeprefix("argument ").partition(":")[0]
+        given = any(argument.partition("=")[0] == flag for argument in sys.argv)
+        if flag.startswith("--") and not given and self._environment(flag) in os.environ:
+            message += f" (from {self._environment(flag)} in the environment)"
+        self.exit(2, f"{self.prog}: {message}\ntry python3 {self.prog}.pyz --help\n")
+
+    @staticmethod
+    def _environment(flag: str) -> str:
+        return "EDGE_" + flag.removeprefix("--").upper().replace("-", "_")

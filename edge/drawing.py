@@ -1,0 +1,166 @@
+"""What lines and panels are drawn with: pure functions of text and numbers, which return spans of text and style."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from edge.history import NOT_REPORTED
+from edge.text import MISSING, fraction
+
+SMALLEST_WIDTH, SMALLEST_HEIGHT = 40, 10
+Span = tuple[str, str]  # text, and its style in rich's words ("bold red"); "" is the terminal's own
+Line = list[Span]
+
+
+def cells(text: str) -> int:
+    """Width of `text` on a terminal. rich.cells knows the wide and the combining characters; ASCII needs no table."""
+    if text.isascii():
+        return len(text)
+    from rich.cells import cell_len
+
+    return cell_len(text)
+
+
+def fit(text: str, width: int, align: str = "<") -> str:
+    """`text` in exactly `width` cells: cut with an ellipsis, or padded (`<` left-aligned, `>` right-aligned)."""
+    excess = cells(text) - width
+    if excess > 0:
+        if width <= 0:
+            return ""
+        from rich.cells import set_cell_size
+
+        return set_cell_size(text, width - 1) + "…"
+    return text + " " * -excess if align == "<" else " " * -excess + text
+
+
+def fit_line(line: Line, width: int) -> Line:
+    """`line` in exactly `width` cells."""
+    used = 0
+    for index, (text, style) in enumerate(line):
+        length = cells(text)
+        if used + length > width:
+            return [*line[:index], (fit(text, width - used), style)]
+        used += length
+    return [*line, (" " * (width - used), "")] if used < width else line
+
+
+def fit_parts(parts: Iterable[Line], width: int) -> Line:
+    """As many of the parts as fit whole, in exactly `width` cells: half a number is a wrong one."""
+    line: Line = []
+    for part in parts:
+        if sum(cells(text) for text, _ in [*line, *part]) > width:
+            break
+        line += part
+    return fit_line(line, width)
+
+
+def fit_lines(lines: list[Line], width: int, height: int) -> list[Line]:
+    """Exactly `height` lines of exactly `width` cells: a frame."""
+    blank: Line = [(" " * width, "")]
+    return [fit_line(line, width) for line in lines[:height]] + [blank] * (height - len(lines))
+
+
+def too_small(width: int, height: int) -> list[Line]:
+    """A frame that says how large the terminal must be."""
+    return fit_lines([[(f"too small: {width}x{height}, needs {SMALLEST_WIDTH}x{SMALLEST_HEIGHT}", "")]], width, height)
+
+
+def plain(lines: list[Line]) -> str:
+    """A frame as text: what the tests read."""
+    return "\n".join("".join(text for text, _ in line) for line in lines)
+
+
+def box(title: str, lines: list[Line], width: int) -> list[Line]:
+    """`lines` in a dim border of `width` cells, with its title in it."""
+    title = fit(title, min(cells(title), width - 6))
+    top: Line = [("╭─ ", "dim"), (title, "bold"), (" " + "─" * (width - 5 - cells(title)) + "╮", "dim")]
+    body = [[("│ ", "dim"), *fit_line(line, width - 4), (" │", "dim")] for line in lines]
+    return [top, *body, [("╰" + "─" * (width - 2) + "╯", "dim")]]
+
+
+def bar(fraction: float | None, width: int) -> str:
+    """A meter of `width` cells in eighths of a cell; no fraction, no meter."""
+    if fraction is None:
+        return " " * width
+    eighths = round(min(max(fraction, 0.0), 1.0) * width * 8)
+    whole, rest = divmod(eighths, 8)
+    return ("█" * whole + " ▏▎▍▌▋▊▉"[rest] * (rest > 0)).ljust(width, "·")
+
+
+def meter(fraction: float | None, width: int, style: str) -> Line:
+    """A bar whose empty part is dim."""
+    text = bar(fraction, width)
+    filled = text.rstrip("·")
+    return [(filled, style), (text[len(filled) :], "dim")]
+
+
+def gauge(label: str, part: float | None, value: str, style: str, width: int) -> Line:
+    """A labelled meter with its value at the right."""
+    length = max(width - 16 - 21, 4)
+    return [
+        (fit(label, 16), "dim"),
+        *meter(part, length, style),
+        (fit(value, width - 16 - length, ">"), "" if value != MISSING else "dim"),
+    ]
+
+
+# Bytes 0 to 100 as the eight blocks of a sparkline; 254 and less as a hundredth more; what is not reported as a space.
+SPARKS = bytes(min(value * 8 // 101, 7) for value in range(255)) + b"\x08"
+SPARK_CHARACTERS = dict(enumerate("▁▂▃▄▅▆▇█ "))
+
+
+def sparkline(values: bytes, width: int) -> str:
+    """The newest `width` values, the newest at the right, on a fixed scale from 0 to 100."""
+    return values[-width:].translate(SPARKS).decode("latin-1").translate(SPARK_CHARACTERS).rjust(width)
+
+
+GRAPH_CHARACTERS = dict(enumerate(" ▁▂▃▄▅▆▇█"))
+
+
+def graph(values: bytes, width: int, height: int, style: str) -> list[Line]:
+    """A curve in `height` lines, the newest at the right, on a fixed scale from 0 to 100. 0 is a thin line, nothing is nothing."""
+    newest = values[-width:]
+    tables = [graph_table(height, level) for level in range(height - 1, -1, -1)]
+    return [[(newest.translate(table).decode("latin-1").translate(GRAPH_CHARACTERS).rjust(width), style)] for table in tables]
+
+
+@functools.lru_cache(maxsize=1000)
+def graph_table(height: int, level: int) -> bytes:
+    """For each value of a history, how many eighths of a cell it fills at this level of a graph."""
+    eighths = (round(min(value, 100) * height * 8 / 100) - level * 8 for value in range(NOT_REPORTED))
+    return bytes(min(max(count, level == 0), 8) for count in eighths) + b"\0"
+
+
+def heat_style(degrees: float | None, limit: float | None) -> str:
+    """Colour of a temperature, against the device's own slowdown limit (90 °C where it names none)."""
+    share = fraction(degrees, limit or 90)
+    if share is None:
+        return "dim"
+    return "bold red" if share >= 1 else "yellow" if share >= 0.9 else "green"
+
+
+class Column(NamedTuple):
+    """A column of a table. Where the terminal is narrow, the columns with the highest `rank` go first."""
+
+    title: str
+    width: int
+    rank: int
+    align: str = "<"
+
+
+def choose_columns(columns: Sequence[Column], width: int) -> list[Column]:
+    """The columns that fit side by side into `width` with one space between them, the lowest ranks first, in their order."""
+    chosen: set[Column] = set()
+    for column in sorted(columns, key=lambda column: column.rank):
+        if sum(other.width + 1 for other in chosen) + column.width <= width:
+            chosen.add(column)
+    return [column for column in columns if column in chosen]
+
+
+def align(line: Line, column: Column) -> Line:
+    """What stands in a column: `line` in exactly its width."""
+    if column.align == ">":
+        line = [(" " * (column.width - sum(cells(text) for text, _ in line)), ""), *line]
+    return fit_line(line, column.width)

@@ -1,0 +1,161 @@
+"""The columns of the table: what stands in each, how wide it is, and how the table is sorted by it. Here is where one is added."""
+
+from __future__ import annotations
+
+import collections
+import functools
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import node_pb2 as pb
+from edge import history
+from edge.drawing import Column, Line, Span, fit, meter, sparkline
+from edge.fleet.entry import WHOLE_NODE, Entry
+from edge.fleet.metrics import METRICS, Metric
+from edge.fleet.row import State
+from edge.protocol import hangs_after_seconds
+from edge.text import MISSING, show_seconds, visible
+
+STATE_STYLES = {
+    State.ONLINE: ("●", "green"),
+    State.LATE: ("◐", "yellow"),
+    State.DISCONNECTED: ("○", "yellow"),
+    State.LOST: ("✗", "bold red"),
+    State.LEFT: ("◌", "dim"),
+}
+METER_CELLS = 8
+MOST_SPARKS = 60
+LONGER_NAMES = ("HARDWARE", "HOSTNAME", "NODE")  # get what is left over, in this order
+
+
+class TableColumn(NamedTuple):
+    """One column: how it is laid out, sorted by and filled."""
+
+    column: Column
+    sort: str  # what the order by it is called
+    value: Callable[[Entry], Any]  # what entries are compared by; None sorts last
+    spans: Callable[[Entry, int], Line]  # what stands in it for an entry, where it is so many cells wide
+    largest_first: bool = False  # at first; `S` turns it round
+    has_meter: bool = False  # before its number, and a sparkline before that, where there is room
+
+    def title(self, sort: str, descending: bool) -> str:
+        """With an arrow when the table is sorted by it."""
+        return f"{self.column.title}{'↓' if descending else '↑'}" if self.sort == sort else self.column.title
+
+
+def natural(text: str) -> list[tuple[int, str]]:
+    """Sorts Node-9 before Node-10."""
+    return [(int(part), "") if index % 2 else (-1, part) for index, part in enumerate(re.split("([0-9]+)", text))]
+
+
+natural_id = functools.lru_cache(maxsize=100_000)(natural)
+
+
+def name_spans(entry: Entry, _width: int) -> Line:
+    glyph, style = STATE_STYLES[entry.state]
+    return [(f"{glyph} ", style), (entry.name, "bold")]
+
+
+def hostname_value(entry: Entry) -> Any:
+    return natural(entry.info.hostname) if entry.info.hostname else None
+
+
+def hardware_value(entry: Entry) -> Any:
+    names = re.sub("[0-9]+× ", "", device_names(entry.info.devices, entry.info.host.model))
+    return natural(f"{names} {len(entry.info.devices)}")
+
+
+def hardware_spans(entry: Entry, _width: int) -> Line:
+    errors = entry.vitals.errors
+    if entry.id.device == WHOLE_NODE:
+        failed, names = f"{errors} failed ", device_names(entry.devices, entry.info.host.model)
+    else:
+        failed, names = "failed ", device_names(entry.devices, "")
+    return [(failed, "bold red")] * bool(errors) + [(names, "")]
+
+
+def device_names(devices: Sequence[pb.DeviceInfo], model: str) -> str:
+    """ "8× H200", "L4, A2", or the host's model where there is no device."""
+    names = collections.Counter(device.name.removeprefix("NVIDIA ") for device in devices)
+    shown = ", ".join(f"{count}× {name}" if count > 1 else name for name, count in names.items())
+    return visible(shown) or visible(model) or MISSING
+
+
+def age_span(entry: Entry) -> Span:
+    """Age of the heartbeat; of the sample, and yellow, where the box is alive and its sensors hang."""
+    row = entry.row
+    if row.sample_at is not None and row.heartbeat_at - row.sample_at > hangs_after_seconds(row.interval_seconds):
+        return (f"~{show_seconds(entry.now - row.sample_at)}", "bold yellow")
+    return (show_seconds(entry.heartbeat_age_seconds), "dim")
+
+
+def metric_spans(metric: Metric, entry: Entry, width: int) -> Line:
+    """A number; before it a meter, and before that its sparkline, as far as the column is wide enough."""
+    digits, vitals = metric.column.width, entry.vitals
+    text, style, room = metric.text(vitals), metric.style(vitals), width - digits
+    if metric.history is None:
+        return [(text, "")]
+    line: Line = []
+    if room > METER_CELLS + 1:
+        values = history.series(entry.row.history, len(entry.row.capacities.devices), entry.id.device, metric.history)
+        line.append((sparkline(values[-MOST_SPARKS:], room - METER_CELLS - 2) + " ", style))
+        room = METER_CELLS + 1
+    if room > METER_CELLS:
+        line += [*meter(metric.meter(vitals), METER_CELLS, style), (" " * (room - METER_CELLS - 1), "")]
+        digits += 1
+    return [*line, (fit(text, digits, ">"), style if metric.colours_number else "")]
+
+
+def metric_column(metric: Metric) -> TableColumn:
+    """The column of a metric."""
+    spans = functools.partial(metric_spans, metric)
+    return TableColumn(metric.column, metric.name, metric.of, spans, True, metric.history is not None)
+
+
+TABLE = (
+    TableColumn(Column("NODE", 16, 0), "name", lambda entry: natural_id(entry.id.node_id), name_spans),
+    TableColumn(
+        Column("HOSTNAME", 14, 4), "hostname", hostname_value, lambda entry, _: [(visible(entry.info.hostname) or MISSING, "")]
+    ),
+    TableColumn(
+        Column("STATE", 12, 6), "state",
+        lambda entry: -list(State).index(entry.state),
+        lambda entry, _: [(entry.state.value, STATE_STYLES[entry.state][1])],
+    ),
+    TableColumn(Column("HARDWARE", 16, 7), "hardware", hardware_value, hardware_spans),
+    *map(metric_column, METRICS),
+    TableColumn(
+        Column("AGE", 6, 2, ">"), "age", lambda entry: entry.heartbeat_age_seconds, lambda entry, _: [age_span(entry)], True
+    ),
+)  # fmt: skip
+BY_SORT = {column.sort: column for column in TABLE}
+BY_NAME = "name"  # the order that costs nothing: it is kept
+
+
+def column_after(sort: str) -> TableColumn:
+    """The next one to sort by, round and round."""
+    sorts = list(BY_SORT)
+    return BY_SORT[sorts[(sorts.index(sort) + 1) % len(sorts)]]
+
+
+def widths_of(columns: Sequence[TableColumn], width: int) -> dict[str, int]:
+    """By title, the cells of each column when what is left over is shared out: first meters, then sparklines, then longer names."""
+    widths = {column.column.title: column.column.width for column in columns}
+    spare = width - sum(cells + 1 for cells in widths.values()) + 1
+    meters = [column.column.title for column in columns if column.has_meter]
+    for title in meters:
+        if spare >= METER_CELLS + 1:
+            widths[title] += METER_CELLS + 1
+            spare -= METER_CELLS + 1
+    each = min(spare // len(meters), MOST_SPARKS + 1) if meters else 0
+    if each >= 6:
+        for title in meters:
+            widths[title] += each
+        spare -= each * len(meters)
+    for title in LONGER_NAMES:
+        if title in widths:
+            more = min(spare, 12)
+            widths[title] += more
+            spare -= more
+    return widths

@@ -1,0 +1,106 @@
+"""An entry of the screen: what a line of the table, or a cell of the grid, stands for. A node, or one of its devices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import node_pb2 as pb
+from edge.fleet.intake import device_vitals
+from edge.fleet.row import Row, State, Vitals, state_of
+
+WHOLE_NODE = -1
+
+
+class EntryId(NamedTuple):
+    """Names an entry: it stays the same while rows come and go."""
+
+    node_id: str
+    device: int = WHOLE_NODE  # its place among the node's devices
+
+
+class Messages:
+    """A row's messages, each parsed once, and only if somebody asks for it: the entries of one node share them."""
+
+    __slots__ = ("_info", "_row", "_sample")
+
+    def __init__(self, row: Row) -> None:
+        self._row = row
+        self._info: pb.NodeInfo | None = None
+        self._sample: pb.Sample | None = None
+
+    @property
+    def info(self) -> pb.NodeInfo:
+        if self._info is None:
+            self._info = self._row.info
+        return self._info
+
+    @property
+    def sample(self) -> pb.Sample:
+        if self._sample is None:
+            self._sample = self._row.sample
+        return self._sample
+
+
+class Entry:
+    """One entry at one moment: made once a frame, and once for each look through the whole fleet. It parses what one asks for."""
+
+    __slots__ = ("_messages", "_state", "_vitals", "id", "now", "row")
+
+    def __init__(self, entry_id: EntryId, row: Row, messages: Messages, now: float) -> None:
+        self.id = entry_id
+        self.row = row
+        self.now = now  # by the registry's clock
+        self._messages = messages
+        self._vitals: Vitals | None = row.vitals if entry_id.device == WHOLE_NODE else None
+        self._state: State | None = None
+
+    @property
+    def name(self) -> str:
+        """The node's id, and the place of its device."""
+        return self.id.node_id if self.id.device == WHOLE_NODE else f"{self.id.node_id} {self.id.device}"
+
+    @property
+    def info(self) -> pb.NodeInfo:
+        return self._messages.info
+
+    @property
+    def devices(self) -> Sequence[pb.DeviceInfo]:
+        """All of the node, or the one that the entry stands for."""
+        return self.info.devices if self.id.device == WHOLE_NODE else self.info.devices[self.id.device : self.id.device + 1]
+
+    @property
+    def vitals(self) -> Vitals:
+        """Those of the node, or of its device."""
+        if self._vitals is None:
+            one = slice(self.id.device, self.id.device + 1)
+            self._vitals = device_vitals(self.row.capacities.devices[one], self._messages.sample.devices[one])
+        return self._vitals
+
+    @property
+    def state(self) -> State:
+        if self._state is None:
+            self._state = state_of(self.row, self.now)
+        return self._state
+
+    @property
+    def heartbeat_age_seconds(self) -> float:
+        return self.now - self.row.heartbeat_at
+
+
+def ids_of(row: Row, by_gpu: bool) -> list[EntryId]:
+    """The entries of a node: itself, or its devices where there are any."""
+    if by_gpu and row.capacities.devices:
+        return [EntryId(row.node_id, index) for index in range(len(row.capacities.devices))]
+    return [EntryId(row.node_id)]
+
+
+def make_entries(pairs: Iterable[tuple[EntryId, Row]], now: float) -> list[Entry]:
+    """The entries of a moment, those of one node after the other."""
+    entries: list[Entry] = []
+    known: dict[str, Messages] = {}
+    for entry_id, row in pairs:
+        if (messages := known.get(row.node_id)) is None:
+            messages = known[row.node_id] = Messages(row)
+        entries.append(Entry(entry_id, row, messages, now))
+    return entries

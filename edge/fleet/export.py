@@ -1,0 +1,32 @@
+"""The fleet for programs: what --json prints."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from google.protobuf import json_format
+
+from edge.fleet.lens import Source
+from edge.fleet.row import Row, reason_of, state_of
+
+
+def snapshot_json(source: Source) -> str:
+    """The fleet as one line of JSON."""
+    now = source.clock()
+    return json.dumps({"time": round(source.wall(), 3), "nodes": [row_json(row, now) for row in source.snapshot()]})
+
+
+def row_json(row: Row, now: float) -> dict[str, Any]:
+    """One node; its messages in protobuf's JSON mapping with the proto's own field names."""
+    state, info = state_of(row, now), row.info
+    return {
+        "node_id": row.node_id,
+        "hostname": info.hostname,
+        "state": state.value,
+        "reason": reason_of(row, state, now),
+        "heartbeat_age_seconds": round(max(now - row.heartbeat_at, 0), 3),  # it may have come since `now`
+        "sample_age_seconds": None if row.sample_at is None else round(max(now - row.sample_at, 0), 3),
+        "info": json_format.MessageToDict(info, preserving_proto_field_name=True),
+        "sample": json_format.MessageToDict(row.sample, preserving_proto_field_name=True),
+    }

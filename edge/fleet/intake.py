@@ -1,0 +1,245 @@
+"""What a node may send, and what becomes of it: everything is checked here before it is kept, and a heartbeat makes a new row."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+from google.protobuf.message import DecodeError
+
+import node_pb2 as pb
+from edge import history
+from edge.fleet.row import Capacities, Refused, Row, Vitals
+from edge.protocol import MAX_DEVICES, MAX_TEXT, check_node_id
+
+MAX_UNREAD_BYTES = 16 * 1024  # of a heartbeat put aside; one of 128 devices has 4 KiB
+MAX_KEPT_BYTES = 2**16  # of one info, and of one sample: what a node can make this process keep
+
+def as_refused(error: Refused | DecodeError) -> Refused:
+    """What is not even a message is refused as well."""
+    return error if isinstance(error, Refused) else Refused(f"this is no heartbeat: {error}")
+
+
+# What a number may be. A reading outside is no reading: a sentinel, a negative number in an unsigned field, NaN.
+RANGES: dict[str, tuple[float, float]] = {
+    "cpu_count": (0, 10**6),
+    "memory_total_bytes": (0, 2**50),
+    "disk_total_bytes": (0, 2**60),
+    "power_limit_milliwatts": (0, 10**8),
+    "slowdown_temperature_celsius": (-100, 500),
+    "cpu_percent": (0, 100),
+    "memory_used_bytes": (0, 2**50),
+    "disk_used_bytes": (0, 2**60),
+    "network_received_bytes_per_second": (0, 2**50),
+    "network_sent_bytes_per_second": (0, 2**50),
+    "temperature_celsius": (-100, 500),
+    "load_1m": (0, 10**6),
+    "utilization_percent": (0, 100),
+    "power_milliwatts": (0, 10**8),
+    "fan_percent": (0, 1000),
+    "sm_clock_mhz": (0, 10**6),
+    "gpu_temp": (-100, 500),
+}
+
+
+def is_sane_host(host: pb.HostSample) -> bool:
+    """Whether all of a host is within RANGES: the question of check_fields without the words, five times as fast."""
+    return (
+        host.cpu_percent <= 100
+        and host.memory_used_bytes <= 2**50
+        and host.disk_used_bytes <= 2**60
+        and host.network_received_bytes_per_second <= 2**50
+        and host.network_sent_bytes_per_second <= 2**50
+        and -100 <= host.temperature_celsius <= 500
+        and 0 <= host.load_1m <= 10**6
+    )
+
+
+def check_fields(message: Any, where: str) -> None:
+    """Raises Refused naming the first field of `message` that is out of its range, or too long."""
+    for field, value in message.ListFields():
+        if isinstance(value, str) and len(value) > MAX_TEXT:
+            raise Refused(f"{where}.{field.name} has {len(value)} characters: it may have {MAX_TEXT}")
+        if field.name in RANGES:
+            lowest, highest = RANGES[field.name]
+            if not lowest <= value <= highest:
+                raise Refused(f"{where}.{field.name} is {value}: it must be from {lowest:g} to {highest:g}")
+
+
+def check_count(devices: Sequence[Any], where: str) -> None:
+    """Raises Refused for more devices than a box can have."""
+    if len(devices) > MAX_DEVICES:
+        raise Refused(f"{where} has {len(devices)} devices: it may have {MAX_DEVICES}")
+
+
+def packed(part: Any, where: str) -> bytes:
+    """A part of a message, to be kept. Raises Refused if it is large."""
+    kept: bytes = part.SerializeToString()
+    if len(kept) > MAX_KEPT_BYTES:  # with fields that this version does not know
+        raise Refused(f"{where} has {len(kept)} bytes: it may have {MAX_KEPT_BYTES}")
+    return kept
+
+
+def check_processes(processes: pb.ProcessList) -> None:
+    """Raises Refused, naming the first field that is out of its range."""
+    for index, process in enumerate(processes.processes):
+        check_fields(process, f"processes[{index}]")
+
+
+def check_identity(request: pb.HeartbeatRequest) -> None:
+    """Raises Refused for an id that can't name a node."""
+    try:
+        check_node_id(request.node_id)
+    except ValueError as error:
+        raise Refused(f"{error}: see --id") from error
+
+
+def check_info(info: pb.NodeInfo) -> None:
+    """Raises Refused, naming the first field that is out of its range."""
+    check_count(info.devices, "info")
+    check_fields(info, "info")
+    check_fields(info.host, "info.host")
+    for index, device in enumerate(info.devices):
+        check_fields(device, f"info.devices[{index}]")
+    try:
+        info.started_at.ToJsonString()
+    except ValueError as error:
+        raise Refused("info.started_at is no time from the year 1 to 9999") from error
+
+
+def sample_of(request: pb.HeartbeatRequest) -> pb.Sample | None:
+    """The sample of a message; the first version's nodes send one temperature and no more. Raises Refused."""
+    if request.gpu_temp:
+        check_fields(request, "heartbeat")
+    if request.HasField("sample"):
+        return request.sample
+    if request.gpu_temp:
+        return pb.Sample(devices=[pb.DeviceSample(temperature_celsius=round(request.gpu_temp))])
+    return None
+
+
+def capacities_of(info: pb.NodeInfo) -> Capacities:
+    """What a node's readings are measured against."""
+    devices = tuple((device.memory_total_bytes, device.slowdown_temperature_celsius) for device in info.devices)
+    return shared(Capacities(info.host.memory_total_bytes, devices))
+
+
+@functools.lru_cache(maxsize=1000)
+def shared(capacities: Capacities) -> Capacities:
+    """The first of all that are equal: boxes of one kind share one object."""
+    return capacities
+
+
+def vitals_of(capacities: Capacities, sample: pb.Sample) -> Vitals:
+    """What matters most of a sample: of its devices; of the host where it has none. Raises Refused, naming the first field
+    that is out of its range."""
+    host = sample.host
+    if not is_sane_host(host):
+        check_fields(host, "sample.host")
+    if sample.devices:
+        return device_vitals(capacities.devices, sample.devices)
+    total = capacities.host_memory_bytes
+    busy = host.cpu_percent if host.HasField("cpu_percent") else None
+    full = 100 * host.memory_used_bytes / total if total and host.HasField("memory_used_bytes") else None
+    celsius = host.temperature_celsius if host.HasField("temperature_celsius") else None
+    frame = history.encode((busy, full, celsius)) + history.nothing(len(capacities.devices))
+    return Vitals(share_of(busy), share_of(full), celsius=celsius, frame=frame)
+
+
+def device_vitals(capacities: Sequence[tuple[int, int]], devices: Sequence[pb.DeviceSample]) -> Vitals:
+    """Checks and sums up devices in one pass, since it is run for each heartbeat: a field is read once, compared without words,
+    and asked whether it is set only when it is 0. Raises Refused."""
+    if len(devices) > MAX_DEVICES:
+        raise Refused(f"sample has {len(devices)} devices: it may have {MAX_DEVICES}")
+    utilization = readings = used = total = errors = 0
+    fullest = celsius = limit = milliwatts = None
+    known = len(capacities)
+    if len(devices) != known:
+        capacities = [*capacities, *[(0, 0)] * (len(devices) - known)]
+    rows: list[float | None] = []  # of the history: three a device
+    for device, (capacity, slowdown) in zip(devices, capacities, strict=False):
+        busy, part, degrees, power = (
+            device.utilization_percent, device.memory_used_bytes, device.temperature_celsius, device.power_milliwatts,
+        )  # fmt: skip
+        if (
+            busy > 100 or part > 2**50 or not -100 <= degrees <= 500 or power > 10**8
+            or device.fan_percent > 1000 or device.sm_clock_mhz > 10**6 or device.error
+        ):  # fmt: skip
+            check_fields(device, f"sample.devices[{len(rows) // 3}]")
+            errors += 1  # no number is out of its range: it is the device's own error
+        load = full = heat = None
+        if busy or device.HasField("utilization_percent"):
+            load = busy
+            utilization += busy
+            readings += 1
+        if capacity and (part or device.HasField("memory_used_bytes")):
+            used += part
+            total += capacity
+            full = 100 * part / capacity
+            if fullest is None or full > fullest:
+                fullest = full
+        if degrees or device.HasField("temperature_celsius"):
+            heat = degrees
+            if celsius is None or degrees > celsius:
+                celsius, limit = degrees, slowdown
+        if power or device.HasField("power_milliwatts"):
+            milliwatts = power if milliwatts is None else milliwatts + power
+        rows += load, full, heat
+    mean = utilization / readings if readings else None
+    frame = history.encode([mean, fullest, celsius, *rows[: 3 * known]]) + history.nothing(known - len(devices))
+    return Vitals(share_of(mean), share_of(fullest), used, total, celsius, limit or None, milliwatts, errors, frame)
+
+
+def share_of(percent: float | None) -> float | None:
+    """0 to 1 for 0 to 100."""
+    return None if percent is None else percent / 100
+
+
+def after(row: Row, request: pb.HeartbeatRequest) -> Row:
+    """The row after what a heartbeat says. Raises Refused when a field is out of its range."""
+    changes: dict[str, Any] = {"unread": b""}
+    capacities, frames = row.capacities, row.history
+    if request.HasField("info"):
+        changes["packed_info"] = packed(request.info, "info")  # first of all: its size bounds what the check costs
+        check_info(request.info)
+        capacities = changes["capacities"] = capacities_of(request.info)
+        if len(capacities.devices) != len(row.capacities.devices):
+            frames = b""
+    if request.HasField("processes"):
+        changes["packed_processes"] = packed(request.processes, "processes")
+        check_processes(request.processes)
+    if request.round_trip_microseconds:
+        changes["round_trip_seconds"] = request.round_trip_microseconds / 1e6
+    if request.backlog:
+        newest = row.sample.sequence
+        for missed in request.backlog[-history.SAMPLES :]:
+            if missed.sequence > newest:  # else it came, and only its acknowledgement was lost
+                frames = history.extend(frames, vitals_of(capacities, missed).frame)
+    sample = sample_of(request)
+    if sample:
+        vitals = vitals_of(capacities, sample)
+        if not (request.HasField("info") and sample.sequence and sample.sequence == row.sample.sequence):  # else it came already
+            frames = history.extend(frames, vitals.frame)
+        age_milliseconds = max(request.clock_milliseconds - sample.taken_milliseconds, 0)
+        sample_at = row.heartbeat_at - age_milliseconds / 1000
+        changes |= {"packed_sample": packed(sample, "sample"), "sample_at": sample_at, "vitals": vitals}
+    return row._replace(**changes, history=frames)
+
+
+def with_unread(row: Row) -> Row:
+    """The row after its unread heartbeat. Raises Refused."""
+    return after(row, pb.HeartbeatRequest.FromString(row.unread)) if row.unread else row
+
+
+def with_unread_if_sane(row: Row) -> Row:
+    """The same; a heartbeat that is refused stays unread, and its session ends within a minute."""
+    with contextlib.suppress(Refused):
+        return with_unread(row)
+    return row
+
+
+def is_only_a_sample(request: pb.HeartbeatRequest) -> bool:
+    """Whether nothing is lost when the next heartbeat takes the place of this one."""
+    return request.HasField("sample") and not (request.HasField("info") or request.HasField("processes") or request.leaving)

@@ -1,0 +1,257 @@
+"""The keys of the server's screen, as a table: what each does, where it holds, and what help and footer say of it.
+
+Here is where a key is added: a line of BINDINGS. Help and footer are drawn from it, and a key that is not in it does nothing.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from edge.fleet import metrics
+from edge.fleet.columns import column_after
+from edge.fleet.entry import EntryId
+from edge.fleet.lens import Lens, Ui
+
+MOST_FILTER = 60  # characters
+
+
+class Place(enum.Enum):
+    """Where a key is pressed."""
+
+    TABLE = "table"
+    GRID = "grid"
+    PAGE = "page"
+    FILTER = "filter"  # it is being typed
+    HELP = "help"
+
+
+class Room(NamedTuple):
+    """How many entries fit on the screen."""
+
+    lines: int  # of the table or grid
+    per_line: int  # entries beside each other: one in the table
+
+    @property
+    def entries(self) -> int:
+        return self.lines * self.per_line
+
+
+class Turn(NamedTuple):
+    """One key, and all that it may look at. The lens is as of the key before."""
+
+    ui: Ui
+    key: str
+    lens: Lens
+    room: Room
+
+
+class Footer(NamedTuple):
+    """What the footer says of a key."""
+
+    rank: int  # the smaller the further to the left; what does not fit is left out at the right
+    label: str
+    does: Callable[[Ui], str]
+
+
+class Binding(NamedTuple):
+    """What some keys do in some places."""
+
+    keys: tuple[str, ...]  # by their names in terminal.py
+    places: tuple[Place, ...]
+    action: Callable[[Turn], Ui]
+    label: str  # what the help calls the keys
+    help: str = ""  # what they do there, in the help; "" where the footer alone names them
+    footer: Footer | None = None
+
+
+ANY = "any key"  # that has no binding of its own there
+
+
+# ---- What keys do ----
+
+
+def say(text: str) -> Callable[[Ui], str]:
+    """Words that do not depend on what is chosen."""
+    return lambda _: text
+
+
+def change(**changes: Any) -> Callable[[Turn], Ui]:
+    """An action that only sets fields of the Ui."""
+    return lambda turn: turn.ui._replace(**changes)
+
+
+def by_gpu(turn: Turn) -> Ui:
+    """The selection stays on its node, or on its first device."""
+    ui = turn.ui._replace(by_gpu=not turn.ui.by_gpu)
+    if not ui.selected:
+        return ui
+    turn.lens.refresh(ui)
+    forms = (EntryId(ui.selected.node_id), EntryId(ui.selected.node_id, 0))
+    return ui._replace(selected=next((form for form in forms if turn.lens.place(form) is not None), None))
+
+
+def open_page(turn: Turn) -> Ui:
+    """Of the selected entry; of the first on the screen, where none is."""
+    ui, lens = turn.ui, turn.lens
+    shown = lens.order[ui.first] if ui.first < len(lens.order) else None
+    selected = shown if lens.place(ui.selected) is None else ui.selected
+    return ui._replace(selected=selected, page=selected.node_id) if selected else ui
+
+
+def sort_by_next(turn: Turn) -> Ui:
+    column = column_after(turn.ui.sort)
+    return turn.ui._replace(sort=column.sort, descending=column.largest_first)
+
+
+def turn_round(turn: Turn) -> Ui:
+    return turn.ui._replace(descending=not turn.ui.descending)
+
+
+def next_metric(turn: Turn) -> Ui:
+    return turn.ui._replace(metric=metrics.after(turn.ui.metric))
+
+
+def freeze(turn: Turn) -> Ui:
+    return turn.ui._replace(frozen=not turn.ui.frozen)
+
+
+def move(turn: Turn) -> Ui:
+    """The selection moved; with a page open, the page goes to the next node."""
+    ui, key, lens, room = turn
+    order = lens.order
+    steps = {"up": -room.per_line, "down": room.per_line, "left": -1, "right": 1}
+    steps |= {"page up": -room.entries, "page down": room.entries, "home": -len(order), "end": len(order)}
+    if not order:
+        return ui
+    place = lens.place(ui.selected)
+    if place is None:  # the first key only shows where one is
+        place, steps = ui.first, steps | dict.fromkeys(("up", "down", "left", "right"), 0)
+    place = min(max(place + steps[key], 0), len(order) - 1)
+    while ui.page and order[place].node_id == ui.page and 0 < place < len(order) - 1:  # by the row of another node, not GPU by GPU
+        place += 1 if steps[key] > 0 else -1
+    selected = order[place]
+    return ui._replace(selected=selected, page=ui.page and selected.node_id)
+
+
+def forget(turn: Turn) -> Ui:
+    """The selected node goes, when it is lost or left, and the selection to its neighbour."""
+    ui, _, lens, _ = turn
+    if not ui.selected or lens.place(ui.selected) is None or not lens.forget(ui.selected.node_id):
+        return ui
+    there = turn._replace(ui=ui._replace(page=ui.selected.node_id), room=Room(1, 1))
+    moved = (move(there._replace(key=key)) for key in ("down", "up"))
+    neighbour = next((other for other in moved if other.page != ui.selected.node_id), ui)
+    return neighbour._replace(page="")
+
+
+def type_text(turn: Turn) -> Ui:
+    """The filter while it is typed: each key narrows the table at once."""
+    ui, key = turn.ui, turn.key
+    return ui._replace(filter=(ui.filter + key)[:MOST_FILTER]) if len(key) == 1 and key.isprintable() else ui
+
+
+def take_back(turn: Turn) -> Ui:
+    return turn.ui._replace(filter=turn.ui.filter[:-1])
+
+
+# ---- The table ----
+
+LISTS = (Place.TABLE, Place.GRID)
+EVERYWHERE = (*LISTS, Place.PAGE)
+MOVES = ("up", "down", "page up", "page down", "home", "end")
+PAGE_HELP = "a node's page, and back; Esc clears the filter"  # keys with the same words share a line of the help
+SORT_HELP = "sort by the next column; turn it round"
+FILTER_HELP = """filter: words match id, hostname, device and address,
+state:lost util<10 mem>90% temp>80 power>1.5kW age>2m"""
+
+BINDINGS = (
+    Binding(MOVES, (Place.TABLE,), move, "↑↓ PgUp End …", "move", Footer(2, "↑↓", say("move"))),
+    Binding((*MOVES, "left", "right"), (Place.GRID,), move, "↑↓←→ PgUp End…", "move", Footer(2, "↑↓", say("move"))),
+    Binding(MOVES, (Place.PAGE,), move, "↑↓ PgUp End …", "other nodes", Footer(2, "↑↓", say("other nodes"))),
+    Binding(("enter",), LISTS, open_page, "Enter", PAGE_HELP, Footer(3, "Enter", say("page"))),
+    Binding(("escape",), LISTS, change(filter=""), "Esc", PAGE_HELP),
+    Binding(("escape",), (Place.PAGE,), change(page=""), "Esc", "back", Footer(1, "Esc", say("back"))),
+    Binding(("s",), (Place.TABLE,), sort_by_next, "s", SORT_HELP, Footer(5, "s", lambda ui: f"sort: {ui.sort}")),
+    Binding(("s",), (Place.GRID,), next_metric, "s", "the next metric", Footer(5, "s", lambda ui: f"metric: {ui.metric}")),
+    Binding(("S",), (Place.TABLE,), turn_round, "S", SORT_HELP),
+    Binding(("S",), (Place.GRID,), turn_round, "S", "turn the order round"),
+    Binding(("/",), LISTS, change(typing=True), "/", FILTER_HELP, Footer(4, "/", say("filter"))),
+    Binding(("g",), LISTS, by_gpu, "g", "a row for each GPU", Footer(7, "g", lambda ui: "nodes" if ui.by_gpu else "GPUs")),
+    Binding(
+        ("v",), (Place.TABLE,), change(grid=True),
+        "v", "grid: a cell for each node or GPU; s: the next metric", Footer(6, "v", say("grid")),
+    ),
+    Binding(("v",), (Place.GRID,), change(grid=False), "v", "the table", Footer(6, "v", say("table"))),
+    Binding(("p",), EVERYWHERE, freeze, "p", "freeze the picture", Footer(8, "p", lambda ui: "go on" if ui.frozen else "freeze")),
+    Binding(("f",), LISTS, forget, "f", "forget a node that is lost or left", Footer(9, "f", say("forget"))),
+    Binding(("f",), (Place.PAGE,), forget, "f", "forget it, when it is lost or left"),
+    Binding(("?",), LISTS, change(help=True), "?", footer=Footer(1, "?", say("help"))),
+    Binding(("?",), (Place.PAGE,), change(help=True), "?", footer=Footer(10, "?", say("help"))),
+    Binding(("q",), EVERYWHERE, change(closed=True), "q", "quit", Footer(0, "q", say("quit"))),
+    Binding(("enter",), (Place.FILTER,), change(typing=False), "Enter", footer=Footer(0, "Enter", say("keeps it"))),
+    Binding(("escape",), (Place.FILTER,), change(typing=False, filter=""), "Esc", footer=Footer(1, "Esc", say("clears it"))),
+    Binding(("backspace",), (Place.FILTER,), take_back, "Backspace", footer=Footer(2, "Backspace", say("takes a letter back"))),
+    Binding(("ctrl-u",), (Place.FILTER,), change(filter=""), "Ctrl-U", footer=Footer(3, "Ctrl-U", say("takes all back"))),
+    Binding((ANY,), (Place.FILTER,), type_text, "letters"),
+    Binding((ANY,), (Place.HELP,), change(help=False), "any key"),
+)  # fmt: skip
+HERE: dict[tuple[Place, str], Binding] = {
+    (place, key): binding for binding in BINDINGS for place in binding.places for key in binding.keys
+}
+
+
+def place_of(ui: Ui) -> Place:
+    """Where the next key is pressed."""
+    return Place.FILTER if ui.typing else Place.HELP if ui.help else behind_help(ui)
+
+
+def behind_help(ui: Ui) -> Place:
+    """What the help stands before: the place that it explains."""
+    return Place.PAGE if ui.page else Place.GRID if ui.grid else Place.TABLE
+
+
+def press(ui: Ui, key: str, lens: Lens, room: Room) -> Ui:
+    """The Ui after a key; the lens has followed it."""
+    place = place_of(ui)
+    binding = HERE.get((place, key)) or HERE.get((place, ANY))
+    if binding:
+        ui = binding.action(Turn(ui, key, lens, room))
+        lens.refresh(ui)
+    return ui
+
+
+def follow(ui: Ui, lens: Lens, room: Room) -> Ui:
+    """The Ui with its selection on the screen: the selection stays on its node when rows move."""
+    if ui.page and lens.rows([ui.page]) == [None]:  # forgotten
+        ui = ui._replace(page="")
+    place = lens.place(ui.selected)
+    first = ui.first
+    if place is not None:  # else it is hidden by the filter, and may come back
+        first = min(max(ui.first, place - room.entries + 1), place)
+    first = max(min(first, len(lens.order) - room.entries + room.per_line - 1), 0)
+    return ui._replace(first=first - first % room.per_line)
+
+
+def bindings_in(place: Place) -> list[Binding]:
+    return [binding for binding in BINDINGS if place in binding.places]
+
+
+def help_lines(place: Place) -> list[tuple[str, str]]:
+    """The keys of a place and what they do, a line each; a second line of words has no keys."""
+    labels: dict[str, list[str]] = {}
+    for binding in bindings_in(place):
+        if binding.help:
+            labels.setdefault(binding.help, []).append(binding.label)
+    lines = []
+    for words, keys in labels.items():
+        first, *more = words.splitlines()
+        lines += [(" ".join(keys), first), *(("", line) for line in more)]
+    return lines
+
+
+def footer_of(ui: Ui, place: Place) -> list[tuple[str, str]]:
+    """The keys that a footer names, and what they do."""
+    footers = sorted(binding.footer for binding in bindings_in(place) if binding.footer)
+    return [(footer.label, footer.does(ui)) for footer in footers]

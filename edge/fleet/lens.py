@@ -1,0 +1,205 @@
+"""The part of the fleet that the user asks for: which entries, in which order, and what the whole fleet adds up to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol
+
+from edge.event_log import Event
+from edge.fleet.columns import BY_NAME, BY_SORT, natural_id
+from edge.fleet.entry import Entry, EntryId, ids_of, make_entries
+from edge.fleet.filters import parse_filter
+from edge.fleet.row import Row, State, state_of
+
+EVENTS_KEPT = 1000
+
+
+class Source(Protocol):
+    """What a lens looks at: a fleet now, or as it was at one moment. A snapshot is a list of rows that never change."""
+
+    def clock(self) -> float:
+        """The moment that is shown, by the clock that the rows' times are of, in seconds."""
+
+    def wall(self) -> float:
+        """The same by the wall clock, in seconds."""
+
+    def snapshot(self) -> list[Row]:
+        """All rows."""
+
+    def rows(self, node_ids: Iterable[str]) -> list[Row | None]:
+        """These rows; None for one that is not there."""
+
+    def newest_events(self, count: int) -> Sequence[Event]:
+        """The last `count` events, the newest last."""
+
+    def forget(self, node_id: str) -> bool:
+        """Remove a node that is lost or left; any other stays. Tells whether it is gone."""
+
+
+class Frozen:
+    """A fleet as it was at one moment. What is forgotten goes from the fleet itself."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._now, self._wall = source.clock(), source.wall()
+        self._rows = {row.node_id: row for row in source.snapshot()}
+        self._events = source.newest_events(EVENTS_KEPT)
+
+    def clock(self) -> float:
+        return self._now
+
+    def wall(self) -> float:
+        return self._wall
+
+    def snapshot(self) -> list[Row]:
+        return list(self._rows.values())
+
+    def rows(self, node_ids: Iterable[str]) -> list[Row | None]:
+        return [self._rows.get(node_id) for node_id in node_ids]
+
+    def newest_events(self, count: int) -> Sequence[Event]:
+        return self._events[-count:] if count else ()
+
+    def forget(self, node_id: str) -> bool:
+        return self._source.forget(node_id)
+
+
+class Ui(NamedTuple):
+    """What the keys have chosen. Never changed in place: each key makes the next one."""
+
+    selected: EntryId | None = None
+    first: int = 0  # the first entry on the screen
+    sort: str = BY_NAME
+    descending: bool = False
+    filter: str = ""
+    typing: bool = False  # the filter is being typed
+    by_gpu: bool = False
+    grid: bool = False
+    metric: str = "utilization"  # what colours the grid
+    frozen: bool = False
+    help: bool = False
+    page: str = ""  # the node whose page is open
+    closed: bool = False  # the user has left
+
+
+class Totals(NamedTuple):
+    """The fleet in numbers."""
+
+    states: Mapping[State, int] = MappingProxyType({})
+    gpus: int = 0
+    utilization: float | None = None
+    memory_used_bytes: int = 0
+    memory_total_bytes: int = 0
+    milliwatts: int = 0
+    hottest: Row | None = None
+
+
+def count_totals(rows: Iterable[Row], now: float) -> Totals:
+    """What the nodes that are online have and do, all together: one pass. Each GPU counts once; the processors and memory of boxes
+    without any count only where no box has one."""
+    states: dict[State, int] = dict.fromkeys(State, 0)
+    gpus = milliwatts = 0
+    sums = {True: [0.0, 0, 0, 0], False: [0.0, 0, 0, 0]}  # with GPUs and without: utilization, readings, memory used and in all
+    heat, hottest = -math.inf, None
+    for row in rows:
+        state = state_of(row, now)
+        states[state] += 1
+        if state is not State.ONLINE:
+            continue
+        vitals, count = row.vitals, len(row.capacities.devices)
+        gpus += count
+        part = sums[count > 0]
+        part[2] += vitals.memory_used_bytes
+        part[3] += vitals.memory_total_bytes
+        milliwatts += vitals.milliwatts or 0
+        if vitals.utilization is not None:
+            part[0] += vitals.utilization * (count or 1)
+            part[1] += count or 1
+        if vitals.celsius is not None and vitals.celsius > heat:
+            heat, hottest = vitals.celsius, row
+    utilization, readings, used, total = sums[gpus > 0]
+    return Totals(states, gpus, utilization / readings if readings else None, int(used), int(total), milliwatts, hottest)
+
+
+class Lens:
+    """The entries that the Ui asks for, in its order, as of the last `refresh`.
+
+    What costs by the whole fleet (order, filter, totals) is done once a second, or less often where it would take more than a
+    tenth of the time; a frame costs only the rows that it shows.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self.order: list[EntryId] = []
+        self.totals = Totals()
+        self._live = source
+        self._source = source
+        self._shape: tuple[object, ...] = ()  # what the order by name depends on
+        self._by_name: list[EntryId] = []
+        self._places: dict[EntryId, int] = {}
+        self._asked: tuple[object, ...] = ()
+        self._due = 0.0
+        self.now = self.wall = 0.0  # the moment that is shown
+
+    def refresh(self, ui: Ui) -> None:
+        """Follow the Ui and the time: called after each key and before each frame, and cheap when nothing is due."""
+        if ui.frozen != isinstance(self._source, Frozen):
+            self._source = Frozen(self._live) if ui.frozen else self._live
+        self.now, self.wall = self._source.clock(), self._source.wall()
+        asked = (ui.sort, ui.descending, ui.filter, ui.by_gpu, ui.frozen)
+        if asked != self._asked or self.now >= self._due:
+            self._asked = asked
+            started = self._live.clock()
+            self._sort(ui, self._source.snapshot())
+            self._due = self.now + max(1.0, 11 * (self._live.clock() - started))
+
+    def place(self, entry_id: EntryId | None) -> int | None:
+        """Where an entry stands in the order."""
+        return self._places.get(entry_id) if entry_id else None
+
+    def rows(self, node_ids: Iterable[str]) -> list[Row | None]:
+        """These nodes at the moment that is shown. None: forgotten meanwhile."""
+        return self._source.rows(node_ids)
+
+    def events(self, count: int) -> Sequence[Event]:
+        """The newest of that moment."""
+        return self._source.newest_events(count)
+
+    def forget(self, node_id: str) -> bool:
+        """Remove a node that is lost or left; tells whether it is gone. The next refresh makes the order anew."""
+        self._asked = ()
+        return self._source.forget(node_id)
+
+    def _sort(self, ui: Ui, rows: Sequence[Row]) -> None:
+        self.totals = count_totals(rows, self.now)
+        order = self._ordered_by_name(ui, rows)
+        tests, _ = parse_filter(ui.filter)
+        if tests or ui.sort != BY_NAME:
+            known = {row.node_id: row for row in rows}
+            entries = make_entries(((entry_id, known[entry_id.node_id]) for entry_id in order), self.now)
+            entries = [entry for entry in entries if all(test(entry) for test in tests)]
+            order = [entry.id for entry in entries] if ui.sort == BY_NAME else sorted_ids(entries, ui)
+        if ui.sort == BY_NAME and ui.descending:
+            order = order[::-1]
+        if order != self.order:
+            self.order = order
+            self._places = {entry_id: place for place, entry_id in enumerate(order)}
+
+    def _ordered_by_name(self, ui: Ui, rows: Sequence[Row]) -> list[EntryId]:
+        """All entries; kept as long as the fleet is the same."""
+        shape = (ui.by_gpu, [row.node_id for row in rows], [row.capacities for row in rows])
+        if shape != self._shape:
+            self._shape = shape
+            ids = [entry_id for row in rows for entry_id in ids_of(row, ui.by_gpu)]
+            self._by_name = sorted(ids, key=lambda entry_id: (natural_id(entry_id.node_id), entry_id.device))
+        return self._by_name
+
+
+def sorted_ids(entries: Iterable[Entry], ui: Ui) -> list[EntryId]:
+    """In the order that the Ui asks for; what has no value comes last, whichever way it is turned."""
+    value_of = BY_SORT[ui.sort].value
+    valued: list[tuple[EntryId, Any]] = [(entry.id, value_of(entry)) for entry in entries]
+    present = [pair for pair in valued if pair[1] is not None]
+    present.sort(key=lambda pair: pair[1], reverse=ui.descending)
+    return [entry_id for entry_id, _ in present] + [entry_id for entry_id, value in valued if value is None]

@@ -1,0 +1,66 @@
+"""Where the server listens, and what the system has to say of it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+from urllib.parse import unquote
+
+from edge.command_line import Endpoint
+from edge.protocol import DEFAULT_PORT
+from edge.text import visible
+
+
+def default_endpoint() -> Endpoint:
+    """All addresses, IPv6 and IPv4; IPv4 alone where IPv6 is off."""
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as probe:
+        probe.bind(("::", 0))
+        return Endpoint("::", DEFAULT_PORT)
+    return Endpoint("0.0.0.0", DEFAULT_PORT)
+
+
+def why_not_bound(endpoint: Endpoint) -> str:
+    """gRPC does not say why it can't listen: the system does, when asked again."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(
+            endpoint.host, endpoint.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+            probe.listen()
+        reason = "gRPC gives no reason"
+    except socket.gaierror:
+        return f"cannot resolve {endpoint.host}: give --listen an address of this machine"
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        if error.errno == errno.EADDRINUSE:
+            other = Endpoint(endpoint.host, endpoint.port + 1 if endpoint.port < 65535 else DEFAULT_PORT)
+            return f"port {endpoint.port} is in use: is a server running already? Else try --listen {other}"
+    return f"cannot listen on {endpoint}: {reason}; give --listen another address or port"
+
+
+def raise_open_files(max_nodes: int) -> str:
+    """Raise the soft limit on open files to what `max_nodes` connections need. Returns a warning when the system allows less."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return ""
+    wanted = max_nodes + 100
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < allowed:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+        except (OSError, ValueError):  # macOS allows less than its hard limit says
+            allowed = soft
+    if allowed == wanted:
+        return ""
+    return f"only {allowed} files may be open here, so about {allowed - 100} nodes: raise it with ulimit -Hn {wanted}"
+
+
+def peer_address(peer: str) -> str:
+    """gRPC's "ipv4:10.0.0.7:41234" or "ipv6:%5Bfd00::7%5D:41234" as an address a person reads, without the port."""
+    address = unquote(peer).partition(":")[2].rpartition(":")[0].strip("[]")
+    return visible(address.removeprefix("::ffff:")) or visible(peer)

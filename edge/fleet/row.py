@@ -1,0 +1,147 @@
+"""A node as the server knows it: its row, its session, and what the time makes of them. Rows are never changed, only replaced."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import grpc
+
+import node_pb2 as pb
+from edge.protocol import late_after_seconds, lost_after_seconds
+from edge.text import show_seconds
+
+
+class State(enum.Enum):
+    """What a node is. In this order they stand in the header."""
+
+    ONLINE = "ONLINE"
+    LATE = "LATE"
+    DISCONNECTED = "DISCONNECTED"
+    LOST = "LOST"
+    LEFT = "LEFT"
+
+
+class Vitals(NamedTuple):
+    """What matters most of a node's devices; of its host where it has no device. None is "not reported"."""
+
+    utilization: float | None = None  # mean of the devices, 0 to 1
+    memory: float | None = None  # of the fullest device, 0 to 1
+    memory_used_bytes: int = 0  # of all devices
+    memory_total_bytes: int = 0
+    celsius: float | None = None  # of the hottest device
+    limit_celsius: int | None = None  # that device's slowdown temperature
+    milliwatts: int | None = None  # of all devices
+    errors: int = 0  # devices that are not read
+    frame: bytes = b""  # of the history
+
+
+class Capacities(NamedTuple):
+    """What readings are measured against: of a NodeInfo what each heartbeat needs, apart, since messages are slow to read."""
+
+    host_memory_bytes: int = 0
+    devices: tuple[tuple[int, int], ...] = ()  # memory in bytes, slowdown temperature in °C; 0 is not known
+
+
+class End(NamedTuple):
+    """Why the server ends a session, or refuses to begin one: what the node is told."""
+
+    reason: str  # what the node's owner should know
+    code: grpc.StatusCode
+
+
+GOING_AWAY = End("the server is going away: come back soon", grpc.StatusCode.UNAVAILABLE)
+
+
+class Refused(Exception):
+    """A heartbeat that is not taken."""
+
+    def __init__(self, reason: str, code: grpc.StatusCode = grpc.StatusCode.INVALID_ARGUMENT) -> None:
+        super().__init__(reason)
+        self.end = End(reason, code)
+
+
+class Session:
+    """One stream of one instance of a node; or, for unary heartbeats, what stands for it."""
+
+    __slots__ = ("address", "close", "end", "instance_id", "next_acknowledgement_at", "next_check_at", "node_id", "sequence")
+
+    def __init__(self, request: pb.HeartbeatRequest, address: str, close: Callable[[End], object] | None) -> None:
+        self.node_id = request.node_id
+        self.instance_id = request.info.instance_id
+        self.address = address
+        self.close = close  # ends the stream for a reason, from any thread; None: unary heartbeats, which have no stream
+        self.end: End | None = None  # why the server has ended it
+        self.sequence = max((sample.sequence for sample in request.backlog), default=0)  # the newest sample that came
+        self.next_acknowledgement_at = self.next_check_at = 0.0
+
+    def finish(self, end: End) -> None:
+        """The server ends it: the stream gets this answer, and so does what still comes of the session."""
+        self.end = end
+        if self.close:
+            self.close(end)
+
+
+class Row(NamedTuple):
+    """A node as the registry knows it. Never changed: each heartbeat puts a new row in the place of the old one.
+
+    The node's messages are kept serialized: parsed, they take seven times the memory, and only the rows on the screen are read.
+    """
+
+    node_id: str
+    address: str
+    session: Session | None  # None: its stream is broken, or it said goodbye
+    interval_seconds: float  # the cadence that this node was told
+    sample_at: float | None = None  # by the registry's clock, as is heartbeat_at; None: it has sent none
+    packed_info: bytes = b""
+    packed_sample: bytes = b""
+    packed_processes: bytes = b""
+    capacities: Capacities = Capacities()  # of info
+    vitals: Vitals = Vitals()
+    history: bytes = b""  # the frames of the last samples
+    round_trip_seconds: float | None = None  # as the node measured it
+    left: bool = False
+    reason: str = ""  # why it has no session
+    heartbeat_at: float = 0.0
+    unread: bytes = b""  # the newest heartbeat, not checked yet: nobody has asked for what it says
+
+    def beat(self, now: float, unread: bytes) -> Row:
+        """The row after one more heartbeat: _replace, in a fifth of its time."""
+        return Row._make((*self[:-2], now, unread))
+
+    @property
+    def info(self) -> pb.NodeInfo:
+        """Parsed at each call."""
+        return pb.NodeInfo.FromString(self.packed_info)
+
+    @property
+    def sample(self) -> pb.Sample:
+        """Parsed at each call."""
+        return pb.Sample.FromString(self.packed_sample)
+
+    @property
+    def processes(self) -> Sequence[pb.Process]:
+        """Parsed at each call."""
+        return pb.ProcessList.FromString(self.packed_processes).processes
+
+
+def state_of(row: Row, now: float) -> State:
+    """ONLINE; LATE and LOST by the age of the last heartbeat; DISCONNECTED between a broken stream and LOST; LEFT."""
+    if row.left:
+        return State.LEFT
+    age = now - row.heartbeat_at
+    if age > lost_after_seconds(row.interval_seconds):
+        return State.LOST
+    if row.session is None:
+        return State.DISCONNECTED
+    return State.LATE if age > late_after_seconds(row.interval_seconds) else State.ONLINE
+
+
+def reason_of(row: Row, state: State, now: float) -> str:
+    """Why a node is not online, in words; empty when it is."""
+    if state is State.ONLINE:
+        return ""
+    if state in (State.LEFT, State.DISCONNECTED):
+        return row.reason
+    return "; ".join(filter(None, (f"no heartbeat for {show_seconds(now - row.heartbeat_at)}", row.reason)))

@@ -1,0 +1,1 @@
+"""The node's side: where readings come from. One file for each source."""

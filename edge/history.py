@@ -1,0 +1,72 @@
+"""The history of a node: its last readings, a byte each, as one string of frames.
+
+A frame is one sample: three bytes for the node itself, then three for each of its devices, in the order of COLUMNS. All frames of a
+history have one length: it starts anew when the number of devices changes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import node_pb2 as pb
+from edge.protocol import reported
+
+SAMPLES = 120  # two minutes at the usual cadence
+NOT_REPORTED = 255
+COLUMNS = UTILIZATION, MEMORY, TEMPERATURE = range(3)  # in percent, in percent, in °C
+
+
+class Bytes(dict[float | None, int]):
+    """A reading as a byte: looked up, since each heartbeat has three a device; else rounded half up, from 0 to 254."""
+
+    def __missing__(self, value: float) -> int:
+        if math.isnan(value):
+            return NOT_REPORTED
+        return 0 if value < 0 else int(value + 0.5) if value < 254 else 254
+
+
+BYTES = Bytes((value, value) for value in range(NOT_REPORTED))
+BYTES[None] = NOT_REPORTED
+
+
+def encode(readings: Iterable[float | None]) -> bytes:
+    """Readings in percent and °C as bytes."""
+    return bytes(map(BYTES.__getitem__, readings))
+
+
+def nothing(devices: int) -> bytes:
+    """What so many devices that report nothing add to a frame."""
+    return bytes([NOT_REPORTED] * len(COLUMNS) * devices)
+
+
+def frame_of(info: pb.NodeInfo, sample: pb.Sample) -> bytes:
+    """A node's own frame of its sample: the host's readings stand for the node."""
+    host = sample.host
+    readings = [reported(host, "cpu_percent"), percent_of(host, info.host), reported(host, "temperature_celsius")]
+    for known, device in zip(info.devices, sample.devices, strict=False):
+        readings += reported(device, "utilization_percent"), percent_of(device, known), reported(device, "temperature_celsius")
+    return encode(readings) + nothing(len(info.devices) - len(sample.devices))
+
+
+def percent_of(sample: pb.HostSample | pb.DeviceSample, info: pb.HostInfo | pb.DeviceInfo) -> float | None:
+    """How full a memory is, where both its size and its use are reported."""
+    used, total = reported(sample, "memory_used_bytes"), info.memory_total_bytes
+    return 100 * used / total if total and used is not None else None
+
+
+def extend(history: bytes, frame: bytes) -> bytes:
+    """The last SAMPLES frames."""
+    return (history + frame)[-SAMPLES * len(frame) :]
+
+
+def series(history: bytes, devices: int, device: int, column: int) -> bytes:
+    """One curve, oldest first, of a history of so many devices. Device -1 is the node itself."""
+    width = len(COLUMNS)
+    return history[width * (device + 1) + column :: width * (devices + 1)]
+
+
+def newest(frame: bytes, device: int, column: int) -> int | None:
+    """A reading of the newest frame. None: it is not reported, or there is no such device. Device -1 is the node itself."""
+    at = len(COLUMNS) * (device + 1) + column
+    return None if at >= len(frame) or frame[at] == NOT_REPORTED else frame[at]

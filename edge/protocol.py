@@ -1,0 +1,121 @@
+"""What both ends of the wire must agree on, beside the messages of node.proto: names, bounds, and timings that fit each other.
+
+A test holds the inequalities between the timings: whoever changes one finds there what else must move.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Any
+
+from edge.text import visible
+
+DEFAULT_PORT = 50051
+
+# ---- Bounds ----
+
+MAX_NODE_ID = 63  # characters
+MAX_MESSAGE_BYTES = 2**20  # from a node to the server
+MAX_RESPONSE_BYTES = 2**16  # from the server to a node
+MAX_DEVICES = 128  # of a box
+MAX_PROCESSES = 256  # that a node reports
+MAX_TEXT = 256  # characters of any text that a node sends
+MAX_CORES = 24  # bytes of a heartbeat: a host with more processors reports means of groups
+BACKLOG_SAMPLES = 300  # that a node keeps while no server acknowledges them
+
+# ---- Timings ----
+
+ACKNOWLEDGE_SECONDS = 9.5  # from one acknowledgement of the server to the next: each tenth heartbeat at 1 Hz
+SILENCE_SECONDS = 12.0  # of the server, and two intervals: then a node gives its session up, as half-open
+FIRST_MESSAGE_SECONDS = 10.0  # that the server waits for the first message of a session
+FIRST_ANSWER_SECONDS = 10.0  # that a node waits for the first acknowledgement of one
+GOODBYE_SECONDS = 2.0  # that either end takes to leave
+LOST_SECONDS = 10.0  # without a heartbeat, or five intervals
+STALE_SAMPLE_SECONDS = 5.0  # and two intervals: then a node's own screen says that its sensors hang
+
+NODE_PING_SECONDS, NODE_PING_TIMEOUT_SECONDS = 10, 4  # HTTP/2 keepalive of a node: finds a connection that is half-open
+SERVER_PING_SECONDS, SERVER_PING_TIMEOUT_SECONDS = 20, 10  # and of the server: finds the dead connections of nodes that do not beat
+LEAST_PING_SECONDS = 1  # between two pings that the server bears; a node that pings more often gets GOAWAY too_many_pings
+
+
+def late_after_seconds(interval_seconds: float) -> float:
+    """The age of a heartbeat from which on its node is late."""
+    return 3 * interval_seconds
+
+
+def lost_after_seconds(interval_seconds: float) -> float:
+    """The age of a heartbeat from which on its node is lost."""
+    return max(LOST_SECONDS, 5 * interval_seconds)
+
+
+def silent_after_seconds(interval_seconds: float) -> float:
+    """How long a node hears nothing from its server before it gives the session up."""
+    return SILENCE_SECONDS + 2 * interval_seconds
+
+
+def hangs_after_seconds(interval_seconds: float) -> float:
+    """How much older than its heartbeat a sample is before the server says that the box lives and its sensors hang."""
+    return lost_after_seconds(interval_seconds)
+
+
+def hangs_here_after_seconds(interval_seconds: float) -> float:
+    """The age of a sample from which on the box's own screen says so: sooner than the server."""
+    return STALE_SAMPLE_SECONDS + 2 * interval_seconds
+
+
+# ---- Options of gRPC's two ends ----
+
+CHANNEL_OPTIONS = (
+    ("grpc.http2.bdp_probe", 0),  # it answers nearly every heartbeat with a ping
+    ("grpc.keepalive_time_ms", 1000 * NODE_PING_SECONDS),
+    ("grpc.keepalive_timeout_ms", 1000 * NODE_PING_TIMEOUT_SECONDS),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.use_local_subchannel_pool", 1),  # else a new channel inherits the backoff of the one before
+    ("grpc.enable_http_proxy", 0),  # http_proxy is for the web; the server is in the local network
+    ("grpc.enable_retries", 0),
+    ("grpc.max_receive_message_length", MAX_RESPONSE_BYTES),
+)
+SERVER_OPTIONS = (
+    ("grpc.so_reuseport", 0),  # else a second server on the same port starts without an error, and takes half of the nodes
+    ("grpc.http2.bdp_probe", 0),  # it answers nearly every heartbeat with a ping
+    ("grpc.server.max_pending_requests", 100_000),  # else new streams are refused at random when a whole fleet comes back at once
+    ("grpc.server.max_pending_requests_hard_limit", 200_000),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.keepalive_time_ms", 1000 * SERVER_PING_SECONDS),
+    ("grpc.keepalive_timeout_ms", 1000 * SERVER_PING_TIMEOUT_SECONDS),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 1000 * LEAST_PING_SECONDS),
+    ("grpc.http2.max_ping_strikes", 0),
+)
+
+# ---- What messages mean ----
+
+
+class ThrottleReason(enum.IntFlag):
+    """Bits of DeviceSample.throttle_reasons: NVML's clocks event reasons (nvml.h, nvmlClocksEventReason…)."""
+
+    IDLE = 0x01
+    APPLICATION_CLOCKS = 0x02
+    POWER_CAP = 0x04
+    HARDWARE_SLOWDOWN = 0x08
+    SYNC_BOOST = 0x10
+    THERMAL_SOFTWARE = 0x20
+    THERMAL_HARDWARE = 0x40
+    POWER_BRAKE = 0x80
+
+
+def reported(message: Any, field: str) -> Any:
+    """An optional field's value; None where the box does not report it."""
+    return getattr(message, field) if message.HasField(field) else None
+
+
+def check_node_id(text: str) -> str:
+    """`text`, if it can name a node. Raises ValueError with the reason."""
+    if not text.strip():
+        raise ValueError("a node id must not be empty")
+    if len(text) > MAX_NODE_ID:
+        raise ValueError(f"a node id has at most {MAX_NODE_ID} characters, this one {len(text)}")
+    if not text.isprintable():
+        raise ValueError(f"a node id has printable characters only: {visible(text)}")
+    return text

@@ -1,0 +1,1 @@
+"""What starts a .pyz on a box. It lies in the zip as it lies here."""

@@ -1,0 +1,181 @@
+"""What a node may send, and what is made of it."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+import pytest
+
+import node_pb2 as pb
+from edge import history
+from edge.fleet.intake import RANGES, capacities_of, check_fields, vitals_of
+from edge.fleet.row import Capacities, Vitals
+from server import Registry
+from tests.fixtures.sessions import Clock, opened, refused
+
+# ---- Vitals ----
+
+
+def test_what_was_not_reported_is_no_vital() -> None:
+    info = pb.NodeInfo(devices=[pb.DeviceInfo(memory_total_bytes=100, slowdown_temperature_celsius=90), pb.DeviceInfo()])
+    blank = b"\xff" * (3 + 3 * len(info.devices))
+    assert vitals_of(capacities_of(info), pb.Sample()) == Vitals(frame=blank)
+    lost = pb.Sample(devices=[pb.DeviceSample(error="lost"), pb.DeviceSample()])
+    assert vitals_of(capacities_of(info), lost) == Vitals(errors=1, frame=blank)
+    reported = [
+        pb.DeviceSample(utilization_percent=0, memory_used_bytes=25, temperature_celsius=40, power_milliwatts=0),
+        pb.DeviceSample(utilization_percent=50, memory_used_bytes=99, temperature_celsius=30),
+    ]
+    frame = bytes([25, 25, 40, 0, 25, 40, 50, 255, 30])
+    assert vitals_of(capacities_of(info), pb.Sample(devices=reported)) == Vitals(0.25, 0.25, 25, 100, 40, 90, 0, 0, frame)
+    assert history.frame_of(info, pb.Sample(devices=reported))[3:] == frame[3:]  # the node's own screen shows the same
+    host = pb.Sample(host=pb.HostSample(cpu_percent=50, memory_used_bytes=1, temperature_celsius=60))
+    frame = bytes([50, 25, 60])
+    assert vitals_of(Capacities(host_memory_bytes=4), host) == Vitals(0.5, 0.25, celsius=60, frame=frame)
+    assert history.frame_of(pb.NodeInfo(host=pb.HostInfo(memory_total_bytes=4)), host) == frame
+
+
+def test_a_sample_from_the_future_is_new_and_one_without_a_clock_too() -> None:
+    clock = Clock()
+    registry = Registry(1.0, 10, clock)
+    opened(registry, "future", sample=pb.Sample(sequence=1, taken_milliseconds=2**64 - 1))
+    opened(registry, "none", sample=pb.Sample(sequence=1))
+    assert [row.sample_at for row in registry.snapshot()] == [clock.now] * 2
+
+
+def test_a_history_starts_anew_when_the_devices_change() -> None:
+    registry = Registry(1.0, 10)
+    devices = [pb.DeviceInfo(index=index) for index in range(2)]
+    two = pb.NodeInfo(instance_id="a", devices=devices)
+    session = registry.open(pb.HeartbeatRequest(node_id="box", info=two, sample=pb.Sample(sequence=1)), "10.0.0.7", None)
+    assert len(registry.snapshot()[0].history) == 3 * 3
+    registry.heartbeat(session, pb.HeartbeatRequest(info=pb.NodeInfo(instance_id="a", devices=devices[:1])))
+    assert registry.snapshot()[0].history == b""
+    registry.heartbeat(session, pb.HeartbeatRequest(sample=pb.Sample(sequence=2)))
+    assert len(registry.snapshot()[0].history) == 2 * 3
+
+
+# ---- What is refused ----
+
+
+def numeric_fields(message: Any) -> list[str]:
+    """Names of the fields of a message that are numbers with a range."""
+    return [field.name for field in message.DESCRIPTOR.fields if field.name in RANGES]
+
+
+BOUNDED = [
+    (where, field)
+    for where, kind in (
+        ("host", pb.HostSample),
+        ("device", pb.DeviceSample),
+        ("info.host", pb.HostInfo),
+        ("info.device", pb.DeviceInfo),
+    )
+    for field in numeric_fields(kind)
+]
+UNBOUNDED = {  # numbers that may be anything
+    "HeartbeatRequest": {"clock_milliseconds", "round_trip_microseconds"},
+    "NodeInfo": {"backend", "session_number"},
+    "DeviceInfo": {"index", "backend"},
+    "Sample": {"sequence", "taken_milliseconds"},
+    "HostSample": {"uptime_seconds"},
+    "DeviceSample": {"throttle_reasons"},
+}
+
+
+def with_field(where: str, field: str, value: float) -> pb.HeartbeatRequest:
+    """A heartbeat with one number."""
+    request = pb.HeartbeatRequest(node_id="box")
+    targets: dict[str, Callable[[], Any]] = {
+        "host": lambda: request.sample.host,
+        "device": request.sample.devices.add,
+        "info.host": lambda: request.info.host,
+        "info.device": request.info.devices.add,
+        "heartbeat": lambda: request,
+    }
+    setattr(targets[where](), field, value)
+    return request
+
+
+def test_every_number_has_a_range_or_is_known_to_need_none() -> None:
+    for kind in (pb.HeartbeatRequest, pb.NodeInfo, pb.HostInfo, pb.DeviceInfo, pb.Sample, pb.HostSample, pb.DeviceSample):
+        numbers = {
+            field.name
+            for field in kind.DESCRIPTOR.fields
+            if field.type not in (field.TYPE_STRING, field.TYPE_BYTES, field.TYPE_MESSAGE, field.TYPE_BOOL)
+        }
+        assert numbers - set(RANGES) == UNBOUNDED.get(kind.DESCRIPTOR.name, set()), kind.DESCRIPTOR.name
+
+
+@pytest.mark.parametrize(("where", "field"), [*BOUNDED, ("heartbeat", "gpu_temp")])
+def test_a_number_out_of_its_range_is_refused_by_its_name(where: str, field: str) -> None:
+    registry = Registry(1.0, 10, Clock())
+    lowest, highest = RANGES[field]
+    largest = (highest + 1, 2**31 - 1, 2**32 - 1, 2**64 - 1, float("nan"), float("inf"), float("-inf"), lowest - 1, -(2**31), -1e30)
+    tried = 0
+    for value in largest:
+        try:
+            request = with_field(where, field, value)
+        except (ValueError, TypeError):  # the field's type can't hold it
+            continue
+        if lowest <= value <= highest:
+            continue
+        tried += 1
+        code, reason = refused(lambda request=request: registry.open(request, ""))  # type: ignore[misc]
+        assert code is grpc.StatusCode.INVALID_ARGUMENT
+        assert field in reason
+        assert "must be from" in reason
+    assert tried
+    assert registry.snapshot() == []
+    for value in (lowest, highest):
+        with contextlib.suppress(ValueError, TypeError):
+            registry.take_unary(with_field(where, field, value), "")
+
+
+@pytest.mark.parametrize(("where", "field"), [(where, field) for where, field in BOUNDED if where in ("host", "device")])
+def test_ranges_stand_in_one_table_and_the_fast_checks_agree_with_it(where: str, field: str) -> None:
+    lowest, highest = RANGES[field]
+    accepted_values = refused_values = 0
+    beyond = (lowest - 1, lowest - 2**-100, highest + 1, highest * (1 + 2**-23), math.nan, math.inf)  # a float has 24 bits
+    for value in (lowest, highest, *beyond):
+        part: Any = pb.HostSample() if where == "host" else pb.DeviceSample()
+        try:
+            setattr(part, field, value)
+        except (ValueError, TypeError):  # the field's type can't hold it
+            continue
+        sample = pb.Sample(host=part) if where == "host" else pb.Sample(devices=[part])
+        if lowest <= getattr(part, field) <= highest:
+            check_fields(part, where)
+            vitals_of(Capacities(), sample)
+            accepted_values += 1
+        else:
+            refused_values += 1
+            for check in (lambda part=part: check_fields(part, where), lambda sample=sample: vitals_of(Capacities(), sample)):
+                code, reason = refused(check)
+                assert code is grpc.StatusCode.INVALID_ARGUMENT
+                assert f".{field} is " in reason
+    assert accepted_values >= 2
+    assert refused_values
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"info": pb.NodeInfo(devices=[pb.DeviceInfo()] * 129)}, "129 devices"),
+        ({"sample": pb.Sample(devices=[pb.DeviceSample()] * 129)}, "129 devices"),
+        ({"info": pb.NodeInfo(hostname="h" * 257)}, "info.hostname"),
+        ({"info": pb.NodeInfo(host=pb.HostInfo(model="h" * 257))}, "info.host.model"),
+        ({"info": pb.NodeInfo(devices=[pb.DeviceInfo(), pb.DeviceInfo(name="h" * 257)])}, "info.devices[1].name"),
+        ({"sample": pb.Sample(devices=[pb.DeviceSample(error="h" * 257)])}, "sample.devices[0].error"),
+        ({"info": pb.NodeInfo.FromString(b"\xfa\x7f\x80\x80\x08" + bytes(2**17))}, "info has 131077 bytes"),  # an unknown field
+        ({"sample": pb.Sample.FromString(b"\xfa\x7f\x80\x80\x08" + bytes(2**17))}, "sample has 131077 bytes"),
+    ],
+)
+def test_what_is_too_much_to_keep_is_refused(fields: dict[str, Any], named: str) -> None:
+    code, reason = refused(lambda: Registry(1.0, 10).open(pb.HeartbeatRequest(node_id="box", **fields), ""))
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert named in reason

@@ -1,0 +1,420 @@
+"""The server's screen at every size, and in real terminals.
+
+The golden texts lie in tests/golden/: `UPDATE_GOLDEN=1 python3 build.py test -k golden` remakes them.
+"""
+
+from __future__ import annotations
+
+import collections
+import os
+import pathlib
+import re
+import signal
+import socket
+import time
+import unicodedata
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import node
+import node_pb2 as pb
+from edge.drawing import cells, plain
+from edge.event_log import Event
+from edge.fleet.row import Row
+from edge.fleet.screen import room_of
+from tests.fixtures.examples import WALL, example_registry, example_row, example_view
+from tests.fixtures.processes import ROOT, Program, Terminal, eventually
+from tests.fixtures.screens import Screen, exact, frame_of
+from tests.fixtures.sessions import Stream, unary
+from tests.pictures import draw_all
+
+Start = Callable[..., Program]
+Open = Callable[..., Terminal]
+SIZES = [(160, 45), (80, 24), (50, 15), (40, 10), (39, 9), (250, 70), (160, 12), (45, 60), (1, 1), (0, 0)]
+# Clears the screen, paints, sets the title, moves up, turns the writing direction, breaks lines; and rich's markup.
+NASTY = "\x1b[2J\x1b[41m\x1b]0;owned\x07\x9b5A\u202e\u2066evil\n\r\t\x00\x7f\x85[red]x[/red][/][bold"
+
+
+@pytest.fixture(autouse=True)
+def utc(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+
+
+SCREENS: dict[str, tuple[str, ...]] = {
+    "table": (),
+    "gpus": ("g", *"ssssss"),
+    "page": ("down", "down", "down", "down", "enter"),
+    "page-lost": (*"/1011", "enter", "enter"),
+    "grid": ("g", "v"),
+    "help": ("?",),
+    "filter": ("/", *"h200 temp>75"),
+    "frozen": ("p",),
+}
+
+
+# ---- Frames ----
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("screen", SCREENS)
+def test_a_frame_has_exactly_its_size(screen: str, size: tuple[int, int]) -> None:
+    frame = Screen(example_registry(), *size).press(*SCREENS[screen]).frame()
+    assert len(frame) == size[1]
+    assert {sum(cells(text) for text, _ in line) for line in frame} <= {size[0]}
+
+
+def examples(count: int = 24) -> list[Row]:
+    return list(map(example_row, range(count)))
+
+
+@pytest.mark.parametrize(
+    "size", [(160, 45), (120, 36), (80, 24), (60, 16), (50, 15), (40, 10), (39, 9), (40, 9), (1, 1), (7, 0), (0, 7), (0, 0)]
+)
+@pytest.mark.parametrize("count", [0, 1, 24, 300])
+def test_a_table_has_exactly_its_size(size: tuple[int, int], count: int) -> None:
+    rows = examples(count)
+    wide = [
+        row._replace(node_id="机" * 40, address="a" * 300, packed_info=pb.NodeInfo(hostname="机" * 200).SerializeToString())
+        for row in rows[:1]
+    ]
+    assert exact(frame_of(rows, *size), *size)
+    assert exact(frame_of(wide + rows[1:], *size), *size)
+
+
+def test_too_small_a_screen_says_so() -> None:
+    assert "too small: 39x9, needs 40x10" in plain(frame_of(examples(), 39, 9))
+    assert frame_of(examples(), 0, 0) == []
+
+
+def test_an_empty_fleet_says_what_to_do() -> None:
+    text = plain(frame_of([], 80, 24))
+    assert "No node yet" in text
+    assert "node.pyz --server THIS-HOST" in text
+
+
+def test_the_screen_at_160_by_45_has_all_columns_and_states() -> None:
+    text = plain(frame_of(examples(), 160, 45))
+    assert re.search(r"NODE↑ +HOSTNAME +STATE +HARDWARE +UTIL +MEM +TEMP +POWER +AGE", text)
+    assert "24 nodes  ● 21 online  ◐ 1 late  ✗ 1 lost  ◌ 1 left" in text
+    assert re.search(r"\d+ GPUs · utilization \d+% · hottest \d+°C Node-10\d\d · memory \S+ \wiB of \S+ \wiB · power \S+ kW", text)
+    assert re.search(r"● Node-1000 +edge-00 +ONLINE +8× H200 +[▁▂▃▄▅▆▇█]+ [█▏▎▍▌▋▊▉·]+ +\d+% .* \d+°C +\S+ kW +0s", text)
+    assert re.search(r"◐ Node-1006 .* LATE", text)
+    assert re.search(r"✗ Node-1011 .* LOST .* 31s", text)
+    assert re.search(r"◌ Node-1017 .* LEFT", text)
+    assert "joined" in text.split("Events")[1]
+
+
+def test_what_is_stale_is_grey_with_its_age_and_reason() -> None:
+    screen = Screen(example_registry())
+    for line in screen.frame():
+        text = "".join(text for text, _ in line)
+        if "Node-1011" in text and "LOST" in text:
+            colours = {style for text, style in line if text.strip() and text.strip() not in ("✗", "LOST", "│")}
+            assert colours == {"dim"}
+            assert "31s" in text
+            break
+    else:
+        pytest.fail("the lost node has no row")
+    assert "no heartbeat for 31s" in screen.press(*"/1011", "enter", "enter").text()
+
+
+def test_the_grid_of_a_small_fleet_has_names_and_values() -> None:
+    screen = Screen(example_registry(6), 80, 24).press("v")
+    wide = screen.text()
+    for index in range(6):
+        assert re.search(rf"[▁▂▃▄▅▆▇█] Node-{1000 + index} +\d+%", wide)
+    assert "↑↓←→ choose a cell" in wide
+    assert re.search(r"● Node-1000  edge-00  util +\d+%", screen.press("down").text())
+    assert screen.press("s").ui.metric == "memory"
+    assert re.search(r"Node-1003 +[\d.]+ kW", screen.press("s", "s").text())
+    assert screen.press("s").ui.metric == "utilization"
+    assert screen.ui.sort == "name"  # the cells keep their places
+
+
+def test_a_full_grid_has_a_cell_for_each_gpu_and_moves_by_lines() -> None:
+    screen = Screen(example_registry(150), 80, 24).press("g", "v")
+    cells = [line[2:-2] for line in screen.text().splitlines()[4:17]]
+    assert sum(len(line.strip()) for line in cells) == sum(len(example_row(index).info.devices) for index in range(150))
+    order = screen.lens.order
+    assert screen.press("down").ui.selected == order[0]
+    assert screen.press("down").ui.selected == order[76]
+    assert screen.press("left").ui.selected == order[75]
+    assert "◐" in screen.text()
+
+
+@pytest.mark.parametrize("keys", [("g",), ("g", "v"), ("g", "v", "down")])
+def test_a_frame_parses_each_message_of_a_node_once(keys: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed: collections.Counter[tuple[str, str]] = collections.Counter()
+
+    def counted(part: str, parse: Callable[[Row], Any]) -> property:
+        def count(row: Row) -> Any:
+            parsed[part, row.node_id] += 1
+            return parse(row)
+
+        return property(count)
+
+    screen = Screen(example_registry(40)).press(*keys)
+    for part in ("info", "sample"):
+        monkeypatch.setattr(Row, part, counted(part, getattr(Row, part).fget))
+    screen.frame()
+    assert set(parsed.values()) == {1}
+    room = room_of(screen.ui, screen.lens, screen.width, screen.height)
+    assert {node_id for part, node_id in parsed if part == "sample"} == {
+        entry_id.node_id for entry_id in screen.lens.order[: room.entries]
+    }
+
+
+# ---- Golden texts and pictures ----
+
+
+def golden_frames() -> dict[str, str]:
+    """Every screen at three sizes, by file name."""
+    frames = {}
+    for width, height in SIZES[:3]:
+        for name, keys in SCREENS.items():
+            frames[f"server-{name}-{width}x{height}.txt"] = Screen(example_registry(), width, height).press(*keys).text()
+        for seed, name in ((1, "8-gpus"), (2, "1-gpu"), (8, "host")):
+            frames[f"node-{name}-{width}x{height}.txt"] = plain(node.render(node_view(seed), width, height, WALL, 0))
+    return frames
+
+
+def node_view(seed: int) -> node.View:
+    """A simulated node after two minutes."""
+    log = (Event(WALL, "info", "", "connected to 10.0.0.5:50051, a heartbeat every 1 s"),)
+    link = node.Link("connected", sessions=1, round_trip_seconds=0.0012, interval_seconds=1)
+    return example_view(seed, samples=130, with_processes=True)._replace(log=log, link=link)
+
+
+def test_golden_texts() -> None:
+    folder = ROOT / "tests" / "golden"
+    for name, text in golden_frames().items():
+        if os.environ.get("UPDATE_GOLDEN"):
+            folder.mkdir(exist_ok=True)
+            (folder / name).write_text(text + "\n")
+        assert (folder / name).read_text() == text + "\n", f"{name}: is the change meant? Then UPDATE_GOLDEN=1, see above"
+
+
+def test_pictures_are_the_same_to_the_byte(tmp_path: Any) -> None:
+    for folder in ("one", "two"):
+        draw_all(tmp_path / folder)
+    pictures = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert len(pictures) >= 3
+    for name in pictures:
+        one, two, kept = (folder / name for folder in (tmp_path / "one", tmp_path / "two", ROOT / "docs"))
+        assert one.read_bytes() == two.read_bytes() == kept.read_bytes()
+
+
+# ---- What a node says is text, and nothing else ----
+
+
+def spoil(message: Any) -> Any:
+    """NASTY in every text of a message, and of the messages in it."""
+    for field in message.DESCRIPTOR.fields:
+        repeated = isinstance(getattr(message, field.name), type(pb.HeartbeatRequest().backlog)) or field.is_repeated
+        if field.type == field.TYPE_STRING:
+            setattr(message, field.name, NASTY)
+        elif field.type == field.TYPE_MESSAGE and repeated:
+            spoil(getattr(message, field.name).add())
+        elif field.type == field.TYPE_MESSAGE and field.name != "started_at":
+            spoil(getattr(message, field.name))
+    return message
+
+
+def nasty_heartbeat() -> pb.HeartbeatRequest:
+    request: pb.HeartbeatRequest = spoil(pb.HeartbeatRequest())
+    request.node_id = "[red]box[/] [bold"  # what has control characters is refused
+    del request.backlog[:]
+    request.leaving = False
+    device = request.sample.devices[0]
+    device.utilization_percent, device.temperature_celsius = 50, 60
+    return request
+
+
+def is_control(character: str) -> bool:
+    return unicodedata.category(character) in ("Cc", "Cf", "Zl", "Zp", "Cs")
+
+
+def test_every_text_is_spoilt() -> None:
+    texts = str(nasty_heartbeat())
+    for name in ("hostname", "agent_version", "instance_id", "notice", "model", "operating_system", "uuid", "name", "error"):
+        assert re.search(rf"\b{name}: .*owned", texts), name
+
+
+def test_nothing_a_node_sends_moves_the_operators_cursor_or_colour(terminal: Open) -> None:
+    screen = terminal("server.py", "--listen", "127.0.0.1:0")
+    address = screen.shows(r"listening on (127\.0\.0\.1:\d+)")[1]
+    stream = Stream(address, "", "")
+    try:
+        stream.outbox.put(nasty_heartbeat())
+        stream.answer()
+        Stream(address, "box\x1b[2J\x07", "").status()
+        Stream(address, "clone", NASTY, sample=pb.Sample(devices=[pb.DeviceSample(error="x" * 300)])).status()
+        screen.shows(r"\[red\]box\[/\] \[bold")
+        screen.shows("refused")
+        screen.press("\x1b[B\x1b[A")
+        screen.shows("�")
+        lines = screen.text().splitlines()
+        assert lines[0].startswith(" Edge fleet")
+        assert lines[2].startswith("╭─ Nodes ─")
+        assert lines[-1].startswith(" q quit")
+        panel = lines[2:-1]
+        assert {line[0] for line in panel} <= set("╭│╰")
+        assert {line[159] for line in panel} <= set("╮│╯")  # nothing wrapped, nothing moved
+        assert screen.cell("�").bg == "default"
+        assert screen.cell("evil").bg == "default"
+        for stolen in (
+            b"owned\x07",
+            b"\x1b]",
+            b"\x1b[41m",
+            b"\x9b5A",
+            b"\x07",
+            "\u202e".encode(),
+            "\u2066".encode(),
+            "\x85".encode(),
+        ):
+            assert stolen not in screen.raw
+        screen.press("q")
+        assert screen.wait() == 0
+        assert screen.is_restored()
+    finally:
+        stream.close()
+
+
+@pytest.mark.parametrize("option", ["--headless", "--json"])
+def test_no_control_character_reaches_a_line_or_json(start: Start, option: str) -> None:
+    program = start("server.py", "--listen", "127.0.0.1:0", option)
+    address = program.line(r"listening on (\S+:\d+)")[1]
+    stream = Stream(address, "", "")
+    try:
+        stream.outbox.put(nasty_heartbeat())
+        stream.answer()
+        Stream(address, "box\x1b[2J\x07", "").status()
+        if option == "--json":
+            (row,) = program.json_line(lambda line: line["nodes"])["nodes"]
+            assert row["hostname"] == NASTY  # a program gets what was sent, in JSON's own escapes
+            assert row["info"]["devices"][0]["name"] == NASTY
+        else:
+            program.line(r"joined \[red\]box\[/\] \[bold: �\[2J�\[41m�")
+            program.line(r"refused box�\[2J�: 127\.0\.0\.1: a node id has printable characters only")
+    finally:
+        stream.close()
+    assert program.end() == 130
+    assert not [line for line in program.lines if any(map(is_control, line))]
+
+
+# ---- In a real terminal ----
+
+
+def test_the_screen_follows_a_fleet_and_its_keys(terminal: Open) -> None:
+    screen = terminal("server.py", "--listen", "127.0.0.1:0", columns=100, lines=24)
+    address = screen.shows(r"listening on (127\.0\.0\.1:\d+)")[1]
+    for number in range(30):
+        unary(address, node_id=f"box-{number}", gpu_temp=40 + number)
+    screen.shows("30 nodes  ● 30 online")
+    screen.shows(r"Nodes 1 to 1\d of 30")
+    screen.shows("69°C box-29")
+    assert "box-29 " not in screen.text().split("Events")[0].split("Nodes")[1]
+    screen.press("\x1b[B\x1b[F")
+    screen.shows(r"Nodes \d\d to 30 of 30")
+    screen.press("\x1b[H")
+    screen.shows(r"Nodes 1 to \d\d of 30")
+    screen.resize(60, 15)
+    eventually(lambda: screen.text().splitlines()[14].startswith(" q quit"))
+    screen.resize(20, 5)
+    screen.shows("too small: 20x5")
+    screen.resize(100, 24)
+    screen.shows(r"◐ 30 late")
+    assert screen.cell("◐ 30 late").fg == "brown"  # pyte's word for yellow
+    screen.press("q")
+    assert screen.wait() == 0
+    assert screen.is_restored()
+
+
+@pytest.fixture
+def fleet(start: Start, terminal: Open) -> Terminal:
+    """A server's screen with two simulated nodes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    screen = terminal("server.py", "--listen", address)
+    screen.shows("No node yet")
+    for seed in ("1", "2"):
+        start("node.py", "--server", address, "--id", f"box-{seed}", "--hardware", "simulated", "--seed", seed, "--headless")
+    screen.shows("2 online")
+    screen.shows("box-2 .*ONLINE .*RTX")
+    return screen
+
+
+def test_every_key_in_a_real_terminal(fleet: Terminal) -> None:
+    for keys, wanted in (
+        ("?", "any key goes back"),
+        ("x", "q quit"),
+        ("\x1b[B\x1b[B\r", "GPU 0 · NVIDIA GeForce RTX 4090"),
+        ("\x1b[A", "GPU 7 · NVIDIA H200"),
+        ("\x1b", "HOSTNAME"),
+        ("g", "box-1 7"),
+        ("v", "utilization  0 ▁▂▃▄▅▆▇█ 100%"),
+        ("s", "memory  0 ▁▂▃▄▅▆▇█ 100%"),
+        ("\x1b[C", "● box-1 1  .* util .* mem "),
+        ("v", "box-1 7"),
+        ("g", "8× H200"),
+        ("ssss", "by utilization ↓"),
+        ("S", "by utilization ↑"),
+        ("p", "FROZEN"),
+        ("p", "p freeze"),
+        ("/rtx", "Nodes .*/rtx"),
+        ("\r\x1b", "box-1"),
+    ):
+        fleet.press(keys)
+        fleet.shows(wanted)
+    fleet.press("q")
+    assert fleet.wait() == 0
+    assert eventually(fleet.is_restored)
+
+
+def test_a_lost_node_is_forgotten_with_f(fleet: Terminal, start: Start) -> None:
+    fleet.press("/box-2\r")
+    fleet.shows("Nodes .*/box-2")
+    fleet.press("f")  # alive: stays
+    fleet.press("\x1b[B")
+    fleet.shows("box-2 .*ONLINE")
+
+
+@pytest.mark.parametrize("size", [(160, 45), (80, 24), (50, 15), (40, 10)])
+def test_resizing(fleet: Terminal, size: tuple[int, int]) -> None:
+    fleet.resize(*size)
+    eventually(lambda: fleet.text().splitlines()[-1].startswith(" q quit") and "box-1" in fleet.text())
+    fleet.resize(20, 4)
+    fleet.shows("too small")
+    fleet.resize(160, 45)
+    fleet.shows("box-2 .*ONLINE")
+
+
+def test_suspend_and_resume(fleet: Terminal) -> None:
+    fleet.press("\x1a")
+    status = pathlib.Path(f"/proc/{fleet.process.pid}/stat")
+    eventually(lambda: status.read_text().rpartition(")")[2].split()[0] == "T")
+    assert eventually(fleet.is_restored)
+    start = len(fleet.raw)
+    fleet.process.send_signal(signal.SIGCONT)
+    eventually(lambda: b"\x1b[?1049h" in fleet.raw[start:] and b"Edge fleet" in fleet.raw[start:])
+
+
+def test_a_frame_sends_only_the_lines_that_changed(fleet: Terminal) -> None:
+    start = len(fleet.raw)
+    eventually(lambda: fleet.raw[start:].count(b"\x1b[?2026l") >= 2)
+    update = fleet.raw[start:].split(b"\x1b[?2026h")[1]
+    changed = {int(number) for number in re.findall(rb"\x1b\[(\d+);1H", update)}
+    assert changed <= {1, 2, 5, 6}  # the header and the two nodes
+
+
+def test_a_frozen_picture_sends_nothing(fleet: Terminal) -> None:
+    fleet.press("p")
+    fleet.shows("FROZEN at")
+    start = len(fleet.raw)
+    fleet.press("?")
+    fleet.shows("any key goes back")
+    assert fleet.raw[start:].count(b"\x1b[?2026h") == 1

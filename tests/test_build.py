@@ -1,0 +1,773 @@
+"""Tests of build.py and of the two files that people copy: the real .pyz, under every Python here, in every trap met so far.
+
+Some need root, a mount namespace or Debian's packages, and say so when they are skipped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import pty
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psutil
+import pytest
+
+import build
+from pyz import bootstrap
+from tests.fixtures.processes import ROOT, Program, Terminal, eventually
+
+STRANGER = 12345  # a user id that is neither root's nor ours
+NAME = "edge-compute-node"
+Damage = Callable[[Path], object]
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
+
+
+class Interpreter(NamedTuple):
+    """A Python of this machine."""
+
+    path: str
+    version: tuple[int, int]
+
+    def __str__(self) -> str:
+        return "{}.{}".format(*self.version)
+
+
+def find_interpreters() -> list[Interpreter]:
+    """Returns a Python of each version that this machine has, the one that runs this first, then pyenv's and those in the PATH."""
+    paths = [getattr(sys, "_base_executable", sys.executable), *map(str, Path.home().glob(".pyenv/versions/*/bin/python"))]
+    paths += [str(path) for folder in os.get_exec_path() for path in Path(folder).glob("python[23]*") if path.name[-1].isdigit()]
+    found: dict[tuple[int, int], Interpreter] = {}
+    for path in paths:
+        if version := ask_version(path):
+            found.setdefault(version, Interpreter(path, version))
+    return list(found.values())
+
+
+def ask_version(path: str) -> tuple[int, int] | None:
+    """Returns a Python's version; None if it does not run, as pyenv's shims where none is chosen."""
+    with contextlib.suppress(OSError):
+        asked = subprocess.run([path, "-c", "import sys; print(sys.version_info[:2])"], capture_output=True, text=True, check=False)
+        if match := re.fullmatch(r"\((\d), (\d+)\)\n", asked.stdout):
+            return int(match[1]), int(match[2])
+    return None
+
+
+INTERPRETERS = find_interpreters()
+NEW = [python for python in INTERPRETERS if (3, 10) <= python.version <= (3, 14)]
+PUBLIC = Interpreter("/usr/bin/python3", ask_version("/usr/bin/python3") or (0, 0))
+needs_public_python = pytest.mark.skipif(PUBLIC.version < (3, 10), reason="no new Python that every user may run")
+OLD = [python for python in INTERPRETERS if python.version < (3, 10)]
+HERE = NEW[0]
+every_new_python = pytest.mark.parametrize("python", NEW, ids=str)
+
+
+@pytest.fixture(scope="session")
+def dist(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Both programs as they are released: for all of Linux. In a folder that every user can read."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        build.pack(build.parse_target("linux"), dist=Path(folder, "dist"))
+        yield Path(folder, "dist")
+
+
+class Box:
+    """A machine that a file is copied to: a home, and a temporary folder. No one else has put anything there."""
+
+    def __init__(self, folder: Path, dist: Path) -> None:
+        self.home = folder / "home"
+        self.temporary = folder / "tmp"
+        self.dist = dist
+        for made in (self.home, self.temporary):
+            made.mkdir()
+
+    @property
+    def cache(self) -> Path:
+        return self.home / ".cache" / NAME
+
+    def environment(self, **changes: str) -> dict[str, str]:
+        return {"PATH": os.environ["PATH"], "HOME": str(self.home), "TMPDIR": str(self.temporary), "LANG": "C.UTF-8", **changes}
+
+    def run(
+        self, *, python: Interpreter = HERE, program: str = "node", before: tuple[str, ...] = (), user: int = 0, **changes: str
+    ) -> subprocess.CompletedProcess[str]:
+        """Starts a program that tells its version, after the beginning of a command, as a user, with a changed environment."""
+        command = [*before, python.path, str(self.dist / f"{program}.pyz"), "--version"]
+        identity: dict[str, Any] = {"user": user, "group": user, "extra_groups": []} if user else {}
+        return subprocess.run(
+            command, env=self.environment(**changes), cwd="/", capture_output=True, text=True, check=False, timeout=120, **identity
+        )
+
+    def tree(self, title: str = "cp") -> Path:
+        """The one tree of this title: of libraries, if it is not named."""
+        (tree,) = self.cache.glob(f"{title}*-*")
+        return tree
+
+
+@pytest.fixture
+def box(dist: Path) -> Iterator[Box]:
+    """A box that every user may look into."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Box(Path(folder), dist)
+
+
+@pytest.fixture
+def mount() -> Callable[..., tuple[str, ...]]:
+    """Makes the beginning of a command that runs the rest of it with tmpfs mounted in places, seen by no one else."""
+    unshare = ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "--mount", "--map-root-user"]
+    try:
+        subprocess.run([*unshare, "mount", "-t", "tmpfs", "none", "/var/tmp"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("needs a mount namespace")
+
+    def prefix(**options: str) -> tuple[str, ...]:
+        mounts = "".join(f"mount -t tmpfs -o {option} none {place} && " for place, option in options.items())
+        return (*unshare, "sh", "-c", mounts + 'exec "$0" "$@"')
+
+    return prefix
+
+
+def expect_version(done: subprocess.CompletedProcess[str]) -> Path:
+    """Checks that a program started and told its version; returns where its libraries lie."""
+    assert done.returncode == 0, done.stderr
+    match = re.fullmatch(r"(?:node|server) [\d.]+ \(Python [\d.]+, target cp3\d+-linux-\w+, unpacked in (.*)\)\n", done.stdout)
+    assert match, done.stdout
+    return Path(match[1])
+
+
+def expect_sentence(done: subprocess.CompletedProcess[str], pattern: str) -> None:
+    """Checks that a program ended with this one sentence and nothing else."""
+    assert done.returncode == 1
+    assert re.fullmatch(pattern, done.stderr.strip()), done.stderr
+    assert done.stdout == ""
+
+
+def find_damaged(pyz: Path, cache: Path) -> list[str]:
+    """Returns the files of the unpacked trees that are not what the .pyz holds."""
+    parts: dict[str, Path] = {}
+    damaged = []
+    for line in zipfile.ZipFile(pyz).read("index").decode().splitlines():
+        words = line.split(" ", 3)
+        if words[0] == "tree" and (cache / words[2]).exists():
+            parts.update(dict.fromkeys(words[3].split(), cache / words[2]))
+        elif words[0] in parts:
+            path = parts[words[0]] / words[3]
+            if not path.exists() or f"{zlib.crc32(path.read_bytes()):08x}" != words[2]:
+                damaged.append(str(path))
+    return damaged
+
+
+# --- Any Python, any processor ---
+
+
+@every_new_python
+def test_a_heartbeat_arrives(box: Box, start: Callable[..., Program], python: Interpreter) -> None:
+    """The released files do what they are for under this Python."""
+    execute = ("-c", "import os, sys; os.execv(sys.argv[1], sys.argv[1:])", python.path)
+    server = start(*execute, str(box.dist / "server.pyz"), "--listen", "127.0.0.1:0", "--headless", HOME=str(box.home))
+    address = server.line(r"listening on ([\d.:]+)", 60)[1]
+    pyz = str(box.dist / "node.pyz")
+    node = start(*execute, pyz, "--server", address, "--hardware", "simulated", "--seed", "1", HOME=str(box.home))
+    server.line(" joined ", 60)
+    assert node.end() == 130
+    server.line(" left ")
+    assert server.end() == 130
+
+
+def test_only_what_runs_is_packed(box: Box) -> None:
+    """No tests, no benchmarks, no pictures; and nothing of the other program's."""
+    for program, folder in build.PROGRAMS.items():
+        lines = zipfile.ZipFile(box.dist / f"{program}.pyz").read("index").decode().splitlines()
+        paths = {line.split(" ", 3)[3] for line in lines if line.startswith("program/0 ")}
+        assert {path for path in paths if "/" not in path} == {f"{program}.py", "node_pb2.py", "node_pb2_grpc.py"}
+        assert {path.split("/")[1] for path in paths if path.count("/") == 2} == {folder}
+        assert {path.split("/")[0] for path in paths if "/" in path} == {"edge"}
+
+
+@pytest.mark.parametrize("python", OLD, ids=str)
+@pytest.mark.parametrize("program", build.PROGRAMS)
+def test_an_old_python_gets_a_sentence(box: Box, python: Interpreter, program: str) -> None:
+    done = box.run(python=python, program=program)
+    expect_sentence(done, rf"{program}.pyz needs Python 3.10 or newer; this is Python {python} \(.*\)")
+
+
+class ForeignPython(NamedTuple):
+    """Debian's Python for arm64, unpacked in a folder and run by qemu."""
+
+    root: Path
+
+    def command(self, *arguments: str) -> list[str]:
+        libraries = ":".join(str(self.root / folder / "aarch64-linux-gnu") for folder in ("lib", "usr/lib"))
+        python = str(self.root / "usr/bin/python3")
+        return ["qemu-aarch64-static", "-L", str(self.root), "-E", f"LD_LIBRARY_PATH={libraries}", python, *arguments]
+
+
+@pytest.fixture(scope="session")
+def foreign_python() -> ForeignPython:
+    """Gets that Python from Debian's archive into the cache; installs nothing."""
+    if not shutil.which("qemu-aarch64-static") or not shutil.which("apt-get"):
+        pytest.skip("needs qemu-user-static and apt-get")
+    root = build.CACHE / "arm64"
+    if not (root / "usr/bin/python3").exists():
+        state = build.CACHE / "arm64-apt"
+        for folder in ("lists/partial", "cache/archives/partial"):
+            (state / folder).mkdir(parents=True, exist_ok=True)
+        (state / "status").touch()
+        settings = {
+            "APT::Architecture": "arm64",
+            "APT::Architectures": "arm64",
+            "APT::Install-Recommends": "false",
+            "APT::Sandbox::User": "",
+            "Debug::NoLocking": "1",
+            "Dir::Cache": f"{state}/cache",
+            "Dir::State::Lists": f"{state}/lists",
+            "Dir::State::status": f"{state}/status",
+        }
+        apt = ["apt-get", "-qq", *(f"-o{name}={value}" for name, value in settings.items())]
+        for command in (["update"], ["install", "-y", "--download-only", "python3", "libstdc++6"]):
+            done = subprocess.run([*apt, *command], capture_output=True, text=True, check=False)
+            if done.returncode:
+                pytest.skip(f"apt-get has no arm64 packages: {done.stderr.strip()[-200:]}")
+        with tempfile.TemporaryDirectory(dir=build.CACHE) as aside:
+            for package in (state / "cache/archives").glob("*.deb"):
+                subprocess.run(["dpkg", "-x", str(package), f"{aside}/root"], check=True)
+            Path(aside, "root").rename(root)
+        shutil.rmtree(state)
+    return ForeignPython(root)
+
+
+def test_aarch64_sends_a_heartbeat(box: Box, start: Callable[..., Program], foreign_python: ForeignPython) -> None:
+    """An arm64 node, under qemu, reports to this machine's server."""
+    server = start(str(box.dist / "server.pyz"), "--listen", "127.0.0.1:0", "--headless", HOME=str(box.home))
+    address = server.line(r"listening on ([\d.:]+)", 60)[1]
+    execute = ("-c", "import os, sys; os.execvp(sys.argv[1], sys.argv[1:])")
+    pyz = str(box.dist / "node.pyz")
+    start(*execute, *foreign_python.command(pyz, "--server", address, "--hardware", "simulated", "--seed", "1"), HOME=str(box.home))
+    server.line(" joined ", 120)
+    (tree,) = box.cache.glob("*-linux-aarch64-*")
+    assert tree.is_dir()
+
+
+def test_a_target_that_is_not_in_the_file(box: Box, tmp_path: Path) -> None:
+    """The sentence lists those that are, and the command that builds this one."""
+    other = next(target for target in build.TARGETS.values() if target.key != bootstrap.find_key())
+    build.pack([other], dist=tmp_path)
+    box.dist = tmp_path
+    mine = build.this_target().name
+    expect_sentence(box.run(), rf"node.pyz has no libraries .* only for {other.name}; build it: python3 build.py --target {mine}")
+
+
+# --- The cache ---
+
+
+def test_both_programs_and_new_versions_share_the_libraries(box: Box, tmp_path: Path) -> None:
+    tree = expect_version(box.run())
+    assert tree == box.tree()
+    node, born = box.tree("node"), tree.stat().st_ino
+    assert expect_version(box.run(program="server")) == tree
+    copy_sources(tmp_path)
+    with (tmp_path / "node.py").open("a") as source:
+        source.write("# a new version\n")
+    build.pack([build.this_target()], source=tmp_path, dist=tmp_path)
+    box.dist = tmp_path
+    assert expect_version(box.run()) == tree
+    assert tree.stat().st_ino == born
+    assert len(list(box.cache.glob("node-*"))) == 2
+    assert node.exists()
+
+
+def test_edge_cache_moves_the_cache(box: Box, tmp_path: Path) -> None:
+    place = tmp_path / "not there yet"
+    assert expect_version(box.run(EDGE_CACHE=str(place))).is_relative_to(place)
+    assert not box.cache.exists()
+
+
+def test_the_first_start_says_that_it_unpacks(box: Box) -> None:
+    """On a terminal, and only once."""
+
+    def read_terminal() -> str:
+        ours, its = pty.openpty()
+        command = [HERE.path, str(box.dist / "node.pyz"), "--version"]
+        subprocess.run(command, env=box.environment(), stdin=its, stdout=its, stderr=its, check=True)
+        os.close(its)
+        output = b""
+        with contextlib.suppress(OSError):  # EIO: all is read
+            while chunk := os.read(ours, 4096):
+                output += chunk
+        os.close(ours)
+        return output.decode()
+
+    assert re.match(r"node.pyz: unpacking into .* \(once\)\r\n", read_terminal())
+    assert "unpacking" not in read_terminal()
+
+
+@pytest.mark.parametrize("setting", ["PYTHONDONTWRITEBYTECODE=1", "PYTHONPYCACHEPREFIX=/proc/nowhere"])
+def test_bytecode_is_kept_whatever_the_environment_says(box: Box, setting: str) -> None:
+    """Without it a start takes three times as long."""
+    tree = expect_version(box.run(before=("env", setting)))
+    assert list(tree.glob("grpc/__pycache__/__init__.*.pyc"))
+    assert list(box.tree("node").glob("__pycache__/node.*.pyc"))
+
+
+def test_a_hundred_cold_starts_at_once(box: Box) -> None:
+    command = [HERE.path, str(box.dist / "node.pyz"), "--version"]
+    options: dict[str, Any] = {"env": box.environment(), "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    starts = [subprocess.Popen(command, **options) for _ in range(100)]
+    failures = [process.communicate()[1] for process in starts if process.wait()]
+    assert not failures
+    assert sorted(path.name for path in box.cache.iterdir()) == sorted(["lock", box.tree().name, box.tree("node").name])
+    assert not find_damaged(box.dist / "node.pyz", box.cache)
+
+
+def measure(folder: Path) -> int:
+    """Tells how far the unpacking is: the bytes written so far, and a hundred thousand for each file."""
+    done = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):  # renamed meanwhile
+                done += 100_000 + Path(parent, name).stat().st_size
+    return done
+
+
+def test_a_hundred_kills_while_unpacking(box: Box) -> None:
+    """Each a little later than the one before. What is there afterwards under its own name is whole, and the next start works."""
+    pyz = box.dist / "node.pyz"
+    expect_version(box.run())
+    whole = measure(box.tree())
+    for number in range(100):
+        shutil.rmtree(box.cache)
+        process = subprocess.Popen([HERE.path, str(pyz), "--version"], env=box.environment(), stdout=subprocess.DEVNULL)
+        while process.poll() is None and measure(box.cache) < whole * number // 100:
+            pass
+        assert process.poll() is None
+        process.kill()
+        process.wait()
+        box.cache.mkdir(parents=True, exist_ok=True)
+        assert not find_damaged(pyz, box.cache)
+        if number % 10 == 9:
+            expect_version(box.run())
+            assert not list(box.cache.glob("new-*"))
+
+
+def cut(path: Path, size: int) -> None:
+    """Cuts a file off, as a full disk or a power cut may; its time stays."""
+    before = path.stat()
+    os.truncate(path, size)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def zero(path: Path, keep: int = 0) -> None:
+    """Overwrites all but the beginning of a file with zeros, as a power cut may leave it; its size and time stay."""
+    before = path.stat()
+    content = path.read_bytes()
+    path.write_bytes(content[:keep] + bytes(len(content) - keep))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def zero_source(path: Path) -> None:
+    """Does the same to a source file whose bytecode is lost as well."""
+    zero(path)
+    shutil.rmtree(path.parent / "__pycache__")
+
+
+def empty_all(folder: Path) -> None:
+    """Cuts every file off at its beginning."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            cut(path, 0)
+
+
+def find(tree: Path, pattern: str) -> Path:
+    return next(tree.glob(pattern))
+
+
+DAMAGES: dict[str, Damage] = {
+    "module cut off": lambda tree: cut(find(tree, "grpc/_cython/cygrpc.*.so"), 9_000_000),
+    "module empty": lambda tree: cut(find(tree, "grpc/_cython/cygrpc.*.so"), 0),
+    "module zeroed": lambda tree: zero(find(tree, "grpc/_cython/cygrpc.*.so")),
+    "module half zeroed": lambda tree: find(tree, "grpc/_cython/cygrpc.*.so").write_bytes(bytes(9_000_000)),
+    "source cut off": lambda tree: cut(tree / "grpc/_common.py", 2000),
+    "source zeroed": lambda tree: zero_source(tree / "grpc/_common.py"),
+    "source changed": lambda tree: (tree / "rich/console.py").write_bytes(bytes((tree / "rich/console.py").stat().st_size)),
+    "bytecode cut off": lambda tree: cut(find(tree, "grpc/__pycache__/__init__.*.pyc"), 5000),
+    "bytecode zeroed": lambda tree: zero(find(tree, "grpc/__pycache__/__init__.*.pyc"), keep=16),
+    "file missing": lambda tree: (tree / "google/__init__.py").unlink(),
+    "folder missing": lambda tree: shutil.rmtree(tree / "rich"),
+    "mark missing": lambda tree: (tree / ".in-use").unlink(),
+    "program cut off": lambda tree: cut(find(tree.parent, "node-*/node.py"), 1000),
+    "program zeroed": lambda tree: zero_source(find(tree.parent, "node-*/node_pb2.py")),
+    "all files empty": lambda tree: empty_all(tree.parent),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
+def test_a_damaged_cache_is_repaired(box: Box, damage: Damage) -> None:
+    tree = expect_version(box.run())
+    damage(tree)
+    assert expect_version(box.run()) == tree
+    assert not find_damaged(box.dist / "node.pyz", box.cache)
+    assert expect_version(box.run()) == tree
+
+
+def age(tree: Path, days: float) -> None:
+    """Makes a tree look as if nothing had started from it for so long."""
+    then = time.time() - days * 86400
+    os.utime(tree / ".in-use", (then, then))
+
+
+def copy_tree(tree: Path, name: str) -> Path:
+    """Makes a tree of another version."""
+    return Path(shutil.copytree(tree, tree.with_name(name)))
+
+
+def test_old_trees_are_swept_but_never_one_in_use(box: Box, start: Callable[..., Program]) -> None:
+    server = start(str(box.dist / "server.pyz"), "--listen", "127.0.0.1:0", "--headless", **box.environment())
+    server.line("listening on", 60)
+    libraries, program = box.tree(), box.tree("server")
+    old, recent = copy_tree(program, "server-000000000000"), copy_tree(program, "server-111111111111")
+    age(old, 31)
+    age(recent, 29)
+    age(libraries, 31)
+    age(program, 31)
+    expect_version(box.run())  # cold for the program: sweeps
+    assert not old.exists()
+    assert recent.exists()
+    assert libraries.exists()
+    assert program.exists()
+    assert server.end() == 130
+    expect_version(box.run())
+    age(program, 31)
+    age(box.tree("node"), 2)
+    expect_version(box.run())  # warm, the first of the day: marks its trees and sweeps
+    assert not program.exists()
+    assert time.time() - (box.tree("node") / ".in-use").stat().st_mtime < 3600
+
+
+# --- Other people's things in the way ---
+
+
+def test_a_google_package_of_the_boxs_own(box: Box, tmp_path: Path) -> None:
+    (tmp_path / "google").mkdir()
+    (tmp_path / "google/__init__.py").touch()
+    expect_version(box.run(PYTHONPATH=str(tmp_path)))
+
+
+def test_a_google_package_that_is_imported_before_us(box: Box, tmp_path: Path) -> None:
+    """As .pth files do."""
+    (tmp_path / "google").mkdir()
+    (tmp_path / "google/__init__.py").touch()
+    (tmp_path / "sitecustomize.py").write_text("import google\n")
+    expect_version(box.run(PYTHONPATH=str(tmp_path)))
+
+
+def test_spaces_and_every_script_in_paths(box: Box, tmp_path: Path) -> None:
+    odd = tmp_path / "drei Bücher, 三冊 ☃"
+    odd.mkdir()
+    shutil.copy(box.dist / "node.pyz", odd / "ein Knoten ☃.pyz")
+    (odd / "home").mkdir()
+    for locale in ("C.UTF-8", "C"):
+        command = [HERE.path, str(odd / "ein Knoten ☃.pyz"), "--version"]
+        environment = {"HOME": str(odd / "home"), "LC_ALL": locale}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, encoding="utf-8", check=False)
+        assert expect_version(done).is_relative_to(odd)
+
+
+def test_a_python_without_lzma(box: Box, tmp_path: Path) -> None:
+    (tmp_path / "_lzma.py").write_text("raise ImportError('no _lzma')\n")
+    expect_sentence(box.run(PYTHONPATH=str(tmp_path)), r"node.pyz can't unpack .* was built without lzma; use another one")
+    expect_version(box.run())
+    expect_version(box.run(PYTHONPATH=str(tmp_path)))
+
+
+# --- Homes ---
+
+
+def test_a_home_that_can_not_be_written_to(box: Box, mount: Callable[..., tuple[str, ...]]) -> None:
+    tree = expect_version(box.run(before=mount(**{str(box.home): "ro", "/var/tmp": "ro"})))
+    assert tree.is_relative_to(box.temporary)
+
+
+def test_a_home_that_is_full(box: Box, mount: Callable[..., tuple[str, ...]]) -> None:
+    tree = expect_version(box.run(before=mount(**{str(box.home): "size=5m", "/var/tmp": "size=1m"})))
+    assert tree.is_relative_to(box.temporary)
+
+
+def test_a_home_mounted_noexec(box: Box, mount: Callable[..., tuple[str, ...]]) -> None:
+    tree = expect_version(box.run(before=mount(**{str(box.home): "noexec", "/var/tmp": "noexec"})))
+    assert tree.is_relative_to(box.temporary)
+
+
+@pytest.mark.parametrize("home", ["{}/absent/home", "/dev/null", "relative", ""])
+def test_a_home_that_is_none(box: Box, mount: Callable[..., tuple[str, ...]], tmp_path: Path, home: str) -> None:
+    """As a service's often is. It is not made."""
+    tree = expect_version(box.run(before=mount(**{"/var/tmp": "size=100m"}), HOME=home.format(tmp_path)))
+    assert tree.is_relative_to("/var/tmp")
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_place_at_all(box: Box, mount: Callable[..., tuple[str, ...]]) -> None:
+    before = mount(**{str(box.home): "noexec", "/var/tmp": "size=1m", str(box.temporary): "ro", "/dev/shm": "size=1m"})
+    place = f"{NAME}-{os.geteuid() if before[1:3] == ('--mount', 'sh') else 0}"
+    expect_sentence(
+        box.run(before=before),
+        f"node.pyz found no folder to unpack its libraries into:\n"
+        f"  {box.home}/.cache/{NAME}: {box.home} is mounted noexec\n"
+        f"  /var/tmp/{place}: No space left on device\n"
+        f"  {box.temporary}/{place}: Read-only file system\n"
+        f"  /dev/shm/{place}: No space left on device\n"
+        "Set EDGE_CACHE to a folder .*",
+    )
+
+
+@needs_root
+@needs_public_python
+def test_another_user(box: Box) -> None:
+    expect_version(box.run())
+    home = box.home.parent / "other home"
+    home.mkdir()
+    os.chown(home, STRANGER, STRANGER)
+    tree = expect_version(box.run(python=PUBLIC, user=STRANGER, HOME=str(home)))
+    assert tree.is_relative_to(home)
+    assert tree.stat().st_uid == STRANGER
+
+
+@needs_root
+@needs_public_python
+def test_sudo_with_the_users_home(box: Box, mount: Callable[..., tuple[str, ...]]) -> None:
+    """Root takes no code from a folder of the user's, and leaves nothing there that the user can't write to."""
+    os.chown(box.home, STRANGER, STRANGER)
+    private = mount(**{"/var/tmp": "size=100m"})
+    assert expect_version(box.run(before=private)).is_relative_to("/var/tmp")
+    assert not list(box.home.iterdir())
+    assert expect_version(box.run(python=PUBLIC, user=STRANGER)).is_relative_to(box.home)
+    assert expect_version(box.run(before=private)).is_relative_to("/var/tmp")
+
+
+def plant(box: Box, place: Path) -> None:
+    """Puts into that place whole trees whose program is somebody else's."""
+    expect_version(box.run())
+    shutil.copytree(box.cache, place / NAME)
+    (program,) = (place / NAME).glob("node-*/node.py")
+    program.write_bytes(b"print('stolen')\n".ljust(program.stat().st_size, b"#"))
+    os.utime(program, (bootstrap.FILE_TIME, bootstrap.FILE_TIME))
+    shutil.rmtree(program.parent / "__pycache__")
+
+
+def give_away(folder: Path) -> None:
+    for path in (folder, *folder.rglob("*")):
+        os.chown(path, STRANGER, STRANGER)
+
+
+def replace_by_link(folder: Path) -> None:
+    folder.rename(folder.with_name("elsewhere"))
+    folder.symlink_to("elsewhere")
+
+
+HOSTILITIES: dict[str, tuple[Damage, str]] = {
+    "another user's": (give_away, "belongs to another user"),
+    "writable by all": (lambda place: place.chmod(0o777), "others can write to .*"),
+    "writable by a group": (lambda place: place.chmod(0o770), "others can write to .*"),
+    "a link": (replace_by_link, "is not a folder"),
+    "no sticky bit above": (lambda place: place.parent.chmod(0o777), "anyone can replace what lies in .*"),
+}
+
+
+@needs_root
+@pytest.mark.parametrize(("hostility", "reason"), HOSTILITIES.values(), ids=HOSTILITIES.keys())
+def test_a_hostile_shared_folder(box: Box, tmp_path: Path, hostility: Damage, reason: str) -> None:
+    """Code that another user could have put there is not run."""
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o1777)
+    plant(box, shared)
+    hostility(shared / NAME)
+    expect_sentence(box.run(EDGE_CACHE=str(shared)), rf"node.pyz found no folder .*\n.*: .*({reason})\nSet EDGE_CACHE .*")
+
+
+def test_what_is_planted_runs_where_nothing_is_wrong(box: Box, tmp_path: Path) -> None:
+    """So that the test above shows what it says."""
+    plant(box, tmp_path)
+    assert box.run(EDGE_CACHE=str(tmp_path)).stdout == "stolen\n"
+
+
+# --- The copy ---
+
+
+@pytest.mark.parametrize("place", [0.2, 0.5, 0.999])
+def test_a_damaged_copy(box: Box, tmp_path: Path, place: float) -> None:
+    content = bytearray((box.dist / "node.pyz").read_bytes())
+    with zipfile.ZipFile(box.dist / "node.pyz") as archive:
+        end = archive.start_dir
+    content[int(end * place)] ^= 1
+    (tmp_path / "node.pyz").write_bytes(content)
+    box.dist = tmp_path
+    expect_sentence(box.run(), r"node.pyz is damaged \(.*\): copy it again, and compare its SHA-256 with the one in SHA256SUMS")
+    assert not box.cache.exists()
+
+
+@pytest.mark.parametrize("python", INTERPRETERS, ids=str)
+def test_a_copy_that_was_cut_off(box: Box, tmp_path: Path, python: Interpreter) -> None:
+    """It fails before our code runs, but with our words."""
+    content = (box.dist / "node.pyz").read_bytes()
+    box.dist = tmp_path
+    for size in (200, 5000, len(content) // 2, len(content) - 1):
+        (tmp_path / "node.pyz").write_bytes(content[:size])
+        done = box.run(python=python)
+        assert done.returncode == 1
+        assert "copy the file again, and compare its SHA-256" in done.stderr
+
+
+def test_the_checksums(box: Box) -> None:
+    for line in (box.dist / "SHA256SUMS").read_text().splitlines():
+        digest, name = line.split("  ")
+        assert hashlib.sha256((box.dist / name).read_bytes()).hexdigest() == digest
+    done = subprocess.run(["sha256sum", "--check", "SHA256SUMS"], cwd=box.dist, capture_output=True, check=False)
+    assert done.stdout == b"server.pyz: OK\nnode.pyz: OK\n"
+
+
+def test_sizes(box: Box, tmp_path: Path) -> None:
+    build.pack([build.this_target()], dist=tmp_path)
+    for name in build.PROGRAMS:
+        assert (box.dist / f"{name}.pyz").stat().st_size < 20e6
+        assert (tmp_path / f"{name}.pyz").stat().st_size < 6.5e6
+
+
+def test_the_licenses_come_along(box: Box) -> None:
+    names = " ".join(zipfile.ZipFile(box.dist / "node.pyz").namelist())
+    for package in ("edge-compute-node", "grpcio", "protobuf", "psutil", "rich", "typing_extensions"):  # pynvml.py holds its own
+        assert f"licenses/{package}" in names
+
+
+def test_the_bootstrap_can_be_read_at_one_sitting() -> None:
+    for path in ROOT.glob("pyz/*.py"):
+        assert len(path.read_text().splitlines()) < 200
+
+
+# --- build.py ---
+
+
+def copy_sources(folder: Path) -> None:
+    """All that build.py needs."""
+    for path in [*ROOT.glob("*.py"), *ROOT.glob("*.pyi"), *ROOT.glob("requirements*.txt"), ROOT / "node.proto", ROOT / "LICENSE"]:
+        shutil.copy(path, folder)
+    for name in ("edge", "pyz"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A copy of the project in another folder, with the same wheels at hand."""
+    folder = tmp_path / "another folder"
+    (folder / ".cache").mkdir(parents=True)
+    copy_sources(folder)
+    for name in ("wheels", "blobs"):
+        (build.CACHE / name).mkdir(parents=True, exist_ok=True)
+        (folder / ".cache" / name).symlink_to(build.CACHE / name)
+    return folder
+
+
+def test_the_same_bytes_from_another_python_in_another_folder(dist: Path, checkout: Path, tmp_path: Path) -> None:
+    """Compressed anew, not taken from the cache."""
+    target = build.this_target()
+    build.pack([target], dist=tmp_path)
+    (checkout / ".cache/blobs").unlink()
+    other = NEW[-1]
+    subprocess.run([other.path, "build.py", "--target", target.name], cwd=checkout, check=True, capture_output=True)
+    for name in ("node.pyz", "server.pyz", "SHA256SUMS"):
+        assert (checkout / "dist" / name).read_bytes() == (tmp_path / name).read_bytes()
+
+
+def test_protos_check(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "ROOT", checkout)
+    monkeypatch.setattr(build, "make_environment", lambda: sys.executable)
+    assert build.protos(check=True) == 0
+    with (checkout / "node.proto").open("a") as proto:
+        proto.write("message More {}\n")
+    with pytest.raises(build.BuildError, match=r"not made from this node.proto: node_pb2.py, node_pb2.pyi; run"):
+        build.protos(check=True)
+    assert build.protos(check=False) == 0
+    assert build.protos(check=True) == 0
+
+
+def fail_to_build(checkout: Path, *options: str, **environment: str) -> str:
+    """Runs build.py, which shall end with one sentence, and returns that."""
+    command = [HERE.path, *options, "build.py"]
+    done = subprocess.run(command, cwd=checkout, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    (sentence,) = done.stderr.splitlines()
+    return sentence
+
+
+def test_no_way_to_the_packages(checkout: Path) -> None:
+    (checkout / ".cache/wheels").unlink()
+    nowhere = {"PIP_INDEX_URL": "http://127.0.0.1:9", "PIP_RETRIES": "0", "PIP_NO_CACHE_DIR": "1"}
+    sentence = fail_to_build(checkout, **nowhere)
+    assert re.match("build.py: downloading .* failed: .* If this machine has no way to PyPI, .* pip said: ERROR: ", sentence)
+
+
+def test_a_python_without_pip_and_venv(checkout: Path, tmp_path: Path) -> None:
+    """As Debian's is without python3-venv: -S hides pip, and a module that fails takes the place of venv."""
+    (checkout / ".cache/wheels").unlink()
+    (tmp_path / "venv.py").write_text("raise SystemExit('no ensurepip')\n")
+    sentence = fail_to_build(checkout, "-S", PYTHONPATH=str(tmp_path))
+    assert sentence.startswith("build.py: this Python cannot make a virtual environment: install its venv module")
+
+
+@pytest.mark.parametrize("arguments", ["--target amiga", "--target linux demo", "demo --nodes -1", "dance"])
+def test_wrong_arguments(arguments: str) -> None:
+    done = subprocess.run([sys.executable, "build.py", *arguments.split()], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+
+
+def find_started(checkout: Path) -> list[psutil.Process]:
+    """Returns what runs from this folder's dist/."""
+    commands = {process: process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])}
+    return [process for process, words in commands.items() if any(str(checkout / "dist") in word for word in words)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_the_demo(checkout: Path, start: Callable[..., Program], number: signal.Signals) -> None:
+    demo = start(str(checkout / "build.py"), "demo", "--nodes", "3", EDGE_CACHE=str(checkout))
+    eventually(lambda: sum(" joined " in line for line in demo.lines) == 3, 60)
+    assert demo.end(number) == 128 + number
+    assert "python3 node.pyz --server" in "\n".join(demo.lines)
+    assert not find_started(checkout)
+
+
+def test_the_demo_on_a_terminal(checkout: Path, terminal: Callable[..., Terminal]) -> None:
+    """With the port taken that it would like. `q` ends it."""
+    with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", 50051)):
+        screen = terminal(str(checkout / "build.py"), "demo", "--nodes", "2", EDGE_CACHE=str(checkout))
+        screen.shows("h200", 60)
+        assert len(find_started(checkout)) == 3
+        screen.press("q")
+        assert screen.wait() == 0
+        screen.shows("python3 node.pyz --server")
+        assert not find_started(checkout)
+
+
+def test_a_node_that_dies_ends_the_demo(checkout: Path, start: Callable[..., Program]) -> None:
+    demo = start(str(checkout / "build.py"), "demo", "--nodes", "1", EDGE_CACHE=str(checkout))
+    demo.line(" joined ", 60)
+    (node,) = (process for process in find_started(checkout) if any("node.pyz" in word for word in process.cmdline()))
+    node.kill()
+    assert demo.wait() == 1
+    demo.line("build.py: node 0 ended with status -9, so the demo did. The end of its output:")
+    demo.line("for the server at 127.0.0.1")
+    assert not find_started(checkout)

@@ -1,0 +1,85 @@
+"""What lines and panels are drawn with: everything has exactly its width."""
+
+from __future__ import annotations
+
+from edge.drawing import (
+    Column,
+    bar,
+    box,
+    cells,
+    choose_columns,
+    fit,
+    fit_line,
+    fit_lines,
+    fit_parts,
+    graph,
+    heat_style,
+    meter,
+    plain,
+    sparkline,
+    too_small,
+)
+
+
+def test_bars_have_eighths_and_their_exact_width() -> None:
+    assert bar(0, 4) == "····"
+    assert bar(0.5, 4) == "██··"
+    assert bar(1, 4) == "████"
+    assert bar(1 / 32, 4) == "▏···"
+    assert bar(None, 4) == "    "
+    assert {len(bar(step / 100, 7)) for step in range(-20, 130)} == {7}
+
+
+def test_wide_characters_take_two_cells() -> None:
+    assert fit("機械学習", 5) == "機械…"
+    assert cells(fit("機械学習", 6)) == 6
+    assert [fit("ab", width) for width in (0, 1, 2, 4)] == ["", "…", "ab", "ab  "]
+    assert fit("ab", 4, ">") == "  ab"
+    assert {cells(fit("a機b械c", width)) for width in range(1, 12)} == set(range(1, 12))
+
+
+def test_a_line_is_cut_or_padded_to_its_width_and_keeps_its_styles() -> None:
+    line = [("機械", "bold"), ("learning", "red")]
+    assert fit_line(line, 7) == [("機械", "bold"), ("le…", "red")]
+    assert fit_line(line, 14) == [*line, ("  ", "")]
+    assert fit_line(line, 12) is line
+    assert plain([fit_line(line, 0)]) == ""
+
+
+def test_half_a_number_is_left_out() -> None:
+    parts = [[("12 GPUs", "")], [(" 53%", "")], [(" 1", "")]]
+    assert plain([fit_parts(parts, 11)]) == "12 GPUs 53%"
+    assert plain([fit_parts(parts, 10)]) == "12 GPUs   "
+
+
+def test_a_frame_and_a_box_have_exactly_their_size() -> None:
+    lines = [[("機械学習 and more", "")], [("x", "dim")]]
+    for width in (6, 7, 20, 40):
+        for height in (1, 2, 5):
+            assert [cells(line) for line in plain(fit_lines(lines, width, height)).splitlines()] == [width] * height
+        assert {sum(cells(text) for text, _ in line) for line in box("機械学習", lines, width)} == {width}
+    assert plain(box("Log", lines[1:], 9)) == "╭─ Log ─╮\n│ x     │\n╰───────╯"
+    assert plain(too_small(39, 9)).startswith("too small: 39x9, needs 40x10")
+
+
+def test_columns_are_chosen_by_rank_and_keep_their_order() -> None:
+    columns = [Column("A", 5, 2), Column("B", 5, 0), Column("C", 20, 1), Column("D", 2, 3)]
+    assert [column.title for column in choose_columns(columns, 80)] == ["A", "B", "C", "D"]
+    assert [column.title for column in choose_columns(columns, 12)] == ["A", "B"]
+    assert [column.title for column in choose_columns(columns, 26)] == ["B", "C"]
+
+
+def test_the_empty_part_of_a_meter_is_dim() -> None:
+    assert meter(0.5, 4, "green") == [("██", "green"), ("··", "dim")]
+    assert plain([meter(None, 4, "green")]) == "    "
+
+
+def test_sparklines_and_graphs_have_a_fixed_scale_with_the_newest_at_the_right() -> None:
+    assert sparkline(bytes([0, 50, 100, 255]), 6) == "  ▁▄█ "
+    assert sparkline(bytes(range(100)), 3) == "███"
+    assert plain(graph(bytes([0, 50, 100, 255]), 5, 2, "")) == "   █ \n ▁██ "
+
+
+def test_colour_of_a_temperature_is_against_its_own_limit() -> None:
+    assert [heat_style(degrees, 80) for degrees in (None, 71, 72, 80)] == ["dim", "green", "yellow", "bold red"]
+    assert [heat_style(degrees, None) for degrees in (80, 81, 90)] == ["green", "yellow", "bold red"]

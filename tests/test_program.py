@@ -1,0 +1,312 @@
+"""What both programs are as processes: they end in one way, whatever becomes of their output."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import pathlib
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import IO, Any
+
+import pytest
+
+from edge.program import VERSION, Failure, OutputClosed, main_of, put, time_stamp, version_text
+from tests.fixtures.processes import ROOT, Program, Terminal, environment, eventually
+from tests.fixtures.sessions import unary
+
+Start = Callable[..., Program]
+Open = Callable[..., Terminal]
+
+SIMULATED = ("--hardware", "simulated", "--seed", "1")
+SERVER = ("server.py", "--listen", "127.0.0.1:0", "--headless")
+NODE = ("node.py", "--headless", "--server", "127.0.0.1:1", *SIMULATED)
+ONCE = ("node.py", "--once", *SIMULATED)
+ALL = pytest.mark.parametrize("program", [SERVER, NODE, ONCE], ids=["server", "node", "once"])
+BOTH = pytest.mark.parametrize("program", [SERVER, NODE], ids=["server", "node"])
+BUFFERED = pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])  # as containers have it
+
+
+def name_of(program: tuple[str, ...]) -> str:
+    return program[0].removesuffix(".py")
+
+
+def ended(program: tuple[str, ...], stdout: int | IO[Any], *more: str, unbuffered: str = "") -> tuple[int, str]:
+    """Exit code and stderr of a program that writes there."""
+    done = subprocess.run(
+        [sys.executable, *program, *more],
+        cwd=ROOT,
+        env=environment(PYTHONUNBUFFERED=unbuffered),
+        stdin=subprocess.DEVNULL,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    return done.returncode, done.stderr
+
+
+# ---- Nobody can be told ----
+
+
+@pytest.fixture
+def full() -> Iterator[IO[str]]:
+    """A file on a disk that is full."""
+    with open("/dev/full", "w") as file:  # noqa: PTH123
+        yield file
+
+
+@pytest.fixture
+def unread() -> Iterator[int]:
+    """A pipe whose reader is gone."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    yield writing
+    os.close(writing)
+
+
+@BUFFERED
+@ALL
+def test_a_full_disk_is_one_line(program: tuple[str, ...], full: IO[str], unbuffered: str) -> None:
+    assert ended(program, full, unbuffered=unbuffered) == (1, f"{name_of(program)}: cannot write: no space left on device\n")
+
+
+@BUFFERED
+@BOTH
+@pytest.mark.parametrize("option", ["--version", "--help"])
+def test_a_full_disk_is_one_line_for_what_argparse_prints_too(
+    program: tuple[str, ...], option: str, full: IO[str], unbuffered: str
+) -> None:
+    said = f"{name_of(program)}: cannot write: no space left on device\n"
+    assert ended(program, full, option, unbuffered=unbuffered) == (1, said)
+
+
+@BOTH
+def test_the_command_line_is_judged_before_the_disk(program: tuple[str, ...], full: IO[str]) -> None:
+    code, said = ended(program, full, "--nonsense")
+    assert code == 2
+    assert said.startswith(f"{name_of(program)}: unrecognized arguments: --nonsense\n")
+
+
+@BUFFERED
+@ALL
+def test_a_reader_that_is_gone_ends_it_without_a_word(program: tuple[str, ...], unread: int, unbuffered: str) -> None:
+    assert ended(program, unread, unbuffered=unbuffered) == (141, "")
+
+
+@BUFFERED
+@BOTH
+@pytest.mark.parametrize("option", ["--version", "--help"])
+def test_a_reader_that_is_gone_before_the_help(program: tuple[str, ...], option: str, unread: int, unbuffered: str) -> None:
+    assert ended(program, unread, option, unbuffered=unbuffered) == (141, "")
+
+
+@pytest.mark.parametrize("program", [("server.py", "--listen", "127.0.0.1:0", "--json"), (*NODE, "--json")], ids=["server", "node"])
+def test_a_reader_that_goes_while_it_runs(program: tuple[str, ...]) -> None:
+    with subprocess.Popen(
+        [sys.executable, *program],
+        cwd=ROOT,
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout
+        assert process.stderr
+        assert process.stdout.readline().startswith("{")
+        process.stdout.close()
+        assert process.wait(20) == 141
+        assert re.sub(r"\S+ \S+ listening on \S+\n", "", process.stderr.read()) == ""
+
+
+@pytest.mark.parametrize(
+    ("program", "shown"),
+    [
+        (("server.py", "--listen", "127.0.0.1:0"), "listening on"),
+        (("node.py", "--server", "127.0.0.1:1", *SIMULATED), "disconnected"),
+    ],
+    ids=["server", "node"],
+)
+def test_a_terminal_that_is_closed_ends_it_as_a_hangup(terminal: Open, program: tuple[str, ...], shown: str) -> None:
+    screen = terminal(*program)
+    screen.shows(shown)
+    os.close(screen.slave)
+    os.close(screen.master)
+    assert screen.wait() == 129
+
+
+# ---- Streams that were closed before the start ----
+
+
+def closed(streams: str, *program: str, **pipes: int) -> subprocess.Popen[str]:
+    """A program that a shell starts without some of its streams."""
+    command = ["sh", "-c", f'exec "$0" "$@" {streams}', sys.executable, *program]
+    return subprocess.Popen(command, cwd=ROOT, env=environment(), text=True, **pipes)  # type: ignore[call-overload,no-any-return]
+
+
+def test_a_server_without_stdout_runs_until_it_is_stopped() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with closed(">&-", "server.py", "--headless", "--listen", f"127.0.0.1:{port}", stderr=subprocess.PIPE) as process:
+        eventually(lambda: listens(port))
+        assert unary(f"127.0.0.1:{port}", node_id="box").acknowledged
+        time.sleep(0.5)  # the event is printed meanwhile
+        assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 143
+        assert process.stderr
+        assert process.stderr.read() == ""
+
+
+def listens(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+        return True
+    return False
+
+
+@pytest.mark.parametrize("program", [ONCE, ("node.py", "--version"), ("server.py", "--help")], ids=["once", "version", "help"])
+@pytest.mark.parametrize("streams", [">&-", "<&- >&-"])
+def test_without_stdout_it_does_what_it_does(program: tuple[str, ...], streams: str) -> None:
+    with closed(streams, *program, stderr=subprocess.PIPE) as process:
+        assert process.wait(20) == 0
+        assert process.stderr
+        assert process.stderr.read() == ""
+
+
+@BOTH
+def test_without_stderr_an_error_has_its_exit_code_and_goes_nowhere(program: tuple[str, ...]) -> None:
+    with closed("2>&-", *program, "--nonsense", stdout=subprocess.PIPE) as process:
+        assert process.wait(20) == 2
+        assert process.stdout
+        assert process.stdout.read() == ""
+
+
+def test_without_any_stream_a_node_reports_and_leaves(start: Start) -> None:
+    server = start(*SERVER)
+    address = server.line(r"listening on (\S+)")[1]
+    node = ("node.py", "--headless", "--server", address, "--id", "box-1", *SIMULATED)
+    with closed("<&- >&- 2>&-", *node) as process:
+        server.line("joined box-1")
+        time.sleep(0.5)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 143
+    server.line("left box-1")
+
+
+# ---- What is unexpected ----
+
+FAULTY = pytest.mark.parametrize(
+    ("name", "call", "argv"),
+    [
+        ("server", "make_registry=lambda *_, **__: 1 / 0", SERVER[1:]),
+        ("node", "find_machine=lambda *_: 1 / 0", NODE[1:]),
+        ("node", "find_machine=lambda *_: 1 / 0", ONCE[1:]),
+    ],
+    ids=["server", "node", "once"],
+)
+
+
+@FAULTY
+def test_a_bug_is_one_line(name: str, call: str, argv: tuple[str, ...]) -> None:
+    program = ("-c", f"import sys, {name}; sys.exit({name}.main(sys.argv[1:], {call}))", *argv)
+    assert ended(program, subprocess.DEVNULL) == (
+        1,
+        f"{name}: ZeroDivisionError (see --debug, and please report it): division by zero\n",
+    )
+
+
+@FAULTY
+def test_a_bug_has_its_traceback_with_debug(name: str, call: str, argv: tuple[str, ...]) -> None:
+    program = ("-c", f"import sys, {name}; sys.exit({name}.main(sys.argv[1:], {call}))", *argv, "--debug")
+    code, said = ended(program, subprocess.DEVNULL)
+    assert code == 1
+    assert said.startswith("Traceback (most recent call last):\n")
+    assert said.endswith("ZeroDivisionError: division by zero\n")
+
+
+def test_a_second_interrupt_does_not_wait_for_the_goodbye(start: Start) -> None:
+    server = start(*SERVER)
+    address = server.line(r"listening on (\S+)")[1]
+    node = start("node.py", "--headless", "--server", address, *SIMULATED)
+    node.line("connected to")
+    server.process.send_signal(signal.SIGSTOP)
+    eventually(lambda: stands_still(server.process.pid))  # it can't answer
+    node.process.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    assert node.end() == 130
+    assert "connected to" in node.lines[-1]  # no word of the goodbye, and no traceback
+
+
+def stands_still(pid: int) -> bool:
+    """Whether all threads of a process are stopped."""
+    tasks = pathlib.Path(f"/proc/{pid}/task").iterdir()
+    return all((task / "stat").read_text().rpartition(")")[2].split()[0] == "T" for task in tasks)
+
+
+# ---- main_of, in this process ----
+
+
+def outcome(capsys: pytest.CaptureFixture[str], error: BaseException | None, code: int = 0) -> tuple[int, str]:
+    """How a program ends whose `run` raises this, or returns that: its exit code and stderr."""
+
+    def run(_options: object) -> int:
+        if error:
+            raise error
+        return code
+
+    ending = main_of("edge", lambda _: argparse.Namespace(debug=False), run, [])
+    return ending, capsys.readouterr().err
+
+
+def test_the_exit_code_is_what_run_returns_or_what_ended_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("edge.program.abandon_stdout", lambda: None)  # pytest's own is still needed
+    assert outcome(capsys, None) == (0, "")
+    assert outcome(capsys, None, 143) == (143, "")
+    assert outcome(capsys, KeyboardInterrupt()) == (130, "")
+    assert outcome(capsys, OutputClosed(1)) == (129, "")
+    assert outcome(capsys, Failure("port 1 is in use: try another")) == (1, "edge: port 1 is in use: try another\n")
+    with pytest.raises(SystemExit, match="2"):
+        outcome(capsys, SystemExit(2))
+
+
+@pytest.mark.parametrize("number", [5, 32], ids=["EIO", "EPIPE"])
+def test_a_write_that_fails_says_who_is_gone(number: int) -> None:
+    class Gone:
+        def write(self, _text: str) -> int:
+            raise OSError(number, os.strerror(number))
+
+        def flush(self) -> None:
+            raise AssertionError("it was not written")
+
+    gone: Any = Gone()
+    with pytest.raises(OutputClosed) as closed:
+        put("hello", gone)
+    assert closed.value.exit_code == {5: 129, 32: 141}[number]
+
+
+def test_the_version_names_the_target_and_its_tree_in_a_pyz(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("EDGE_TARGET", "EDGE_TREE"):
+        monkeypatch.delenv(name, raising=False)
+    assert re.fullmatch(rf"node {re.escape(VERSION)} \(Python 3\.\d+\.\d+\S*, from source\)", version_text("node"))
+    monkeypatch.setenv("EDGE_TARGET", "cp311-linux-x86_64")
+    monkeypatch.setenv("EDGE_TREE", "/var/cache/edge")
+    assert version_text("server").endswith(", target cp311-linux-x86_64, unpacked in /var/cache/edge)")
+
+
+def test_a_line_of_a_log_has_local_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as changed:
+        changed.setenv("TZ", "UTC+1")
+        time.tzset()
+        here = time_stamp(1_800_000_000)
+    time.tzset()
+    assert here == "2027-01-15 07:00:00"

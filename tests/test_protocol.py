@@ -1,0 +1,155 @@
+"""What both ends must agree on. The timings of edge/protocol.py fit each other: whoever changes one finds here what must move."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import grpc
+import pytest
+
+import node_pb2 as pb
+from edge.protocol import (
+    ACKNOWLEDGE_SECONDS,
+    CHANNEL_OPTIONS,
+    FIRST_ANSWER_SECONDS,
+    FIRST_MESSAGE_SECONDS,
+    GOODBYE_SECONDS,
+    LEAST_PING_SECONDS,
+    MAX_DEVICES,
+    MAX_MESSAGE_BYTES,
+    MAX_NODE_ID,
+    MAX_RESPONSE_BYTES,
+    NODE_PING_SECONDS,
+    NODE_PING_TIMEOUT_SECONDS,
+    SERVER_OPTIONS,
+    SERVER_PING_SECONDS,
+    SERVER_PING_TIMEOUT_SECONDS,
+    check_node_id,
+    hangs_after_seconds,
+    hangs_here_after_seconds,
+    late_after_seconds,
+    lost_after_seconds,
+    reported,
+    silent_after_seconds,
+)
+
+INTERVALS = [tenths / 10 for tenths in range(1, 36_001)]  # all that --interval takes, to the tenth
+HALF_OPEN_SECONDS = 15.0  # at 1 Hz a connection that is half-open is found within this time: the README says so
+
+
+def failing(holds: Iterable[tuple[float, bool]]) -> list[float]:
+    """The intervals at which something does not hold."""
+    return [interval for interval, does in holds if not does]
+
+
+# ---- Timings ----
+
+
+def test_a_server_that_lives_is_never_taken_for_silent() -> None:
+    """It acknowledges with the first heartbeat after ACKNOWLEDGE_SECONDS, and a beat may come a tenth late: both, and there is
+    still something left for the network."""
+    rhythm = ((interval, ACKNOWLEDGE_SECONDS + 1.1 * interval) for interval in INTERVALS)
+    assert not failing((interval, silence + 1 <= silent_after_seconds(interval)) for interval, silence in rhythm)
+
+
+def test_an_acknowledgement_is_each_tenth_heartbeat_at_1_hz() -> None:
+    assert 9 < ACKNOWLEDGE_SECONDS < 10, "between the ninth beat and the tenth: a beat that is a little early must not miss it"
+
+
+def test_a_node_does_not_give_up_while_the_server_still_waits_for_its_first_message() -> None:
+    assert FIRST_ANSWER_SECONDS >= FIRST_MESSAGE_SECONDS
+
+
+def test_a_half_open_connection_is_found_in_time_at_1_hz() -> None:
+    assert NODE_PING_SECONDS + NODE_PING_TIMEOUT_SECONDS <= HALF_OPEN_SECONDS, "one that breaks without a word, by a ping"
+    assert silent_after_seconds(1) <= HALF_OPEN_SECONDS, "a server that stands still, whose system still answers pings"
+    assert FIRST_ANSWER_SECONDS + 2 <= HALF_OPEN_SECONDS, "one that never said a word, asked once a beat"
+
+
+def test_the_server_bears_the_nodes_pings() -> None:
+    assert LEAST_PING_SECONDS < NODE_PING_SECONDS, "else it answers GOAWAY too_many_pings"
+    assert NODE_PING_TIMEOUT_SECONDS < NODE_PING_SECONDS, "a ping is given up before the next"
+    assert SERVER_PING_TIMEOUT_SECONDS < SERVER_PING_SECONDS
+
+
+def test_a_node_that_lives_is_never_late_by_its_rhythm() -> None:
+    assert not failing((interval, 1.2 * interval < late_after_seconds(interval)) for interval in INTERVALS)
+
+
+def test_a_node_is_late_before_it_is_lost() -> None:
+    assert not failing((interval, late_after_seconds(interval) < lost_after_seconds(interval)) for interval in INTERVALS)
+
+
+def test_a_box_says_that_its_sensors_hang_before_the_server_does() -> None:
+    assert not failing((interval, hangs_here_after_seconds(interval) <= hangs_after_seconds(interval)) for interval in INTERVALS)
+
+
+def test_a_goodbye_takes_less_than_it_takes_to_be_late() -> None:
+    assert late_after_seconds(1) > GOODBYE_SECONDS
+
+
+# ---- Options of gRPC's two ends ----
+
+
+def test_the_nodes_channel_has_its_timings_and_bounds() -> None:
+    options = dict(CHANNEL_OPTIONS)
+    assert len(options) == len(CHANNEL_OPTIONS)
+    assert options["grpc.keepalive_time_ms"] == 1000 * NODE_PING_SECONDS
+    assert options["grpc.keepalive_timeout_ms"] == 1000 * NODE_PING_TIMEOUT_SECONDS
+    assert options["grpc.http2.max_pings_without_data"] == 0, "no bound: a node pings while it waits for its next beat"
+    assert options["grpc.max_receive_message_length"] == MAX_RESPONSE_BYTES
+
+
+def test_the_server_has_its_timings_and_bounds() -> None:
+    options = dict(SERVER_OPTIONS)
+    assert len(options) == len(SERVER_OPTIONS)
+    assert options["grpc.keepalive_time_ms"] == 1000 * SERVER_PING_SECONDS
+    assert options["grpc.keepalive_timeout_ms"] == 1000 * SERVER_PING_TIMEOUT_SECONDS
+    assert options["grpc.http2.min_recv_ping_interval_without_data_ms"] == 1000 * LEAST_PING_SECONDS
+    assert options["grpc.http2.max_ping_strikes"] == 0, "0 is no bound: a clock that is a little off must not cost a session"
+    assert options["grpc.max_receive_message_length"] == MAX_MESSAGE_BYTES
+
+
+def test_options_are_what_grpc_takes() -> None:
+    assert all(type(value) is int for _, value in (*CHANNEL_OPTIONS, *SERVER_OPTIONS)), "a float is no option of gRPC's"
+    with grpc.insecure_channel("127.0.0.1:1", options=CHANNEL_OPTIONS) as channel:
+        assert channel
+
+
+# ---- What messages mean ----
+
+
+def test_what_is_not_reported_is_none_and_0_is_a_reading() -> None:
+    sample = pb.DeviceSample(utilization_percent=0)
+    assert reported(sample, "utilization_percent") == 0
+    assert reported(sample, "temperature_celsius") is None
+
+
+def test_a_heartbeat_of_the_largest_box_is_taken() -> None:
+    device = pb.DeviceSample(
+        utilization_percent=100, memory_used_bytes=2**50, temperature_celsius=500, power_milliwatts=10**8, fan_percent=1000,
+        sm_clock_mhz=10**6, throttle_reasons=2**63, error="x" * 256,
+    )  # fmt: skip
+    assert pb.HeartbeatRequest(sample=pb.Sample(devices=[device] * MAX_DEVICES)).ByteSize() < MAX_MESSAGE_BYTES
+
+
+@pytest.mark.parametrize("text", ["Node-1234", "Müller 機", "[red]", " x ", "x" * MAX_NODE_ID])
+def test_a_name_is_taken_as_it_is(text: str) -> None:
+    assert check_node_id(text) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "must not be empty"),
+        (" \t", "must not be empty"),
+        ("x" * (MAX_NODE_ID + 1), "at most 63 characters, this one 64"),
+        ("a\x1b[2J", "printable characters only: a�"),
+        ("a\nb", "printable"),
+        ("a\u202eb", "printable"),
+    ],
+)
+def test_what_can_not_name_a_node_is_said_in_words(text: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said) as error:
+        check_node_id(text)
+    assert str(error.value).isprintable()

@@ -1,0 +1,187 @@
+"""The terminal: keys by their names, signals, and what a terminal without Unicode gets."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import pty
+import signal
+import sys
+import termios
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from edge.terminal import ASCII_ONLY, KEY, KEY_NAMES, Inputs, writable
+from tests.fixtures.processes import Terminal, eventually
+
+Open = Callable[..., Terminal]
+
+
+def names(pressed: str) -> list[str]:
+    """The keys in what a terminal sends."""
+    return [KEY_NAMES.get(key, key) for key in KEY.findall(pressed)]
+
+
+# ---- Keys ----
+
+
+def test_every_key_with_a_name_is_found_alone_and_between_others() -> None:
+    for sequence, name in KEY_NAMES.items():
+        assert names(sequence) == [name]
+        assert names(f"x{sequence}") == ["x", name]
+        if sequence != "\x1b":  # it begins others
+            assert names(f"{sequence}{sequence}q") == [name, name, "q"]
+
+
+def test_the_names_are_those_that_the_programs_bind() -> None:
+    assert set(KEY_NAMES.values()) == {
+        *("up", "down", "left", "right", "page up", "page down", "home", "end"),
+        *("escape", "enter", "backspace", "ctrl-u"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("pressed", "keys"),
+    [
+        ("", []),
+        ("abc/?", ["a", "b", "c", "/", "?"]),
+        ("é機", ["é", "機"]),
+        ("\x1b[A\x1b[B", ["up", "down"]),
+        ("\x1bOA\x1bOD", ["up", "left"]),
+        ("\x1b", ["escape"]),
+        ("\x1b\x1b[A", ["escape", "up"]),
+        ("\x1bq", ["escape", "q"]),
+        ("\r\n", ["enter", "enter"]),
+        ("\x7f\b\x15", ["backspace", "backspace", "ctrl-u"]),
+        ("\x1b[1;5Aq", ["\x1b[1;5A", "q"]),  # Ctrl and an arrow: one key without a name, not five letters
+        ("\x1b[?1;2cq", ["\x1b[?1;2c", "q"]),  # a terminal that says what it is
+        ("\x1bOPq", ["\x1bOP", "q"]),  # F1
+    ],
+)
+def test_what_a_terminal_sends_is_read_key_by_key(pressed: str, keys: list[str]) -> None:
+    assert names(pressed) == keys
+
+
+READ_KEYS = """
+import sys
+from edge.terminal import Inputs
+with Inputs(keyboard=True) as inputs:
+    print("ready", flush=True)
+    while not inputs.received:
+        for key in inputs.wait(60):
+            print(f"<{key}>", flush=True)
+sys.exit(inputs.exit_code())
+"""
+
+
+def test_keys_and_signals_of_a_real_terminal(terminal: Open) -> None:
+    screen = terminal("-c", READ_KEYS)
+    screen.shows("ready")
+    for pressed, name in (("a", "<a>"), ("\x1b[5~", "<page up>"), ("\x1b", "<escape>"), ("機", "<機>"), ("\x15", "<ctrl-u>")):
+        screen.press(pressed)
+        screen.shows(name)
+    assert "a<a>" not in screen.text()  # no echo
+    screen.press("\x03")
+    assert screen.wait() == 130
+    assert termios.tcgetattr(screen.slave)[:4] == screen.before[:4]
+
+
+@pytest.fixture
+def typed(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """A pseudo-terminal as this process's stdin; its other end."""
+    master, slave = pty.openpty()
+    with os.fdopen(slave) as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        yield master
+    with contextlib.suppress(OSError):  # the test has closed it
+        os.close(master)
+
+
+def test_keys_that_come_at_once_are_read_at_once(typed: int) -> None:
+    with Inputs(keyboard=True) as inputs:
+        assert inputs.wait(0) == []
+        os.write(typed, b"j\x1b[B\r")
+        assert inputs.wait(10) == ["j", "down", "enter"]
+        assert not inputs.received
+
+
+def test_without_the_keyboard_what_is_typed_stays_for_the_shell(typed: int) -> None:
+    with Inputs(keyboard=False) as inputs:
+        os.write(typed, b"ls\n")
+        assert inputs.wait(0.1) == []
+    assert sys.stdin.readline() == "ls\n"
+
+
+def test_a_terminal_that_was_closed_is_a_hangup(typed: int) -> None:
+    with Inputs(keyboard=True) as inputs:
+        os.close(typed)
+        assert inputs.wait(10) == []
+        assert inputs.exit_code() == 129
+
+
+def test_ctrl_z_is_only_noted_while_the_screen_is_there(typed: int) -> None:
+    before = signal.getsignal(signal.SIGTSTP)
+    with Inputs(keyboard=True) as inputs:
+        os.kill(os.getpid(), signal.SIGTSTP)
+        assert inputs.wait(0.1) == []
+        assert inputs.wants_suspend
+        assert not inputs.received
+    assert signal.getsignal(signal.SIGTSTP) is before
+
+
+# ---- Signals ----
+
+
+def test_signals_are_noted_and_the_handlers_are_restored() -> None:
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.getsignal(number) for number in numbers]
+    for number in numbers:
+        with Inputs(keyboard=False) as inputs:
+            assert inputs.exit_code() == 0
+            begun = time.monotonic()
+            threading.Timer(0.1, os.kill, (os.getpid(), number)).start()
+            assert inputs.wait(30) == []
+            assert time.monotonic() - begun < 15  # a signal ends the wait
+            assert inputs.received == number
+            assert inputs.exit_code() == 128 + number
+        assert [signal.getsignal(number) for number in numbers] == before
+
+
+def test_a_second_interrupt_is_not_held_back() -> None:
+    with Inputs(keyboard=False) as inputs:
+        os.kill(os.getpid(), signal.SIGTERM)
+        eventually(lambda: inputs.received)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(5)
+        assert inputs.received == signal.SIGTERM
+
+
+def test_any_thread_ends_the_wait_and_may_do_so_too_late() -> None:
+    with Inputs(keyboard=False) as inputs:
+        begun = time.monotonic()
+        threading.Timer(0.1, inputs.wake).start()
+        assert inputs.wait(30) == []
+        assert time.monotonic() - begun < 15
+        for _ in range(100_000):  # more than the socket holds
+            inputs.wake()
+        assert inputs.wait(0) == []
+    inputs.wake()  # nobody waits any more
+
+
+# ---- Without Unicode ----
+
+
+def test_every_block_and_border_has_a_character_of_ascii(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = "".join(map(chr, ASCII_ONLY))
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    assert writable(drawn).isascii()
+    assert len(writable(drawn)) == len(drawn)
+    assert writable("█▌··│ 12°C") == "##..| 12oC"
+    for encoding in ("utf-8", "UTF-8", "utf-16"):
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
+        assert writable(drawn) == drawn
