@@ -1,4 +1,4 @@
-"""The section agent."""
+"""The section agent: what the node costs a box, without a screen and with one."""
 
 from __future__ import annotations
 

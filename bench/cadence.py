@@ -1,4 +1,4 @@
-"""The section cadence."""
+"""The section cadence: a fleet that is too large is told to beat more slowly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The section restart."""
+"""The section restart: a whole fleet comes back to a server that starts again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The section soak."""
+"""The section soak: whether memory grows while nodes come and go."""
 
 from __future__ import annotations
 

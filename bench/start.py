@@ -1,4 +1,4 @@
-"""The section start."""
+"""The section start: the packed programs beside the same scripts in a plain virtual environment."""
 
 from __future__ import annotations
 

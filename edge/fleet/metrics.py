@@ -26,6 +26,7 @@ class Metric(NamedTuple):
     full: Callable[[Entry], float | None]  # the value that fills a cell of the grid
     full_text: str
     history: int | None  # its column of the history; None: it has none, and no sparkline
+    needs_word: bool = False  # beside its number: the unit does not tell which metric it is
     colours_number: bool = False  # by `style`, as its meter is
 
     def of(self, entry: Entry) -> float | None:
@@ -57,7 +58,7 @@ METRICS = (
         style=lambda _: "green",
         meter=lambda vitals: vitals.utilization,
         full=lambda _: 100, full_text="100%",
-        history=history.UTILIZATION,
+        history=history.UTILIZATION, needs_word=True,
     ),
     Metric(
         "memory", Column("MEM", 5, 3, ">"), "mem", {"": 1, "%": 1},
@@ -66,7 +67,7 @@ METRICS = (
         style=lambda _: "cyan",
         meter=lambda vitals: vitals.memory,
         full=lambda _: 100, full_text="100%",
-        history=history.MEMORY,
+        history=history.MEMORY, needs_word=True,
     ),
     Metric(
         "temperature", Column("TEMP", 6, 1, ">"), "temp", {"": 1, "c": 1, "°c": 1},

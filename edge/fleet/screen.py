@@ -245,13 +245,13 @@ def grid_legend(view: View, width: int) -> Line:
     selected = next((entry for entry in view.entries if entry.id == view.ui.selected), None)
     if not selected:
         return [*scale, ("↑↓←→ choose a cell", "dim")]
-    util, memory, heat, power = (metric.text(selected.vitals) for metric in METRICS)
+    numbers = "  ".join(f"{metric.word} " * metric.needs_word + metric.text(selected.vitals).strip() for metric in METRICS)
     glyph, style = STATE_STYLES[selected.state]
     return [
         *(scale if width >= 110 else []),
         (f"{glyph} ", style),
         (f"{selected.name}  {visible(selected.info.hostname)}", "bold"),
-        (f"  util {util}  mem {memory}  {heat.strip()}  {power}", ""),
+        (f"  {numbers}", ""),
     ]
 
 
