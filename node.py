@@ -38,7 +38,7 @@ from google.protobuf import json_format
 
 import node_pb2 as pb
 import node_pb2_grpc
-from edge import history
+from edge import history, protocol
 from edge.command_line import Options, one_of, parse_node_id, parse_seconds, parse_server
 from edge.drawing import SMALLEST_HEIGHT, SMALLEST_WIDTH, Line, box, fit_line, fit_lines, plain, too_small
 from edge.event_log import Event, EventLog, Follower
@@ -46,15 +46,7 @@ from edge.hardware.base import SLOW_READING_SECONDS
 from edge.hardware.identity import Identity
 from edge.hardware.machine import KINDS, Machine, open_machine
 from edge.panels import Subject, device_table, host_readings, host_words, node_panels
-from edge.program import FAILED, VERSION, is_screen, main_of, put, time_stamp
-from edge.protocol import (
-    BACKLOG_SAMPLES,
-    CHANNEL_OPTIONS,
-    FIRST_ANSWER_SECONDS,
-    GOODBYE_SECONDS,
-    hangs_here_after_seconds,
-    silent_after_seconds,
-)
+from edge.program import FAILED, VERSION, OutputClosed, is_screen, main_of, put, time_stamp
 from edge.terminal import Inputs, Screen, writable
 from edge.text import show_seconds, visible
 
@@ -75,7 +67,6 @@ class Link(NamedTuple):
     sessions: int = 0
     round_trip_seconds: float | None = None
     interval_seconds: float = 0.0
-    acknowledged_at: float = 0.0  # by the monotonic clock
     unary: bool = False
     last_error: str = ""  # why the session before this one ended
 
@@ -83,7 +74,6 @@ class Link(NamedTuple):
 class View(NamedTuple):
     """All that the threads share, taken at one moment."""
 
-    version: int
     node_id: str
     server: str
     info: pb.NodeInfo
@@ -118,10 +108,11 @@ class NodeState:
         self._processes = pb.ProcessList()
         self._history = b""
         self._link = Link()
-        self._unacknowledged: collections.deque[pb.Sample] = collections.deque(maxlen=BACKLOG_SAMPLES)
+        self._unacknowledged: collections.deque[pb.Sample] = collections.deque(maxlen=protocol.BACKLOG_SAMPLES)
         self._closed = False
 
     def publish(self, sample: pb.Sample) -> None:
+        """A new sample: into the history, and to the server with the next heartbeat."""
         with self._changed:
             self._sample, self._sample_at = sample, self.clock()
             self._history = history.extend(self._history, history.frame_of(self._info, sample))
@@ -129,22 +120,26 @@ class NodeState:
             self._touch()
 
     def publish_processes(self, processes: pb.ProcessList) -> None:
+        """What runs on the devices now."""
         with self._changed:
             if processes != self._processes:
                 self._processes = processes
                 self._touch()
 
     def rename(self, node_id: str) -> None:
+        """The node has another id from the next session on."""
         with self._changed:
             self._node_id = node_id
             self._touch()
 
     def update_link(self, **changes: Any) -> None:
+        """Fields of the Link that are new."""
         with self._changed:
             self._link = self._link._replace(**changes)
             self._touch()
 
     def log(self, text: str, level: str = "info") -> None:
+        """A line of the log; `level` is a key of LOG_STYLES. The text may come from outside."""
         self.events.add(level, visible(text, 300))
         with self._changed:
             self._touch()
@@ -162,11 +157,13 @@ class NodeState:
         self.close()
 
     def close(self) -> None:
+        """End the program: all that wait go on, and the threads end."""
         with self._changed:
             self._closed = True
             self._touch()
 
     def is_closed(self) -> bool:
+        """Whether the program is ending."""
         with self._changed:
             return self._closed
 
@@ -200,9 +197,9 @@ class NodeState:
             return self._link.phase == "waiting"
 
     def view(self) -> View:
+        """All of it, for a frame or a message."""
         with self._changed:
             return View(
-                version=self._version,
                 node_id=self._node_id,
                 server=self._server,
                 info=self._info,
@@ -321,6 +318,7 @@ class RoundTrips:
         self._untold_microseconds = 0
 
     def sent(self, sequence: int, now: float) -> None:
+        """A sample goes out, by the monotonic clock in seconds."""
         with self._lock:
             self._sent_at[sequence] = now
 
@@ -368,7 +366,7 @@ class Session:
 
     def run(self) -> None:
         """Send heartbeats until the node is closed, then say goodbye. Raises SessionEnded when it ends otherwise."""
-        with grpc.insecure_channel(self._server, options=CHANNEL_OPTIONS) as channel:
+        with grpc.insecure_channel(self._server, options=protocol.CHANNEL_OPTIONS) as channel:
             stub = node_pb2_grpc.NodeServiceStub(channel)
             try:
                 self._stream(stub)
@@ -391,12 +389,12 @@ class Session:
             if self.acknowledged and not self._over:
                 self._outbox.put(pb.HeartbeatRequest(leaving=True))
                 self._outbox.put(None)
-                reader.join(GOODBYE_SECONDS)
+                reader.join(protocol.GOODBYE_SECONDS)
             ended_by_server = self._over
         finally:
             self._outbox.put(None)  # ends gRPC's thread that reads the outbox
             call.cancel()
-            reader.join(GOODBYE_SECONDS)
+            reader.join(protocol.GOODBYE_SECONDS)
         if self._ended:
             raise self._ended
         if not self._state.is_closed():
@@ -429,7 +427,7 @@ class Session:
                 (device.temperature_celsius for device in sample.devices), default=sample.host.temperature_celsius
             )
             try:
-                response = stub.Heartbeat(request, timeout=GOODBYE_SECONDS if leaving else FIRST_ANSWER_SECONDS)
+                response = stub.Heartbeat(request, timeout=protocol.GOODBYE_SECONDS if leaving else protocol.FIRST_ANSWER_SECONDS)
             except grpc.RpcError as error:
                 raise explain(error, self._server) from error
             self._hear(response, self._sent_sequence)
@@ -466,7 +464,7 @@ class Session:
         self._state.wait(lambda: over() or self._state.newest_sequence() > self._sent_sequence, 2 * slack)
 
     def _check_silence(self) -> None:
-        most = silent_after_seconds(self._interval_seconds) if self.acknowledged else FIRST_ANSWER_SECONDS
+        most = protocol.silent_after_seconds(self._interval_seconds) if self.acknowledged else protocol.FIRST_ANSWER_SECONDS
         silence = self._state.clock() - self._heard_at
         if not self._over and silence > most:
             raise SessionEnded(f"{self._server} has been silent for {silence:.0f} s: the connection is half-open")
@@ -477,11 +475,12 @@ class Session:
         self._state.acknowledge(sequence)
         round_trip_seconds = self._round_trips.heard(sequence, now)
         if response.heartbeat_interval_milliseconds:
-            assigned = min(max(response.heartbeat_interval_milliseconds / 1000, 0.1), 3600)
+            assigned = max(response.heartbeat_interval_milliseconds / 1000, protocol.LEAST_INTERVAL_SECONDS)
+            assigned = min(assigned, protocol.MOST_INTERVAL_SECONDS)
             if self.acknowledged and assigned != self._interval_seconds:
                 self._state.log(f"{self._server} asks for a heartbeat every {assigned:g} s")
             self._interval_seconds = assigned
-        changes: dict[str, Any] = {"acknowledged_at": now, "interval_seconds": self._interval_seconds}
+        changes: dict[str, Any] = {"interval_seconds": self._interval_seconds}
         if round_trip_seconds is not None:
             changes["round_trip_seconds"] = round_trip_seconds
         if not self.acknowledged:
@@ -550,7 +549,7 @@ def link_line(view: View, clock: float) -> Line:
         round_trip = "" if link.round_trip_seconds is None else f" · round trip {link.round_trip_seconds * 1000:.1f} ms"
         calls = " · unary calls" if link.unary else ""
         line: Line = [(" ● connected", "green"), (f" to {view.server}{round_trip} · every {link.interval_seconds:g} s{calls}", "")]
-        if view.sample_age_seconds > hangs_here_after_seconds(view.interval_seconds):
+        if view.sample_age_seconds > protocol.hangs_here_after_seconds(view.interval_seconds):
             line.insert(0, (f" sensors silent for {show_seconds(view.sample_age_seconds)} ", "bold yellow"))
         return line
     if link.phase == "waiting":
@@ -559,7 +558,7 @@ def link_line(view: View, clock: float) -> Line:
     return [(" ◐ connecting", "yellow"), (f" to {view.server}", "")]
 
 
-LOG_STYLES = {"info": "", "warning": "yellow", "error": "bold red", "debug": "dim"}
+LOG_STYLES = {"info": "", "warning": "yellow", "error": "bold red"}
 
 
 def log_panel(log: Sequence[Event], width: int, room: int) -> list[Line]:
@@ -574,7 +573,8 @@ def log_lines(log: Sequence[Event], count: int) -> list[Line]:
     """The last `count` lines."""
     newest = log[-count:] if count > 0 else ()
     return [
-        [(time.strftime("%H:%M:%S ", time.localtime(line.time)), "dim"), (line.text, LOG_STYLES[line.kind])] for line in newest
+        [(time.strftime("%H:%M:%S ", time.localtime(line.time)), "dim"), (line.text, LOG_STYLES.get(line.kind, ""))]
+        for line in newest
     ]
 
 
@@ -674,7 +674,8 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     about = "where to report (default localhost:50051)"
     parser.option("--server", about, type=parse_server, default="localhost", metavar="HOST[:PORT]")
-    parser.option("--id", "name of this node, up to 63 characters (default Node-1234, from the machine's id)", type=parse_node_id)
+    about = f"name of this node, up to {protocol.MAX_NODE_ID} characters (default Node-1234, from the machine's id)"
+    parser.option("--id", about, type=parse_node_id)
     about = "auto, nvml, host or simulated (default auto: NVIDIA GPUs if there are any)"
     parser.option("--hardware", about, type=one_of(KINDS), default="auto")
     parser.option("--seed", "of simulated hardware: which box, its id and its course (default random)", type=int, metavar="NUMBER")
@@ -694,7 +695,7 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def run(options: argparse.Namespace, find_machine: Callable[[str, int], Machine] = open_machine) -> int:
-    """The program after its command line. Raises Failure, or OutputClosed when nobody reads stdout any more."""
+    """The program after its command line. Raises Failure; OutputClosed where --once can't be printed."""
     seed = random.SystemRandom().randrange(2**32) if options.seed is None else options.seed
     machine = find_machine(options.hardware, seed)
     identity = Identity(options.id, random.Random(seed) if options.hardware == "simulated" else None)
@@ -718,14 +719,16 @@ def run(options: argparse.Namespace, find_machine: Callable[[str, int], Machine]
                 show_screen(state, inputs, options.no_color, options.fps)
             else:
                 run_headless(state, events, inputs, options.json)
+        except OutputClosed as closed:
+            inputs.take(closed)
         finally:
             state.close()
             for thread in threads:
-                thread.join(GOODBYE_SECONDS + 0.5)
-        if screen:
-            print_events(state.events.newest(1), as_json=False)  # the last word
-        else:
-            print_events(events.new()[1], options.json)
+                thread.join(protocol.GOODBYE_SECONDS + 0.5)
+        try:
+            print_events(state.events.newest(1) if screen else events.new()[1], options.json and not screen)  # the last words
+        except OutputClosed as closed:
+            inputs.take(closed)
     return FAILED if state.failure else inputs.exit_code()
 
 

@@ -3,7 +3,7 @@
      Edge fleet   6 nodes   ● 5 online  ◐ 1 late                                                            12:03:11
      13 GPUs · utilization 53% · memory 512 GiB of 1.1 TiB · power 4.1 kW · hottest 83°C Node-8821
     ╭─ Nodes ────────────────────────────────────────────────────────────────────────────────────────────────────────╮
-    │ NODE        HOSTNAME     STATE          GPUS               UTILIZATION      MEMORY            TEMP   POWER  AGE │
+    │ NODE        HOSTNAME     STATE          HARDWARE           UTIL             MEM               TEMP   POWER  AGE │
     │ Node-8821   gpu-07       ● ONLINE       8× NVIDIA H200     █████▎···  53%   ███▎····  36%     72°C  4.1 kW   0s │
 
 Data flows one way:  gRPC streams -> Registry -> Lens -> View -> render()
@@ -57,12 +57,13 @@ from edge.fleet.lens import EVENTS_KEPT, Lens, Ui
 from edge.fleet.listening import default_endpoint, peer_address, raise_open_files, why_not_bound
 from edge.fleet.row import GOING_AWAY, End, Refused, Row, Session, State, reason_of, state_of
 from edge.fleet.screen import look, render, room_of
-from edge.program import Failure, is_screen, main_of, put, time_stamp
+from edge.program import Failure, OutputClosed, is_screen, main_of, put, time_stamp
 from edge.protocol import (
     ACKNOWLEDGE_SECONDS,
     FIRST_MESSAGE_SECONDS,
     GOODBYE_SECONDS,
     LOST_SECONDS,
+    MAX_NODE_ID,
     SERVER_OPTIONS,
     late_after_seconds,
 )
@@ -75,6 +76,7 @@ FORGET_SECONDS = 24 * 3600.0
 DATA_FRAMES_PER_SECOND = 12  # heartbeats come all the time; keys are answered at once
 TICK_SECONDS = 1.0  # from one look at who is late to the next: for the log, since a row's state is told from its age
 PRINT_SECONDS = 0.2  # from one look into the log to the next, without a screen
+UNHEARD_SECONDS = 0.1  # that gRPC may take at the end to say what became of an answer that was broken off
 COMPLAINTS_PER_SECOND = 10  # refusals and errors that the log takes: what a hostile sender can do to it
 
 
@@ -100,7 +102,7 @@ class Registry:
     ) -> None:
         self.clock = clock
         self.wall = time.time
-        self.log = EventLog(EVENTS_KEPT)
+        self.log = EventLog(EVENTS_KEPT, self.wall)
         self.errors: collections.deque[str] = collections.deque(maxlen=100)  # written where the lock may be held
         self._keeps_history = keeps_history
         self._interval_seconds = interval_seconds
@@ -224,7 +226,7 @@ class Registry:
         """The row that a session holds. Raises Refused when it holds none any more."""
         row = self._rows.get(session.node_id)
         if row is None or row.session is not session:
-            raise Refused(*(session.end or End(f"the session of {session.node_id} is over", grpc.StatusCode.ABORTED)))
+            raise Refused(*(session.ended_for or End(f"the session of {session.node_id} is over", grpc.StatusCode.ABORTED)))
         return row
 
     def _put(self, row: Row, session: Session, request: pb.HeartbeatRequest) -> None:
@@ -235,7 +237,7 @@ class Registry:
             self.log.add("left", row.reason, row.node_id)
         self._rows[row.node_id] = row
 
-    def end(self, session: Session, reason: str) -> None:
+    def stream_ended(self, session: Session, reason: str) -> None:
         """A stream is over. Only its own row knows of it: a newer session's stays as it is."""
         with self._lock:
             row = self._rows.get(session.node_id)
@@ -244,7 +246,7 @@ class Registry:
                 self.log.add("disconnected", reason, session.node_id)
 
     def acknowledgement(self, session: Session) -> pb.HeartbeatResponse:
-        """The answer to what a session has sent so far, with the cadence of now."""
+        """The answer to what a session has sent so far, with the cadence of now. When it was due, the next one is due later."""
         now = self.clock()
         if now >= session.next_acknowledgement_at:
             session.next_acknowledgement_at = now + self._acknowledge_seconds
@@ -280,7 +282,7 @@ class Registry:
             return True
 
     def restore(self, row: Row) -> None:
-        """Put a row as it is: for pictures and measurements."""
+        """Put a row as it is: for pictures and tests."""
         with self._lock:
             self._rows[row.node_id] = row
 
@@ -328,7 +330,7 @@ class Registry:
             before = self._complaints[1] if self._complaints[0] == second else 0
             self._complaints = second, before + 1
         if before < COMPLAINTS_PER_SECOND:
-            self.log.add(kind, visible(text, 500), visible(node_id, 63) or MISSING)
+            self.log.add(kind, visible(text, 500), visible(node_id, MAX_NODE_ID) or MISSING)
 
 
 class ErrorEvents(logging.Handler):
@@ -358,7 +360,8 @@ class Service(node_pb2_grpc.NodeServiceServicer):
         # the error that ended it, and that the frames. Such cycles wait for a garbage collection, with all that they hold.
         self._streams: dict[int, asyncio.Task[None]] = {}
         self._ends: dict[int, End] = {}
-        self._answers: dict[int, asyncio.Future[None]] = {}  # the one under way, of streams that have one
+        self._answering: set[int] = set()  # streams with an answer under way: gRPC takes no status beside it
+        self.has_unheard = False  # an answer was broken off, and gRPC has yet to say what became of it
         self._numbers = itertools.count()
         self._closing = False
 
@@ -388,12 +391,12 @@ class Service(node_pb2_grpc.NodeServiceServicer):
             end = as_refused(error).end
         except asyncio.CancelledError:
             end = self._ends.get(stream)
-            if not end or not await self._has_answered(stream):  # the node is gone; or it does not read, and can be told nothing
+            if not end or stream in self._answering:  # the node is gone; or it does not read, and can be told nothing
                 raise
         finally:
             del self._streams[stream]
             self._ends.pop(stream, None)
-            self._answers.pop(stream, None)
+            self._answering.discard(stream)
         if end:
             abort = context.abort(end.code, end.reason)
             del context, requests  # both hold what keeps the error that `abort` raises, and that this frame
@@ -422,7 +425,7 @@ class Service(node_pb2_grpc.NodeServiceServicer):
             raise
         finally:
             if session:
-                self._registry.end(session, reason)
+                self._registry.stream_ended(session, reason)
 
     async def _first_message(self, context: Any) -> pb.HeartbeatRequest:
         try:
@@ -436,22 +439,18 @@ class Service(node_pb2_grpc.NodeServiceServicer):
         return message
 
     async def _answer(self, context: Any, stream: int, session: Session) -> None:
-        """Acknowledge. A node that does not read keeps this waiting until its stream ends. The writing itself is not cancelled
-        then: gRPC goes on with it, takes no status beside it, and tells this loop when it is over."""
-        writing = asyncio.ensure_future(context.write(self._registry.acknowledgement(session)))
-        writing.add_done_callback(lambda done: done.cancelled() or done.exception())  # that it failed is no news after the end
-        self._answers[stream] = writing
+        """Acknowledge. A node that does not read keeps this waiting, until its stream ends."""
+        self._answering.add(stream)
         try:
-            await asyncio.shield(writing)
-        finally:
-            del writing  # it keeps the error that it ended with, and that this frame
-        del self._answers[stream]
-
-    async def _has_answered(self, stream: int) -> bool:
-        """Whether a status can be sent on a stream: once the answer under way is over, soon if its node reads."""
-        if answer := self._answers.get(stream):
-            await asyncio.wait((answer,), timeout=GOODBYE_SECONDS / 4)
-        return not answer or (answer.done() and not answer.exception())
+            await context.write(self._registry.acknowledgement(session))
+        except asyncio.CancelledError:
+            self.has_unheard = True
+            raise
+        except grpc.aio.InternalError as error:  # the node is gone: nothing to be said, and no news
+            raise asyncio.CancelledError from error
+        self._answering.discard(stream)
+        if stream in self._ends:  # meanwhile
+            raise asyncio.CancelledError
 
     def _log_refusal(self, node_id: str, address: str, end: End) -> None:
         self._registry.complain("refused", node_id, f"{address}: {end.reason} ({end.code.name})")
@@ -459,20 +458,22 @@ class Service(node_pb2_grpc.NodeServiceServicer):
     def _closer(self, stream: int) -> Callable[[End], object]:
         """What ends a stream, from any thread."""
         loop = asyncio.get_running_loop()
-        return lambda end: loop.call_soon_threadsafe(self._end, stream, end)
+        return lambda end: loop.call_soon_threadsafe(self._end_stream, stream, end)
 
-    def _end(self, stream: int, end: End) -> None:
+    def _end_stream(self, stream: int, end: End) -> None:
         if stream in self._streams:
             self._ends[stream] = end
-            self._streams[stream].cancel()
+            if stream in self._answering:  # gRPC takes no status before that is over; a node that does not read gets none
+                asyncio.get_running_loop().call_later(GOODBYE_SECONDS / 4, self._streams[stream].cancel)
+            else:
+                self._streams[stream].cancel()
 
     async def close(self) -> None:
         """End every session with a status that says: come back soon."""
         self._closing = True
         tasks = list(self._streams.values())
-        self._ends = dict.fromkeys(self._streams, GOING_AWAY)
-        for task in tasks:
-            task.cancel()
+        for stream in list(self._streams):
+            self._end_stream(stream, GOING_AWAY)
         if tasks:
             await asyncio.wait(tasks, timeout=GOODBYE_SECONDS / 2)
 
@@ -517,6 +518,7 @@ class Network:
         return self._bound.result()
 
     def is_alive(self) -> bool:
+        """Whether it still serves: it ends when it is stopped, or fails."""
         return self._thread.is_alive()
 
     def stop(self) -> None:
@@ -548,11 +550,12 @@ class Network:
         await closing
         await self._wait_for_grpc()
 
-    @staticmethod
-    async def _wait_for_grpc() -> None:
-        """Until gRPC's own tasks know that their calls have ended: what its poller tells a closed loop is an error."""
+    async def _wait_for_grpc(self) -> None:
+        """Until gRPC knows that its calls have ended: what its poller tells a loop that is closed is an error."""
         if tasks := asyncio.all_tasks() - {asyncio.current_task()}:
             await asyncio.wait(tasks, timeout=GOODBYE_SECONDS / 2)
+        if self._service.has_unheard:
+            await asyncio.sleep(UNHEARD_SECONDS)
 
     async def _tick(self) -> None:
         """Here, and not with the screen, which a full pipe or Ctrl-S stops."""
@@ -651,7 +654,7 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def run(options: argparse.Namespace, make_registry: Callable[..., Registry] = Registry) -> int:
-    """The program after its command line. Raises Failure, or OutputClosed when nobody reads stdout any more."""
+    """The program after its command line. Raises Failure."""
     screen = is_screen() and not options.headless and not options.json
     gc.set_threshold(100_000, 50, 1000)  # a pass over the objects of ten thousand nodes takes half a second, and finds nothing
     registry = make_registry(options.interval, options.max_nodes, keeps_history=screen)
@@ -672,6 +675,8 @@ def run(options: argparse.Namespace, make_registry: Callable[..., Registry] = Re
                 run_headless(registry, network, inputs, options.json)
                 if inputs.received:
                     put(f"{time_stamp(time.time())} stopped by {signal.Signals(inputs.received).name}", said)
+        except OutputClosed as closed:
+            inputs.take(closed)
         finally:
             network.stop()
     if network.failure:

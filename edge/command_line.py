@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 from edge.program import FRAMES_PER_SECOND, put, version_text
-from edge.protocol import DEFAULT_PORT, check_node_id
+from edge.protocol import DEFAULT_PORT, LEAST_INTERVAL_SECONDS, MOST_INTERVAL_SECONDS, check_node_id
 
 YES, NO = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")  # of a switch in the environment
 
@@ -69,7 +69,7 @@ def number_between(lowest: float, highest: float, what: str) -> Callable[[str], 
     return parse
 
 
-parse_seconds = number_between(0.1, 3600, "number of seconds")
+parse_seconds = number_between(LEAST_INTERVAL_SECONDS, MOST_INTERVAL_SECONDS, "number of seconds")
 parse_fps = number_between(0.1, FRAMES_PER_SECOND, "number of frames a second")
 
 
@@ -134,8 +134,8 @@ class Options(argparse.ArgumentParser):
 
     def common(self) -> None:
         """The options that both programs end with."""
-        about = "frames a second at most, less for a slow line (default 60)"
-        self.option("--fps", about, type=parse_fps, default="60", metavar="RATE")
+        about = f"frames a second at most, less for a slow line (default {FRAMES_PER_SECOND})"
+        self.option("--fps", about, type=parse_fps, default=str(FRAMES_PER_SECOND), metavar="RATE")
         self.switch("--no-color", "no colours (also with NO_COLOR set)")
         self.switch("--debug", "tracebacks")
         self.add_argument("--version", action="version", version=version_text(self.prog), help="version, Python and target")

@@ -68,7 +68,7 @@ def too_small(width: int, height: int) -> list[Line]:
 
 
 def plain(lines: list[Line]) -> str:
-    """A frame as text: what the tests read."""
+    """Lines as text, without their styles."""
     return "\n".join("".join(text for text, _ in line) for line in lines)
 
 
@@ -106,7 +106,7 @@ def gauge(label: str, part: float | None, value: str, style: str, width: int) ->
     ]
 
 
-# Bytes 0 to 100 as the eight blocks of a sparkline; 254 and less as a hundredth more; what is not reported as a space.
+# For each byte of a history one of eight blocks: 0 to 100 from the lowest to the highest, above it the highest; NOT_REPORTED: 8.
 SPARKS = bytes(min(value * 8 // 101, 7) for value in range(255)) + b"\x08"
 SPARK_CHARACTERS = dict(enumerate("▁▂▃▄▅▆▇█ "))
 

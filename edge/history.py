@@ -7,7 +7,7 @@ history have one length: it starts anew when the number of devices changes.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import node_pb2 as pb
 from edge.protocol import reported
@@ -15,10 +15,11 @@ from edge.protocol import reported
 SAMPLES = 120  # two minutes at the usual cadence
 NOT_REPORTED = 255
 COLUMNS = UTILIZATION, MEMORY, TEMPERATURE = range(3)  # in percent, in percent, in °C
+WHOLE_NODE = -1  # in the place of a device: the node itself
 
 
 class Bytes(dict[float | None, int]):
-    """A reading as a byte: looked up, since each heartbeat has three a device; else rounded half up, from 0 to 254."""
+    """A reading as a byte: a whole number is looked up, since most are; else it is rounded half up, from 0 to 254."""
 
     def __missing__(self, value: float) -> int:
         if math.isnan(value):
@@ -35,9 +36,13 @@ def encode(readings: Iterable[float | None]) -> bytes:
     return bytes(map(BYTES.__getitem__, readings))
 
 
-def nothing(devices: int) -> bytes:
-    """What so many devices that report nothing add to a frame."""
-    return bytes([NOT_REPORTED] * len(COLUMNS) * devices)
+def frame(readings: Sequence[float | None], devices: int) -> bytes:
+    """A frame of so many devices: readings of the node and then of each, three each, in the order of COLUMNS.
+
+    Of devices beyond those nothing is kept; those without readings report nothing.
+    """
+    length = len(COLUMNS) * (1 + devices)
+    return encode(readings[:length]).ljust(length, bytes([NOT_REPORTED]))
 
 
 def frame_of(info: pb.NodeInfo, sample: pb.Sample) -> bytes:
@@ -46,13 +51,13 @@ def frame_of(info: pb.NodeInfo, sample: pb.Sample) -> bytes:
     readings = [reported(host, "cpu_percent"), percent_of(host, info.host), reported(host, "temperature_celsius")]
     for known, device in zip(info.devices, sample.devices, strict=False):
         readings += reported(device, "utilization_percent"), percent_of(device, known), reported(device, "temperature_celsius")
-    return encode(readings) + nothing(len(info.devices) - len(sample.devices))
+    return frame(readings, len(info.devices))
 
 
 def percent_of(sample: pb.HostSample | pb.DeviceSample, info: pb.HostInfo | pb.DeviceInfo) -> float | None:
-    """How full a memory is, where both its size and its use are reported."""
+    """How full a memory is, at most 100, where both its size and its use are reported."""
     used, total = reported(sample, "memory_used_bytes"), info.memory_total_bytes
-    return 100 * used / total if total and used is not None else None
+    return min(100 * used / total, 100) if total and used is not None else None
 
 
 def extend(history: bytes, frame: bytes) -> bytes:
@@ -61,12 +66,12 @@ def extend(history: bytes, frame: bytes) -> bytes:
 
 
 def series(history: bytes, devices: int, device: int, column: int) -> bytes:
-    """One curve, oldest first, of a history of so many devices. Device -1 is the node itself."""
+    """One curve, oldest first, of a history of so many devices. The device may be WHOLE_NODE."""
     width = len(COLUMNS)
     return history[width * (device + 1) + column :: width * (devices + 1)]
 
 
 def newest(frame: bytes, device: int, column: int) -> int | None:
-    """A reading of the newest frame. None: it is not reported, or there is no such device. Device -1 is the node itself."""
+    """A reading of the newest frame. None: it is not reported, or there is no such device. The device may be WHOLE_NODE."""
     at = len(COLUMNS) * (device + 1) + column
     return None if at >= len(frame) or frame[at] == NOT_REPORTED else frame[at]

@@ -156,7 +156,7 @@ class Reading:
         self.clock = MISSING if clock is None else f"{clock} MHz"
         reasons = reported(sample, "throttle_reasons")
         held_back = [words for bit, words in THROTTLE_WORDS.items() if (reasons or 0) & bit]
-        self.throttled = bool((reasons or 0) & ~int(USUAL_REASONS))  # those that have no name here, too
+        self.throttled = bool((reasons or 0) & ~USUAL_REASONS)  # those that have no name here, too
         self.throttle = MISSING if reasons is None else ", ".join(held_back) or "none"
 
 

@@ -26,11 +26,11 @@ class Failure(Exception):
 
 
 class OutputClosed(Exception):
-    """Nobody reads stdout any more: the program ends without a word, with the exit code of the signal that goes with it."""
+    """Nobody reads stdout any more: the program ends without a word, as by the signal that goes with it."""
 
     def __init__(self, signal_number: int) -> None:
         super().__init__()
-        self.exit_code = SIGNALLED + signal_number
+        self.signal_number = signal_number
 
 
 def main_of(
@@ -58,7 +58,7 @@ def main_of(
         return SIGNALLED + INTERRUPT
     except OutputClosed as closed:
         abandon_stdout()
-        return closed.exit_code
+        return SIGNALLED + closed.signal_number
     except Exception as error:
         abandon_stdout()
         if debug:
@@ -76,14 +76,14 @@ def open_missing_streams() -> None:
 
 
 def put(text: str, file: TextIO | None = None) -> None:
-    """Print a line to stdout, or to `file`, at once. Raises OutputClosed when its reader is gone, Failure when there is no room."""
+    """Print a line, to stdout if not to `file`, at once. Raises OutputClosed when its reader is gone, Failure when it is full."""
     with writing():
         print(text, file=file, flush=True)
 
 
 @contextlib.contextmanager
 def writing() -> Iterator[None]:
-    """Around each write to stdout: makes OutputClosed or Failure of the system's errors."""
+    """Around each write to a terminal, pipe or file: makes OutputClosed or Failure of the system's errors."""
     try:
         yield
     except BrokenPipeError as error:

@@ -30,7 +30,9 @@ SILENCE_SECONDS = 12.0  # of the server, and two intervals: then a node gives it
 FIRST_MESSAGE_SECONDS = 10.0  # that the server waits for the first message of a session
 FIRST_ANSWER_SECONDS = 10.0  # that a node waits for the first acknowledgement of one
 GOODBYE_SECONDS = 2.0  # that either end takes to leave
-LOST_SECONDS = 10.0  # without a heartbeat, or five intervals
+LEAST_INTERVAL_SECONDS, MOST_INTERVAL_SECONDS = 0.1, 3600.0  # from one heartbeat, or reading, to the next
+LATE_INTERVALS = 3  # without a heartbeat
+LOST_SECONDS, LOST_INTERVALS = 10.0, 5  # without a heartbeat, whichever is longer
 STALE_SAMPLE_SECONDS = 5.0  # and two intervals: then a node's own screen says that its sensors hang
 
 NODE_PING_SECONDS, NODE_PING_TIMEOUT_SECONDS = 10, 4  # HTTP/2 keepalive of a node: finds a connection that is half-open
@@ -40,12 +42,12 @@ LEAST_PING_SECONDS = 1  # between two pings that the server bears; a node that p
 
 def late_after_seconds(interval_seconds: float) -> float:
     """The age of a heartbeat from which on its node is late."""
-    return 3 * interval_seconds
+    return LATE_INTERVALS * interval_seconds
 
 
 def lost_after_seconds(interval_seconds: float) -> float:
     """The age of a heartbeat from which on its node is lost."""
-    return max(LOST_SECONDS, 5 * interval_seconds)
+    return max(LOST_SECONDS, LOST_INTERVALS * interval_seconds)
 
 
 def silent_after_seconds(interval_seconds: float) -> float:
@@ -92,8 +94,11 @@ SERVER_OPTIONS = (
 # ---- What messages mean ----
 
 
-class ThrottleReason(enum.IntFlag):
-    """Bits of DeviceSample.throttle_reasons: NVML's clocks event reasons (nvml.h, nvmlClocksEventReason…)."""
+class ThrottleReason(enum.IntEnum):
+    """Bits of DeviceSample.throttle_reasons: NVML's clocks event reasons (nvml.h, nvmlClocksEventReason…).
+
+    No IntFlag: Python 3.10 keeps each combination that it ever met, and nodes can send 2**64 of them.
+    """
 
     IDLE = 0x01
     APPLICATION_CLOCKS = 0x02

@@ -11,7 +11,7 @@ import socket
 import sys
 
 from edge.drawing import Line
-from edge.program import HANGUP, SIGNALLED, writing
+from edge.program import HANGUP, SIGNALLED, OutputClosed, abandon_stdout, writing
 
 KEY_NAMES = {
     "\x1b[A": "up", "\x1b[B": "down", "\x1b[C": "right", "\x1b[D": "left",
@@ -93,6 +93,11 @@ class Inputs:
         if self.received and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = number
+
+    def take(self, closed: OutputClosed) -> None:
+        """Nobody reads stdout any more: that ends the program as a signal does, if none has come before."""
+        self.received = self.received or closed.signal_number
+        abandon_stdout()
 
     def exit_code(self) -> int:
         """128 + the signal that came; 0 without one."""

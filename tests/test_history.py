@@ -74,7 +74,7 @@ def test_memory_is_a_share_only_where_its_size_is_known() -> None:
     assert newest(frame_of(pb.NodeInfo(), box(500, 1000)[1]), -1, MEMORY) is None
     assert newest(frame_of(box(0, 1000)[0], pb.Sample()), -1, MEMORY) is None
     assert newest(frame_of(*box(0, 1000)), -1, MEMORY) == 0
-    assert newest(frame_of(*box(5000, 1000)), -1, MEMORY) == 254
+    assert newest(frame_of(*box(5000, 1000)), -1, MEMORY) == 100
 
 
 def test_history_is_a_window() -> None:
@@ -106,4 +106,20 @@ def test_no_such_device_has_no_reading() -> None:
     assert [newest(frame, 0, column) for column in history.COLUMNS] == [4, None, 0]
     assert newest(frame, 1, UTILIZATION) is None
     assert newest(b"", -1, UTILIZATION) is None
-    assert newest(history.nothing(2), 1, TEMPERATURE) is None
+    assert newest(history.frame([], 2), 1, TEMPERATURE) is None
+
+
+def test_a_frame_has_its_devices_neither_more_nor_less() -> None:
+    assert history.frame([1, 2, 3, 4, 5, 6, 7, 8, 9], 1) == bytes([1, 2, 3, 4, 5, 6])
+    assert history.frame([1, 2, 3, 4, 5, 6], 2) == bytes([1, 2, 3, 4, 5, 6, 255, 255, 255])
+    assert history.frame([], 0) == bytes([255, 255, 255])
+
+
+def test_a_memory_that_is_more_than_full_is_full() -> None:
+    info = pb.NodeInfo(host=pb.HostInfo(memory_total_bytes=10), devices=[pb.DeviceInfo(memory_total_bytes=10)])
+    device = pb.DeviceSample(memory_used_bytes=25)
+    sample = pb.Sample(host=pb.HostSample(memory_used_bytes=25), devices=[device])
+    assert frame_of(info, sample) == bytes([255, 100, 255, 255, 100, 255])
+    vitals = vitals_of(capacities_of(info), sample)
+    assert vitals.frame == bytes([255, 100, 255, 255, 100, 255])
+    assert vitals.memory == 2.5  # and what is shown is what was reported

@@ -166,6 +166,19 @@ def test_a_server_without_stdout_runs_until_it_is_stopped() -> None:
         assert process.stderr.read() == ""
 
 
+@BOTH
+def test_a_signal_that_ends_the_reader_too_is_what_ended_it(program: tuple[str, ...]) -> None:
+    """Ctrl-C in `server.pyz | tee log`: tee dies of it first, and the last line has no reader."""
+    with closed("", *program, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout
+        assert process.stderr
+        process.stdout.readline()
+        process.stdout.close()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 130
+        assert process.stderr.read() == ""
+
+
 def listens(port: int) -> bool:
     with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
         return True
@@ -291,7 +304,7 @@ def test_a_write_that_fails_says_who_is_gone(number: int) -> None:
     gone: Any = Gone()
     with pytest.raises(OutputClosed) as closed:
         put("hello", gone)
-    assert closed.value.exit_code == {5: 129, 32: 141}[number]
+    assert closed.value.signal_number == {5: signal.SIGHUP, 32: signal.SIGPIPE}[number]
 
 
 def test_the_version_names_the_target_and_its_tree_in_a_pyz(monkeypatch: pytest.MonkeyPatch) -> None:

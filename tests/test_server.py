@@ -86,7 +86,7 @@ def test_a_row_is_forgotten_after_a_day_and_its_stream_ended(how: str) -> None:
     if how == "left":
         registry.heartbeat(session, pb.HeartbeatRequest(leaving=True))
     elif how == "broken":
-        registry.end(session, "the stream broke")
+        registry.stream_ended(session, "the stream broke")
     clock.now += DAY - 1
     registry.tick()
     assert len(registry.snapshot()) == 1
@@ -145,7 +145,7 @@ def test_a_goodbye_is_taken_whatever_came_before_it_and_an_end_settles_what_was_
         session.next_check_at = math.inf
         registry.heartbeat(session, pb.HeartbeatRequest(sample=pb.Sample(sequence=2, host=pb.HostSample(cpu_percent=900))))
         if ends:
-            registry.end(session, "the stream broke")
+            registry.stream_ended(session, "the stream broke")
         else:
             registry.heartbeat(session, pb.HeartbeatRequest(leaving=True))
     polite, rude = registry._all()
@@ -328,7 +328,7 @@ def test_the_late_end_of_an_old_stream_does_not_take_a_newer_session_offline() -
     registry = Registry(1.0, 10, Clock())
     old = opened(registry, "box")
     new = opened(registry, "box")
-    registry.end(old, "the stream broke")
+    registry.stream_ended(old, "the stream broke")
     assert registry.snapshot()[0].session is new
     code, reason = refused(lambda: registry.heartbeat(old, pb.HeartbeatRequest()))
     assert (code, reason) == (grpc.StatusCode.ABORTED, "another session of box has taken over")
@@ -367,7 +367,7 @@ def test_a_dead_holder_gives_way(how: str) -> None:
     if how == "late":
         clock.now += 3.1
     elif how == "broken":
-        registry.end(holder, "the stream broke")
+        registry.stream_ended(holder, "the stream broke")
     else:
         registry.heartbeat(holder, pb.HeartbeatRequest(leaving=True))
     successor = opened(registry, "box", "b")

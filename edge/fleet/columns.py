@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 import node_pb2 as pb
 from edge import history
 from edge.drawing import Column, Line, Span, fit, meter, sparkline
-from edge.fleet.entry import WHOLE_NODE, Entry
+from edge.fleet.entry import Entry
 from edge.fleet.metrics import METRICS, Metric
 from edge.fleet.row import State
+from edge.history import WHOLE_NODE
 from edge.protocol import hangs_after_seconds
 from edge.text import MISSING, show_seconds, visible
 
@@ -53,20 +54,24 @@ natural_id = functools.lru_cache(maxsize=100_000)(natural)
 
 
 def name_spans(entry: Entry, _width: int) -> Line:
+    """The glyph of the node's state, and the entry's name."""
     glyph, style = STATE_STYLES[entry.state]
     return [(f"{glyph} ", style), (entry.name, "bold")]
 
 
 def hostname_value(entry: Entry) -> Any:
+    """None, which sorts last, where there is none."""
     return natural(entry.info.hostname) if entry.info.hostname else None
 
 
 def hardware_value(entry: Entry) -> Any:
+    """Boxes of one kind stand together, those with fewer devices first."""
     names = re.sub("[0-9]+× ", "", device_names(entry.info.devices, entry.info.host.model))
     return natural(f"{names} {len(entry.info.devices)}")
 
 
 def hardware_spans(entry: Entry, _width: int) -> Line:
+    """What the devices are, and how many of them can't be read."""
     errors = entry.vitals.errors
     if entry.id.device == WHOLE_NODE:
         failed, names = f"{errors} failed ", device_names(entry.devices, entry.info.host.model)
@@ -129,14 +134,14 @@ TABLE = (
         Column("AGE", 6, 2, ">"), "age", lambda entry: entry.heartbeat_age_seconds, lambda entry, _: [age_span(entry)], True
     ),
 )  # fmt: skip
-BY_SORT = {column.sort: column for column in TABLE}
-BY_NAME = "name"  # the order that costs nothing: it is kept
+SORTED_BY = {column.sort: column for column in TABLE}
+SORT_BY_NAME = TABLE[0].sort  # kept while the fleet is the same: the usual order costs nothing
 
 
 def column_after(sort: str) -> TableColumn:
     """The next one to sort by, round and round."""
-    sorts = list(BY_SORT)
-    return BY_SORT[sorts[(sorts.index(sort) + 1) % len(sorts)]]
+    sorts = list(SORTED_BY)
+    return SORTED_BY[sorts[(sorts.index(sort) + 1) % len(sorts)]]
 
 
 def widths_of(columns: Sequence[TableColumn], width: int) -> dict[str, int]:

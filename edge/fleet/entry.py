@@ -8,8 +8,7 @@ from typing import NamedTuple
 import node_pb2 as pb
 from edge.fleet.intake import device_vitals
 from edge.fleet.row import Row, State, Vitals, state_of
-
-WHOLE_NODE = -1
+from edge.history import WHOLE_NODE
 
 
 class EntryId(NamedTuple):
@@ -31,12 +30,14 @@ class Messages:
 
     @property
     def info(self) -> pb.NodeInfo:
+        """What is static."""
         if self._info is None:
             self._info = self._row.info
         return self._info
 
     @property
     def sample(self) -> pb.Sample:
+        """The newest readings."""
         if self._sample is None:
             self._sample = self._row.sample
         return self._sample
@@ -62,6 +63,7 @@ class Entry:
 
     @property
     def info(self) -> pb.NodeInfo:
+        """Of the node, also where the entry is one of its devices."""
         return self._messages.info
 
     @property
@@ -79,12 +81,14 @@ class Entry:
 
     @property
     def state(self) -> State:
+        """Of the node, at this moment."""
         if self._state is None:
             self._state = state_of(self.row, self.now)
         return self._state
 
     @property
     def heartbeat_age_seconds(self) -> float:
+        """How long ago the node was last heard."""
         return self.now - self.row.heartbeat_at
 
 

@@ -17,6 +17,7 @@ from edge.protocol import MAX_DEVICES, MAX_TEXT, check_node_id
 MAX_UNREAD_BYTES = 16 * 1024  # of a heartbeat put aside; one of 128 devices has 4 KiB
 MAX_KEPT_BYTES = 2**16  # of one info, and of one sample: what a node can make this process keep
 
+
 def as_refused(error: Refused | DecodeError) -> Refused:
     """What is not even a message is refused as well."""
     return error if isinstance(error, Refused) else Refused(f"this is no heartbeat: {error}")
@@ -144,7 +145,7 @@ def vitals_of(capacities: Capacities, sample: pb.Sample) -> Vitals:
     busy = host.cpu_percent if host.HasField("cpu_percent") else None
     full = 100 * host.memory_used_bytes / total if total and host.HasField("memory_used_bytes") else None
     celsius = host.temperature_celsius if host.HasField("temperature_celsius") else None
-    frame = history.encode((busy, full, celsius)) + history.nothing(len(capacities.devices))
+    frame = history.frame((busy, at_most_100(full), celsius), len(capacities.devices))
     return Vitals(share_of(busy), share_of(full), celsius=celsius, frame=frame)
 
 
@@ -158,7 +159,7 @@ def device_vitals(capacities: Sequence[tuple[int, int]], devices: Sequence[pb.De
     known = len(capacities)
     if len(devices) != known:
         capacities = [*capacities, *[(0, 0)] * (len(devices) - known)]
-    rows: list[float | None] = []  # of the history: three a device
+    rows: list[float | None] = [None] * len(history.COLUMNS)  # of the history: of the node, then of each device
     for device, (capacity, slowdown) in zip(devices, capacities, strict=False):
         busy, part, degrees, power = (
             device.utilization_percent, device.memory_used_bytes, device.temperature_celsius, device.power_milliwatts,
@@ -167,7 +168,7 @@ def device_vitals(capacities: Sequence[tuple[int, int]], devices: Sequence[pb.De
             busy > 100 or part > 2**50 or not -100 <= degrees <= 500 or power > 10**8
             or device.fan_percent > 1000 or device.sm_clock_mhz > 10**6 or device.error
         ):  # fmt: skip
-            check_fields(device, f"sample.devices[{len(rows) // 3}]")
+            check_fields(device, f"sample.devices[{len(rows) // len(history.COLUMNS) - 1}]")
             errors += 1  # no number is out of its range: it is the device's own error
         load = full = heat = None
         if busy or device.HasField("utilization_percent"):
@@ -186,10 +187,16 @@ def device_vitals(capacities: Sequence[tuple[int, int]], devices: Sequence[pb.De
                 celsius, limit = degrees, slowdown
         if power or device.HasField("power_milliwatts"):
             milliwatts = power if milliwatts is None else milliwatts + power
-        rows += load, full, heat
+        rows += load, full if full is None or full < 100 else 100, heat
     mean = utilization / readings if readings else None
-    frame = history.encode([mean, fullest, celsius, *rows[: 3 * known]]) + history.nothing(known - len(devices))
+    rows[:3] = mean, at_most_100(fullest), celsius
+    frame = history.frame(rows, known)
     return Vitals(share_of(mean), share_of(fullest), used, total, celsius, limit or None, milliwatts, errors, frame)
+
+
+def at_most_100(percent: float | None) -> float | None:
+    """What the history keeps of a memory that reports more use than it has room."""
+    return percent if percent is None or percent < 100 else 100
 
 
 def share_of(percent: float | None) -> float | None:

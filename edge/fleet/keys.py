@@ -9,10 +9,10 @@ import enum
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from edge.fleet import metrics
 from edge.fleet.columns import column_after
 from edge.fleet.entry import EntryId
 from edge.fleet.lens import Lens, Ui
+from edge.fleet.metrics import METRICS, metric_after
 
 MOST_FILTER = 60  # characters
 
@@ -35,6 +35,7 @@ class Room(NamedTuple):
 
     @property
     def entries(self) -> int:
+        """In all."""
         return self.lines * self.per_line
 
 
@@ -51,8 +52,8 @@ class Footer(NamedTuple):
     """What the footer says of a key."""
 
     rank: int  # the smaller the further to the left; what does not fit is left out at the right
-    label: str
     does: Callable[[Ui], str]
+    short_label: str = ""  # where the binding's own is too long
 
 
 class Binding(NamedTuple):
@@ -61,7 +62,7 @@ class Binding(NamedTuple):
     keys: tuple[str, ...]  # by their names in terminal.py
     places: tuple[Place, ...]
     action: Callable[[Turn], Ui]
-    label: str  # what the help calls the keys
+    label: str  # what help and footer call the keys
     help: str = ""  # what they do there, in the help; "" where the footer alone names them
     footer: Footer | None = None
 
@@ -101,19 +102,23 @@ def open_page(turn: Turn) -> Ui:
 
 
 def sort_by_next(turn: Turn) -> Ui:
+    """By the next column, its largest first where that is what one looks for."""
     column = column_after(turn.ui.sort)
     return turn.ui._replace(sort=column.sort, descending=column.largest_first)
 
 
 def turn_round(turn: Turn) -> Ui:
+    """The other way round."""
     return turn.ui._replace(descending=not turn.ui.descending)
 
 
 def next_metric(turn: Turn) -> Ui:
-    return turn.ui._replace(metric=metrics.after(turn.ui.metric))
+    """What colours the grid."""
+    return turn.ui._replace(metric=metric_after(turn.ui.metric))
 
 
 def freeze(turn: Turn) -> Ui:
+    """The picture stands still, or goes on."""
     return turn.ui._replace(frozen=not turn.ui.frozen)
 
 
@@ -153,6 +158,7 @@ def type_text(turn: Turn) -> Ui:
 
 
 def take_back(turn: Turn) -> Ui:
+    """The last letter of the filter."""
     return turn.ui._replace(filter=turn.ui.filter[:-1])
 
 
@@ -163,37 +169,38 @@ EVERYWHERE = (*LISTS, Place.PAGE)
 MOVES = ("up", "down", "page up", "page down", "home", "end")
 PAGE_HELP = "a node's page, and back; Esc clears the filter"  # keys with the same words share a line of the help
 SORT_HELP = "sort by the next column; turn it round"
-FILTER_HELP = """filter: words match id, hostname, device and address,
-state:lost util<10 mem>90% temp>80 power>1.5kW age>2m"""
+FILTER_HELP = "filter: words match id, hostname, device and address,\n" + " ".join(
+    ("state:lost", *(metric.example for metric in METRICS), "age>2m")
+)
 
 BINDINGS = (
-    Binding(MOVES, (Place.TABLE,), move, "↑↓ PgUp End …", "move", Footer(2, "↑↓", say("move"))),
-    Binding((*MOVES, "left", "right"), (Place.GRID,), move, "↑↓←→ PgUp End…", "move", Footer(2, "↑↓", say("move"))),
-    Binding(MOVES, (Place.PAGE,), move, "↑↓ PgUp End …", "other nodes", Footer(2, "↑↓", say("other nodes"))),
-    Binding(("enter",), LISTS, open_page, "Enter", PAGE_HELP, Footer(3, "Enter", say("page"))),
+    Binding(MOVES, (Place.TABLE,), move, "↑↓ PgUp End …", "move", Footer(2, say("move"), "↑↓")),
+    Binding((*MOVES, "left", "right"), (Place.GRID,), move, "↑↓←→ PgUp End…", "move", Footer(2, say("move"), "↑↓")),
+    Binding(MOVES, (Place.PAGE,), move, "↑↓ PgUp End …", "other nodes", Footer(2, say("other nodes"), "↑↓")),
+    Binding(("enter",), LISTS, open_page, "Enter", PAGE_HELP, Footer(3, say("page"))),
     Binding(("escape",), LISTS, change(filter=""), "Esc", PAGE_HELP),
-    Binding(("escape",), (Place.PAGE,), change(page=""), "Esc", "back", Footer(1, "Esc", say("back"))),
-    Binding(("s",), (Place.TABLE,), sort_by_next, "s", SORT_HELP, Footer(5, "s", lambda ui: f"sort: {ui.sort}")),
-    Binding(("s",), (Place.GRID,), next_metric, "s", "the next metric", Footer(5, "s", lambda ui: f"metric: {ui.metric}")),
+    Binding(("escape",), (Place.PAGE,), change(page=""), "Esc", "back", Footer(1, say("back"))),
+    Binding(("s",), (Place.TABLE,), sort_by_next, "s", SORT_HELP, Footer(5, lambda ui: f"sort: {ui.sort}")),
+    Binding(("s",), (Place.GRID,), next_metric, "s", "the next metric", Footer(5, lambda ui: f"metric: {ui.metric}")),
     Binding(("S",), (Place.TABLE,), turn_round, "S", SORT_HELP),
     Binding(("S",), (Place.GRID,), turn_round, "S", "turn the order round"),
-    Binding(("/",), LISTS, change(typing=True), "/", FILTER_HELP, Footer(4, "/", say("filter"))),
-    Binding(("g",), LISTS, by_gpu, "g", "a row for each GPU", Footer(7, "g", lambda ui: "nodes" if ui.by_gpu else "GPUs")),
+    Binding(("/",), LISTS, change(typing=True), "/", FILTER_HELP, Footer(4, say("filter"))),
+    Binding(("g",), LISTS, by_gpu, "g", "a row for each GPU", Footer(7, lambda ui: "nodes" if ui.by_gpu else "GPUs")),
     Binding(
         ("v",), (Place.TABLE,), change(grid=True),
-        "v", "grid: a cell for each node or GPU; s: the next metric", Footer(6, "v", say("grid")),
+        "v", "grid: a cell for each node or GPU; s: the next metric", Footer(6, say("grid")),
     ),
-    Binding(("v",), (Place.GRID,), change(grid=False), "v", "the table", Footer(6, "v", say("table"))),
-    Binding(("p",), EVERYWHERE, freeze, "p", "freeze the picture", Footer(8, "p", lambda ui: "go on" if ui.frozen else "freeze")),
-    Binding(("f",), LISTS, forget, "f", "forget a node that is lost or left", Footer(9, "f", say("forget"))),
+    Binding(("v",), (Place.GRID,), change(grid=False), "v", "the table", Footer(6, say("table"))),
+    Binding(("p",), EVERYWHERE, freeze, "p", "freeze the picture", Footer(8, lambda ui: "go on" if ui.frozen else "freeze")),
+    Binding(("f",), LISTS, forget, "f", "forget a node that is lost or left", Footer(9, say("forget"))),
     Binding(("f",), (Place.PAGE,), forget, "f", "forget it, when it is lost or left"),
-    Binding(("?",), LISTS, change(help=True), "?", footer=Footer(1, "?", say("help"))),
-    Binding(("?",), (Place.PAGE,), change(help=True), "?", footer=Footer(10, "?", say("help"))),
-    Binding(("q",), EVERYWHERE, change(closed=True), "q", "quit", Footer(0, "q", say("quit"))),
-    Binding(("enter",), (Place.FILTER,), change(typing=False), "Enter", footer=Footer(0, "Enter", say("keeps it"))),
-    Binding(("escape",), (Place.FILTER,), change(typing=False, filter=""), "Esc", footer=Footer(1, "Esc", say("clears it"))),
-    Binding(("backspace",), (Place.FILTER,), take_back, "Backspace", footer=Footer(2, "Backspace", say("takes a letter back"))),
-    Binding(("ctrl-u",), (Place.FILTER,), change(filter=""), "Ctrl-U", footer=Footer(3, "Ctrl-U", say("takes all back"))),
+    Binding(("?",), LISTS, change(help=True), "?", footer=Footer(1, say("help"))),
+    Binding(("?",), (Place.PAGE,), change(help=True), "?", footer=Footer(10, say("help"))),
+    Binding(("q",), EVERYWHERE, change(closed=True), "q", "quit", Footer(0, say("quit"))),
+    Binding(("enter",), (Place.FILTER,), change(typing=False), "Enter", footer=Footer(0, say("keeps it"))),
+    Binding(("escape",), (Place.FILTER,), change(typing=False, filter=""), "Esc", footer=Footer(1, say("clears it"))),
+    Binding(("backspace",), (Place.FILTER,), take_back, "Backspace", footer=Footer(2, say("takes a letter back"))),
+    Binding(("ctrl-u",), (Place.FILTER,), change(filter=""), "Ctrl-U", footer=Footer(3, say("takes all back"))),
     Binding((ANY,), (Place.FILTER,), type_text, "letters"),
     Binding((ANY,), (Place.HELP,), change(help=False), "any key"),
 )  # fmt: skip
@@ -235,6 +242,7 @@ def follow(ui: Ui, lens: Lens, room: Room) -> Ui:
 
 
 def bindings_in(place: Place) -> list[Binding]:
+    """Those that hold there, in the order of the table."""
     return [binding for binding in BINDINGS if place in binding.places]
 
 
@@ -253,5 +261,6 @@ def help_lines(place: Place) -> list[tuple[str, str]]:
 
 def footer_of(ui: Ui, place: Place) -> list[tuple[str, str]]:
     """The keys that a footer names, and what they do."""
-    footers = sorted(binding.footer for binding in bindings_in(place) if binding.footer)
-    return [(footer.label, footer.does(ui)) for footer in footers]
+    named = [(binding.footer, binding.label) for binding in bindings_in(place) if binding.footer]
+    named.sort(key=lambda pair: pair[0].rank)
+    return [(footer.short_label or label, footer.does(ui)) for footer, label in named]

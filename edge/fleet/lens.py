@@ -8,9 +8,10 @@ from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 from edge.event_log import Event
-from edge.fleet.columns import BY_NAME, BY_SORT, natural_id
+from edge.fleet.columns import SORT_BY_NAME, SORTED_BY, natural_id
 from edge.fleet.entry import Entry, EntryId, ids_of, make_entries
 from edge.fleet.filters import parse_filter
+from edge.fleet.metrics import METRICS
 from edge.fleet.row import Row, State, state_of
 
 EVENTS_KEPT = 1000
@@ -71,13 +72,13 @@ class Ui(NamedTuple):
 
     selected: EntryId | None = None
     first: int = 0  # the first entry on the screen
-    sort: str = BY_NAME
+    sort: str = SORT_BY_NAME
     descending: bool = False
     filter: str = ""
     typing: bool = False  # the filter is being typed
     by_gpu: bool = False
     grid: bool = False
-    metric: str = "utilization"  # what colours the grid
+    metric: str = METRICS[0].name  # what colours the grid
     frozen: bool = False
     help: bool = False
     page: str = ""  # the node whose page is open
@@ -152,7 +153,8 @@ class Lens:
             self._asked = asked
             started = self._live.clock()
             self._sort(ui, self._source.snapshot())
-            self._due = self.now + max(1.0, 11 * (self._live.clock() - started))
+            took_seconds = self._live.clock() - started
+            self._due = self.now + took_seconds + max(1.0, 10 * took_seconds)
 
     def place(self, entry_id: EntryId | None) -> int | None:
         """Where an entry stands in the order."""
@@ -175,12 +177,12 @@ class Lens:
         self.totals = count_totals(rows, self.now)
         order = self._ordered_by_name(ui, rows)
         tests, _ = parse_filter(ui.filter)
-        if tests or ui.sort != BY_NAME:
+        if tests or ui.sort != SORT_BY_NAME:
             known = {row.node_id: row for row in rows}
             entries = make_entries(((entry_id, known[entry_id.node_id]) for entry_id in order), self.now)
             entries = [entry for entry in entries if all(test(entry) for test in tests)]
-            order = [entry.id for entry in entries] if ui.sort == BY_NAME else sorted_ids(entries, ui)
-        if ui.sort == BY_NAME and ui.descending:
+            order = [entry.id for entry in entries] if ui.sort == SORT_BY_NAME else sorted_ids(entries, ui)
+        if ui.sort == SORT_BY_NAME and ui.descending:
             order = order[::-1]
         if order != self.order:
             self.order = order
@@ -198,7 +200,7 @@ class Lens:
 
 def sorted_ids(entries: Iterable[Entry], ui: Ui) -> list[EntryId]:
     """In the order that the Ui asks for; what has no value comes last, whichever way it is turned."""
-    value_of = BY_SORT[ui.sort].value
+    value_of = SORTED_BY[ui.sort].value
     valued: list[tuple[EntryId, Any]] = [(entry.id, value_of(entry)) for entry in entries]
     present = [pair for pair in valued if pair[1] is not None]
     present.sort(key=lambda pair: pair[1], reverse=ui.descending)

@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 from edge import history
 from edge.drawing import Column, heat_style
-from edge.fleet.entry import WHOLE_NODE, Entry
+from edge.fleet.entry import Entry
 from edge.fleet.row import Vitals
+from edge.history import WHOLE_NODE
 from edge.text import fraction, show_celsius, show_percent, show_watts
 
 
@@ -20,11 +21,12 @@ class Metric(NamedTuple):
     word: str  # what a filter calls it, as far as it must be written
     units: Mapping[str, float]  # that may follow a number in a filter, in the unit of `value`
     value: Callable[[Vitals], float | None]
-    text: Callable[[Vitals], str]
+    text: Callable[[Vitals], str]  # the value with its unit, a dash where it is not reported
     style: Callable[[Vitals], str]  # of its meter and sparkline
     meter: Callable[[Vitals], float | None]  # in the table, 0 to 1
     full: Callable[[Entry], float | None]  # the value that fills a cell of the grid
-    full_text: str
+    full_text: str  # the same in words
+    example: str  # of a filter, for the help
     history: int | None  # its column of the history; None: it has none, and no sparkline
     needs_word: bool = False  # beside its number: the unit does not tell which metric it is
     colours_number: bool = False  # by `style`, as its meter is
@@ -37,7 +39,7 @@ class Metric(NamedTuple):
 
     def part(self, entry: Entry) -> float | None:
         """How much of a cell of the grid it fills, 0 to 1."""
-        return fraction(self.of(entry), self.full(entry))
+        return fraction(self.value(entry.vitals), self.full(entry))
 
 
 def percent(part: float | None) -> float | None:
@@ -57,7 +59,7 @@ METRICS = (
         text=lambda vitals: show_percent(vitals.utilization),
         style=lambda _: "green",
         meter=lambda vitals: vitals.utilization,
-        full=lambda _: 100, full_text="100%",
+        full=lambda _: 100, full_text="100%", example="util<10",
         history=history.UTILIZATION, needs_word=True,
     ),
     Metric(
@@ -66,7 +68,7 @@ METRICS = (
         text=lambda vitals: show_percent(vitals.memory),
         style=lambda _: "cyan",
         meter=lambda vitals: vitals.memory,
-        full=lambda _: 100, full_text="100%",
+        full=lambda _: 100, full_text="100%", example="mem>90%",
         history=history.MEMORY, needs_word=True,
     ),
     Metric(
@@ -75,7 +77,7 @@ METRICS = (
         text=lambda vitals: show_celsius(vitals.celsius, vitals.limit_celsius),
         style=lambda vitals: heat_style(vitals.celsius, vitals.limit_celsius),
         meter=lambda vitals: fraction(vitals.celsius, vitals.limit_celsius or 100),
-        full=lambda _: 100, full_text="100°C",
+        full=lambda _: 100, full_text="100°C", example="temp>80",
         history=history.TEMPERATURE, colours_number=True,
     ),
     Metric(
@@ -84,14 +86,14 @@ METRICS = (
         text=lambda vitals: show_watts(vitals.milliwatts),
         style=lambda _: "",
         meter=lambda _: None,
-        full=power_limit_watts, full_text="100% of its limit",
+        full=power_limit_watts, full_text="100% of its limit", example="power>1.5kW",
         history=None,
     ),
 )  # fmt: skip
-BY_NAME = {metric.name: metric for metric in METRICS}
+METRIC_NAMED = {metric.name: metric for metric in METRICS}
 
 
-def after(name: str) -> str:
+def metric_after(name: str) -> str:
     """The next metric's name, round and round."""
-    names = list(BY_NAME)
+    names = list(METRIC_NAMED)
     return names[(names.index(name) + 1) % len(names)]

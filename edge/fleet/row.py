@@ -34,7 +34,7 @@ class Vitals(NamedTuple):
     limit_celsius: int | None = None  # that device's slowdown temperature
     milliwatts: int | None = None  # of all devices
     errors: int = 0  # devices that are not read
-    frame: bytes = b""  # of the history
+    frame: bytes = b""  # what this sample adds to the history
 
 
 class Capacities(NamedTuple):
@@ -65,20 +65,20 @@ class Refused(Exception):
 class Session:
     """One stream of one instance of a node; or, for unary heartbeats, what stands for it."""
 
-    __slots__ = ("address", "close", "end", "instance_id", "next_acknowledgement_at", "next_check_at", "node_id", "sequence")
+    __slots__ = ("address", "close", "ended_for", "instance_id", "next_acknowledgement_at", "next_check_at", "node_id", "sequence")
 
     def __init__(self, request: pb.HeartbeatRequest, address: str, close: Callable[[End], object] | None) -> None:
         self.node_id = request.node_id
         self.instance_id = request.info.instance_id
         self.address = address
         self.close = close  # ends the stream for a reason, from any thread; None: unary heartbeats, which have no stream
-        self.end: End | None = None  # why the server has ended it
+        self.ended_for: End | None = None  # why the server has ended it
         self.sequence = max((sample.sequence for sample in request.backlog), default=0)  # the newest sample that came
         self.next_acknowledgement_at = self.next_check_at = 0.0
 
     def finish(self, end: End) -> None:
         """The server ends it: the stream gets this answer, and so does what still comes of the session."""
-        self.end = end
+        self.ended_for = end
         if self.close:
             self.close(end)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import textwrap
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from edge.drawing import (
@@ -25,15 +25,15 @@ from edge.drawing import (
     too_small,
 )
 from edge.event_log import Event
-from edge.fleet.columns import STATE_STYLES, TABLE, TableColumn, widths_of
+from edge.fleet.columns import SORT_BY_NAME, STATE_STYLES, TABLE, TableColumn, widths_of
 from edge.fleet.entry import Entry, make_entries
 from edge.fleet.filters import parse_filter
 from edge.fleet.keys import Place, Room, behind_help, footer_of, help_lines
 from edge.fleet.lens import Lens, Totals, Ui
-from edge.fleet.metrics import BY_NAME, METRICS
+from edge.fleet.metrics import METRIC_NAMED, METRICS
 from edge.fleet.row import Row, State, reason_of, state_of
 from edge.panels import Subject, node_panels
-from edge.protocol import DEFAULT_PORT
+from edge.protocol import DEFAULT_PORT, LATE_INTERVALS, LOST_INTERVALS, LOST_SECONDS
 from edge.text import show_bytes, show_celsius, show_percent, show_seconds, show_watts, visible
 
 EVENT_STYLES = {
@@ -50,11 +50,12 @@ EVENT_STYLES = {
 }
 STATE_HELP = {
     State.ONLINE: "heartbeats come",
-    State.LATE: "none for 3 intervals",
+    State.LATE: f"none for {LATE_INTERVALS} intervals",
     State.DISCONNECTED: "its stream broke without a goodbye",
-    State.LOST: "no heartbeat for 10 s or 5 intervals, whichever is longer",
+    State.LOST: f"no heartbeat for {LOST_SECONDS:g} s or {LOST_INTERVALS} intervals, whichever is longer",
     State.LEFT: "it said goodbye",
 }
+GLYPHS = {f"{glyph} " for glyph, _ in STATE_STYLES.values()}
 GRID_CELLS = (26, 9, 2, 1)  # widths of a cell: with name and value, with its value, apart, side by side: the widest that fits all
 GRID_STEPS = "▁▂▃▄▅▆▇█"
 GRID_STYLES = ("blue", "blue", "cyan", "cyan", "green", "green", "yellow", "bold red")
@@ -176,11 +177,12 @@ def table_panel(view: View, width: int) -> list[Line]:
     chosen = choose_columns([column.column for column in TABLE], width - 4)
     columns = [column for column in TABLE if column.column in chosen]
     widths = widths_of(columns, width - 4)
+    columns = [column._replace(column=column.column._replace(width=widths[column.column.title])) for column in columns]
     titles = " ".join(
-        fit(column.title(view.ui.sort, view.ui.descending), widths[column.column.title], column.column.align) for column in columns
+        fit(column.title(view.ui.sort, view.ui.descending), column.column.width, column.column.align) for column in columns
     )
     lines: list[Line] = [[(titles, "bold dim")]]
-    lines += [entry_line(entry, columns, widths, view.ui) for entry in view.entries]
+    lines += [entry_line(entry, columns, view.ui) for entry in view.entries]
     if not view.matching:
         lines += nothing_to_show(view)
     return box(panel_title(view), lines + [[]] * (view.room.lines + 1 - len(lines)), width)
@@ -192,7 +194,7 @@ def panel_title(view: View) -> str:
     title = "GPUs" if ui.by_gpu else "Nodes"
     if len(view.entries) < view.matching:
         title += f" {ui.first + 1:,} to {ui.first + len(view.entries):,} of {view.matching:,}"
-    if ui.sort != "name" or ui.descending:
+    if ui.sort != SORT_BY_NAME or ui.descending:
         title += f" · by {ui.sort}{' ↓' if ui.descending else ' ↑'}"
     unread = " ".join(parse_filter(ui.filter)[1])
     return title + (f" · /{ui.filter}" if ui.filter else "") + (f" · not understood: {unread}" if unread else "")
@@ -207,21 +209,21 @@ def nothing_to_show(view: View) -> list[Line]:
     return [[], [("No node yet. On each box:", "")], [], [(f"    python3 node.pyz --server {address}", "bold")]]
 
 
-def entry_line(entry: Entry, columns: Sequence[TableColumn], widths: Mapping[str, int], ui: Ui) -> Line:
+def entry_line(entry: Entry, columns: Sequence[TableColumn], ui: Ui) -> Line:
     """One node or device. Values of a node that is not online are grey: stale is never shown as live."""
     line: Line = []
     for column in columns:
-        width = widths[column.column.title]
-        spans = column.spans(entry, width)
+        spans = column.spans(entry, column.column.width)
         if entry.state is not State.ONLINE and column.sort != "state":
             spans = grey(spans)
-        line += [*align(spans, column.column._replace(width=width)), (" ", "")]
+        line += align(spans, column.column)
+        line.append((" ", ""))
     return [(text, f"{style} reverse".strip()) for text, style in line] if entry.id == ui.selected else line
 
 
 def grey(line: Line) -> Line:
     """What is stale; the glyph of its state keeps its colour."""
-    return [(text, style if text[:1] in "◐○✗" else "dim") for text, style in line]
+    return [(text, style if text in GLYPHS else "dim") for text, style in line]
 
 
 # ---- The grid ----
@@ -240,7 +242,7 @@ def grid_panel(view: View, width: int) -> list[Line]:
 
 def grid_legend(view: View, width: int) -> Line:
     """The metric and its scale, and what the selected cell stands for."""
-    metric = BY_NAME[view.ui.metric]
+    metric = METRIC_NAMED[view.ui.metric]
     scale: Line = [(f"{metric.name}  0 ", "dim"), *zip(GRID_STEPS, GRID_STYLES, strict=True), (f" {metric.full_text}   ", "dim")]
     selected = next((entry for entry in view.entries if entry.id == view.ui.selected), None)
     if not selected:
@@ -257,7 +259,7 @@ def grid_legend(view: View, width: int) -> Line:
 
 def grid_cell(entry: Entry, width: int, ui: Ui) -> Line:
     """A block of `width` cells, with as much in words as it is wide enough for."""
-    metric = BY_NAME[ui.metric]
+    metric = METRIC_NAMED[ui.metric]
     glyph, style = STATE_STYLES[entry.state]
     if entry.state is State.ONLINE:
         part = metric.part(entry)
@@ -326,4 +328,4 @@ def event_panel(events: Sequence[Event], width: int, height: int) -> list[Line]:
 def event_line(event: Event) -> Line:
     """Time, what, who, and why."""
     time_of_day = time.strftime("%H:%M:%S ", time.localtime(event.time))
-    return [(time_of_day, "dim"), (fit(event.kind, 13), EVENT_STYLES[event.kind]), (f"{event.node_id:16} {event.text}", "")]
+    return [(time_of_day, "dim"), (fit(event.kind, 13), EVENT_STYLES.get(event.kind, "")), (f"{event.node_id:16} {event.text}", "")]

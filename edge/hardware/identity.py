@@ -36,6 +36,7 @@ class Identity:
         self.node_id = given or self._draw()
 
     def redraw(self) -> str:
+        """Another one: the one before is taken."""
         self._attempt += 1
         self.node_id = self._draw()
         return self.node_id

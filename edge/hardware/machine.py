@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import node_pb2 as pb
-from edge.hardware.base import Accelerators, BoundedAccelerators, Host
+from edge.hardware.base import Accelerators, Host
 from edge.hardware.host import LocalHost
-from edge.hardware.nvml import NVML_TIMEOUT_SECONDS, NvmlAccelerators
+from edge.hardware.nvml import open_nvml
 from edge.hardware.simulated import SimulatedBox
 from edge.program import Failure
 from edge.protocol import MAX_PROCESSES
-
-KINDS = ("auto", "nvml", "host", "simulated")  # of --hardware
 
 
 class Machine:
@@ -80,16 +79,29 @@ def simulated(seed: int, clock: Callable[[], float] = time.monotonic) -> Machine
     return Machine(box, [box])
 
 
-def open_machine(kind: str, seed: int) -> Machine:
-    """What --hardware asks for. `auto` is never simulated. Raises Failure when `nvml` is asked for and is not there."""
+class Maker(NamedTuple):
+    """Accelerators of one maker, as they are looked for."""
+
+    open: Callable[[], Accelerators]  # raises Failure when there is none
+    advice: str  # to who has asked for them
+
+
+MAKERS = {"nvml": Maker(open_nvml, "is the NVIDIA driver installed and loaded? Try nvidia-smi, or --hardware host")}
+KINDS = ("auto", *MAKERS, "host", "simulated")  # of --hardware
+
+
+def open_machine(kind: str, seed: int, makers: Mapping[str, Maker] = MAKERS) -> Machine:
+    """What --hardware asks for. `auto` is never simulated. Raises Failure when a maker's are asked for and are not there."""
     if kind == "simulated":
         return simulated(seed)
-    host = LocalHost()
-    if kind == "host":
-        return Machine(host)
-    try:
-        return Machine(host, [BoundedAccelerators(NvmlAccelerators(), NVML_TIMEOUT_SECONDS)])
-    except Failure as failure:
-        if kind == "nvml":
-            raise Failure(f"{failure}: is the NVIDIA driver installed and loaded? Try nvidia-smi, or --hardware host") from failure
-        return Machine(host, notices=[str(failure)])
+    found: list[Accelerators] = []
+    notices: list[str] = []
+    for name, maker in makers.items():
+        try:
+            if kind in (name, "auto"):
+                found.append(maker.open())
+        except Failure as failure:
+            if kind == name:
+                raise Failure(f"{failure}: {maker.advice}") from failure
+            notices.append(str(failure))
+    return Machine(LocalHost(), found, notices)

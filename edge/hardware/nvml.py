@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import node_pb2 as pb
-from edge.hardware.base import BoundedCalls, within
+from edge.hardware.base import BoundedAccelerators, BoundedCalls, within
 from edge.program import Failure
 
 NVML_TIMEOUT_SECONDS = 2.0  # a driver call that takes longer hangs
@@ -124,3 +124,8 @@ class NvmlAccelerators:
             ):
                 return None
             raise
+
+
+def open_nvml() -> BoundedAccelerators:
+    """All NVIDIA GPUs of this machine. Raises Failure when there is none."""
+    return BoundedAccelerators(NvmlAccelerators(), NVML_TIMEOUT_SECONDS)

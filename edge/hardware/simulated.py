@@ -90,6 +90,7 @@ class SimulatedDevice:
         self.fan += (wanted - self.fan) * -math.expm1(-seconds / 6)
 
     def info(self, index: int, uuid_text: str) -> pb.DeviceInfo:
+        """What the catalogue says of it."""
         return pb.DeviceInfo(
             index=index,
             uuid=uuid_text,
@@ -101,7 +102,8 @@ class SimulatedDevice:
         )
 
     def sample(self) -> pb.DeviceSample:
-        throttle, idle = ThrottleReason(0), self.load < 0.01
+        """As it is now."""
+        throttle, idle = 0, self.load < 0.01
         if self.clock < 0.999:
             throttle = ThrottleReason.THERMAL_SOFTWARE
         elif self.watts > 0.98 * self.model.limit_watts:

@@ -27,7 +27,7 @@ def test_late_after_three_intervals_lost_after_ten_seconds_or_five(interval: flo
 def test_a_lost_node_keeps_its_reason() -> None:
     clock = Clock()
     registry = Registry(1.0, 10, clock)
-    registry.end(opened(registry, "box"), "the stream broke")
+    registry.stream_ended(opened(registry, "box"), "the stream broke")
     (row,) = registry.snapshot()
     assert reason_of(row, State.DISCONNECTED, clock.now) == "the stream broke"
     clock.now += 42

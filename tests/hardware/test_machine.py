@@ -7,8 +7,10 @@ import threading
 import pytest
 
 import node_pb2 as pb
-from edge.hardware.base import BoundedAccelerators
-from edge.hardware.machine import KINDS, Machine, open_machine, simulated
+from edge.hardware.base import Accelerators, BoundedAccelerators
+from edge.hardware.machine import KINDS, Machine, Maker, open_machine, simulated
+from edge.hardware.simulated import SimulatedBox
+from edge.program import Failure
 from edge.protocol import MAX_PROCESSES
 from tests.fixtures.processes import eventually
 
@@ -35,7 +37,7 @@ class FakeHost:
         return f"user-{pid}", f"name-{pid}"
 
 
-class Maker:
+class FakeMaker:
     """A maker's devices, a message of each kind for every one; all of them have one process."""
 
     def __init__(self, backend: pb.Backend, *devices: str, notices: tuple[str, ...] = (), unified: bool = False) -> None:
@@ -60,7 +62,8 @@ class Maker:
 
 
 def test_devices_of_all_makers_are_one_list() -> None:
-    machine = Machine(FakeHost(), [Maker(pb.BACKEND_NVML, "H200", "H200"), Maker(pb.BACKEND_SIMULATED, "TPU", "TPU", "TPU")])
+    makers = FakeMaker(pb.BACKEND_NVML, "H200", "H200"), FakeMaker(pb.BACKEND_SIMULATED, "TPU", "TPU", "TPU")
+    machine = Machine(FakeHost(), makers)
     host, devices = machine.info()
     assert (machine.hostname, host.model) == ("edge-07", "PowerEdge")
     assert machine.backend == pb.BACKEND_NVML  # the first one's
@@ -77,14 +80,14 @@ def test_devices_of_all_makers_are_one_list() -> None:
 
 
 def test_a_sources_own_messages_are_left_as_they_are() -> None:
-    maker = BoundedAccelerators(Maker(pb.BACKEND_SIMULATED, "A", unified=True), 5)
-    machine = Machine(FakeHost(), [Maker(pb.BACKEND_NVML, "B"), maker])
+    maker = BoundedAccelerators(FakeMaker(pb.BACKEND_SIMULATED, "A", unified=True), 5)
+    machine = Machine(FakeHost(), [FakeMaker(pb.BACKEND_NVML, "B"), maker])
     assert machine.info() == machine.info()
     assert maker.device_infos() == [pb.DeviceInfo(index=0, name="A", unified_memory=True)]
 
 
 def test_a_driver_that_hangs_costs_its_own_devices_and_no_others() -> None:
-    stuck, well = Maker(pb.BACKEND_NVML, "H200", "H200"), Maker(pb.BACKEND_SIMULATED, "TPU")
+    stuck, well = FakeMaker(pb.BACKEND_NVML, "H200", "H200"), FakeMaker(pb.BACKEND_SIMULATED, "TPU")
     machine = Machine(FakeHost(), [BoundedAccelerators(stuck, 0.1), BoundedAccelerators(well, 5)])
     stuck.goes.clear()
     host, devices = machine.sample()
@@ -99,11 +102,11 @@ def test_a_driver_that_hangs_costs_its_own_devices_and_no_others() -> None:
 
 
 def test_processes_have_their_devices_place_and_their_owner() -> None:
-    class Named(Maker):
+    class Named(FakeMaker):
         def processes(self) -> list[pb.Process]:
             return [pb.Process(device_index=1, pid=7, user="ada", name="vllm")]
 
-    machine = Machine(FakeHost(), [Maker(pb.BACKEND_NVML, "A", "B"), Named(pb.BACKEND_SIMULATED, "C", "D")])
+    machine = Machine(FakeHost(), [FakeMaker(pb.BACKEND_NVML, "A", "B"), Named(pb.BACKEND_SIMULATED, "C", "D")])
     assert machine.processes() == [
         pb.Process(device_index=0, pid=100, user="user-100", name="name-100"),
         pb.Process(device_index=1, pid=101, user="user-101", name="name-101"),
@@ -112,20 +115,20 @@ def test_processes_have_their_devices_place_and_their_owner() -> None:
 
 
 def test_processes_are_bounded() -> None:
-    machine = Machine(FakeHost(), [Maker(pb.BACKEND_NVML, *"A" * (MAX_PROCESSES + 1))])
+    machine = Machine(FakeHost(), [FakeMaker(pb.BACKEND_NVML, *"A" * (MAX_PROCESSES + 1))])
     assert len(machine.processes()) == MAX_PROCESSES
 
 
 def test_notices_are_a_list_and_each_is_said_once() -> None:
-    first = Maker(pb.BACKEND_NVML, "A", notices=("old driver", "no fan"))
-    second = Maker(pb.BACKEND_SIMULATED, "B", notices=("not measured", "old driver"))
+    first = FakeMaker(pb.BACKEND_NVML, "A", notices=("old driver", "no fan"))
+    second = FakeMaker(pb.BACKEND_SIMULATED, "B", notices=("not measured", "old driver"))
     machine = Machine(FakeHost("no psutil"), [first, second], notices=["no TPU"])
     assert machine.notices() == ["no TPU", "no psutil", "old driver", "no fan", "not measured"]
     assert Machine(FakeHost()).notices() == []
 
 
 def test_unified_memory_takes_the_hosts_size_and_use() -> None:
-    machine = Machine(FakeHost(), [Maker(pb.BACKEND_NVML, "H200"), Maker(pb.BACKEND_SIMULATED, "GB10", unified=True)])
+    machine = Machine(FakeHost(), [FakeMaker(pb.BACKEND_NVML, "H200"), FakeMaker(pb.BACKEND_SIMULATED, "GB10", unified=True)])
     own, unified = machine.info()[1]
     own_sample, unified_sample = machine.sample()[1]
     assert (unified.memory_total_bytes, unified_sample.memory_used_bytes) == (64 * 2**30, 9 * 2**30)
@@ -141,11 +144,11 @@ def test_unified_memory_is_not_reported_where_the_host_does_not_know_it_or_the_d
         def host_sample(self) -> pb.HostSample:
             return pb.HostSample()
 
-    class Lost(Maker):
+    class Lost(FakeMaker):
         def device_samples(self) -> list[pb.DeviceSample]:
             return [pb.DeviceSample(error="GPU is lost")]
 
-    machine = Machine(Ignorant(), [Maker(pb.BACKEND_NVML, "GB10", unified=True)])
+    machine = Machine(Ignorant(), [FakeMaker(pb.BACKEND_NVML, "GB10", unified=True)])
     assert not machine.info()[1][0].HasField("memory_total_bytes")
     assert not machine.sample()[1][0].HasField("memory_used_bytes")
     lost = Machine(FakeHost(), [Lost(pb.BACKEND_NVML, "GB10", unified=True)])
@@ -175,3 +178,17 @@ def test_each_kind_opens_what_it_says() -> None:
     assert open_machine("simulated", 1).backend == pb.BACKEND_SIMULATED
     assert open_machine("host", 1).backend == pb.BACKEND_HOST
     assert open_machine("auto", 1).backend != pb.BACKEND_SIMULATED
+
+
+def test_auto_takes_each_maker_that_is_there_and_says_which_is_not() -> None:
+    def absent() -> Accelerators:
+        raise Failure("none of these")
+
+    there = Maker(lambda: SimulatedBox(1), "plug it in")
+    makers = {"one": Maker(absent, "plug it in"), "two": there, "three": there}
+    found = open_machine("auto", 0, makers)
+    assert len(found.info()[1]) == 16
+    assert found.notices()[0] == "none of these"
+    assert len(open_machine("two", 0, makers).info()[1]) == 8
+    with pytest.raises(Failure, match=r"^none of these: plug it in$"):
+        open_machine("one", 0, makers)
