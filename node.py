@@ -676,7 +676,7 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.option("--server", about, type=parse_server, default="localhost", metavar="HOST[:PORT]")
     about = f"name of this node, up to {protocol.MAX_NODE_ID} characters (default Node-1234, from the machine's id)"
     parser.option("--id", about, type=parse_node_id)
-    about = "auto, nvml, host or simulated (default auto: NVIDIA GPUs if there are any)"
+    about = f"{', '.join(KINDS[:-1])} or {KINDS[-1]} (default auto: NVIDIA GPUs if there are any)"
     parser.option("--hardware", about, type=one_of(KINDS), default="auto")
     parser.option("--seed", "of simulated hardware: which box, its id and its course (default random)", type=int, metavar="NUMBER")
     parser.option(

@@ -142,7 +142,8 @@ def heat_style(degrees: float | None, limit: float | None) -> str:
 
 
 class Column(NamedTuple):
-    """A column of a table. Where the terminal is narrow, the columns with the highest `rank` go first."""
+    """A column of a table. Where the terminal is narrow, those with the lowest `rank` come first, and one that is too wide for what
+    is left is passed over."""
 
     title: str
     width: int

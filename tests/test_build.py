@@ -748,6 +748,16 @@ def find_started(checkout: Path) -> list[psutil.Process]:
     return [process for process, words in commands.items() if any(str(checkout / "dist") in word for word in words)]
 
 
+@pytest.fixture
+def port_taken() -> Iterator[None]:
+    """The port that the demo would like is not to be had, so it takes another: two suites on one machine would meet there."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # taken it is
+            stack.enter_context(socket.create_server(("127.0.0.1", 50051)))
+        yield
+
+
+@pytest.mark.usefixtures("port_taken")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_the_demo(checkout: Path, start: Callable[..., Program], number: signal.Signals) -> None:
     demo = start(str(checkout / "build.py"), "demo", "--nodes", "3", EDGE_CACHE=str(checkout))
@@ -757,18 +767,19 @@ def test_a_signal_ends_the_demo(checkout: Path, start: Callable[..., Program], n
     assert not find_started(checkout)
 
 
+@pytest.mark.usefixtures("port_taken")
 def test_the_demo_on_a_terminal(checkout: Path, terminal: Callable[..., Terminal]) -> None:
-    """With the port taken that it would like. `q` ends it."""
-    with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", 50051)):
-        screen = terminal(str(checkout / "build.py"), "demo", "--nodes", "2", EDGE_CACHE=str(checkout))
-        screen.shows("h200", 60)
-        assert len(find_started(checkout)) == 3
-        screen.press("q")
-        assert screen.wait() == 0
-        screen.shows("python3 node.pyz --server")
-        assert not find_started(checkout)
+    """`q` ends it."""
+    screen = terminal(str(checkout / "build.py"), "demo", "--nodes", "2", EDGE_CACHE=str(checkout))
+    screen.shows("h200", 60)
+    assert len(find_started(checkout)) == 3
+    screen.press("q")
+    assert screen.wait() == 0
+    screen.shows("python3 node.pyz --server")
+    assert not find_started(checkout)
 
 
+@pytest.mark.usefixtures("port_taken")
 def test_a_node_that_dies_ends_the_demo(checkout: Path, start: Callable[..., Program]) -> None:
     demo = start(str(checkout / "build.py"), "demo", "--nodes", "1", EDGE_CACHE=str(checkout))
     demo.line(" joined ", 60)

@@ -99,25 +99,29 @@ def metric_spans(metric: Metric, entry: Entry, width: int) -> Line:
     """A number; before it a meter, and before that its sparkline, as far as the column is wide enough."""
     digits, vitals = metric.column.width, entry.vitals
     text, style, room = metric.text(vitals), metric.style(vitals), width - digits
-    if metric.history is None:
-        return [(text, "")]
+    number_style = style if metric.colours_number else ""
+    if metric.meter is None:
+        return [(text, number_style)]
     line: Line = []
     if room > METER_CELLS + 1:
-        values = history.series(entry.row.history, len(entry.row.capacities.devices), entry.id.device, metric.history)
+        values = b""
+        if metric.history is not None:
+            values = history.series(entry.row.history, len(entry.row.capacities.devices), entry.id.device, metric.history)
         line.append((sparkline(values[-MOST_SPARKS:], room - METER_CELLS - 2) + " ", style))
         room = METER_CELLS + 1
     if room > METER_CELLS:
         line += [*meter(metric.meter(vitals), METER_CELLS, style), (" " * (room - METER_CELLS - 1), "")]
         digits += 1
-    return [*line, (fit(text, digits, ">"), style if metric.colours_number else "")]
+    return [*line, (fit(text, digits, ">"), number_style)]
 
 
 def metric_column(metric: Metric) -> TableColumn:
     """The column of a metric."""
     spans = functools.partial(metric_spans, metric)
-    return TableColumn(metric.column, metric.name, metric.of, spans, True, metric.history is not None)
+    return TableColumn(metric.column, metric.name, metric.of, spans, True, metric.meter is not None)
 
 
+# In this order they stand, and `s` goes through them. The ranks tell which go first where it is narrow: the highest.
 TABLE = (
     TableColumn(Column("NODE", 16, 0), "name", lambda entry: natural_id(entry.id.node_id), name_spans),
     TableColumn(

@@ -80,6 +80,7 @@ def say(text: str) -> Callable[[Ui], str]:
 
 def change(**changes: Any) -> Callable[[Turn], Ui]:
     """An action that only sets fields of the Ui."""
+    Ui()._replace(**changes)  # one that it has not fails here, and not when the key is pressed
     return lambda turn: turn.ui._replace(**changes)
 
 

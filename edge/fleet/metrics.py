@@ -18,16 +18,16 @@ class Metric(NamedTuple):
 
     name: str  # what the table is sorted by, and the grid coloured by
     column: Column  # its own in the table
-    word: str  # what a filter calls it, as far as it must be written
+    word: str  # what a filter calls it; more letters may follow, so none may begin with another's
     units: Mapping[str, float]  # that may follow a number in a filter, in the unit of `value`
     value: Callable[[Vitals], float | None]
     text: Callable[[Vitals], str]  # the value with its unit, a dash where it is not reported
     style: Callable[[Vitals], str]  # of its meter and sparkline
-    meter: Callable[[Vitals], float | None]  # in the table, 0 to 1
+    meter: Callable[[Vitals], float | None] | None  # in the table, 0 to 1; None: it has no meter
     full: Callable[[Entry], float | None]  # the value that fills a cell of the grid
     full_text: str  # the same in words
     example: str  # of a filter, for the help
-    history: int | None  # its column of the history; None: it has none, and no sparkline
+    history: int | None  # its column of the history, which its sparkline and a device's value come from; None: it has none
     needs_word: bool = False  # beside its number: the unit does not tell which metric it is
     colours_number: bool = False  # by `style`, as its meter is
 
@@ -85,7 +85,7 @@ METRICS = (
         value=lambda vitals: None if vitals.milliwatts is None else vitals.milliwatts / 1000,
         text=lambda vitals: show_watts(vitals.milliwatts),
         style=lambda _: "",
-        meter=lambda _: None,
+        meter=None,
         full=power_limit_watts, full_text="100% of its limit", example="power>1.5kW",
         history=None,
     ),

@@ -1,4 +1,4 @@
-"""What a source of readings is, and how one that may hang is asked. Each other file of this folder is such a source."""
+"""What a source of readings is, and how one that may hang is asked. The other files are sources, but machine.py and identity.py."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ class Host(Protocol):
 
 
 class Accelerators(Protocol):
-    """The accelerators of one maker. Called after `host_sample`, once an interval."""
+    """The accelerators of one maker. Called after `host_sample`, once an interval; what may hang is in BoundedAccelerators. None of it
+    may raise: a device that can't be read has its error."""
 
     backend: pb.Backend
 

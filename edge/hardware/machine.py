@@ -82,8 +82,8 @@ def simulated(seed: int, clock: Callable[[], float] = time.monotonic) -> Machine
 class Maker(NamedTuple):
     """Accelerators of one maker, as they are looked for."""
 
-    open: Callable[[], Accelerators]  # raises Failure when there is none
-    advice: str  # to who has asked for them
+    open: Callable[[], Accelerators]  # raises Failure, whose words are a notice with `auto`, when there is none
+    advice: str  # to who has asked for them, after these words
 
 
 MAKERS = {"nvml": Maker(open_nvml, "is the NVIDIA driver installed and loaded? Try nvidia-smi, or --hardware host")}

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from edge.drawing import plain
-from edge.fleet.columns import natural
+from edge.fleet.columns import METER_CELLS, metric_spans, natural
+from edge.fleet.entry import EntryId, make_entries
+from edge.fleet.metrics import METRICS
 from tests.fixtures.examples import NOW, example_registry, example_row
 from tests.fixtures.screens import Screen, frame_of
 
@@ -43,3 +45,15 @@ def test_sensors_that_hang_are_told_from_a_box_that_is_dead() -> None:
     line = next(line for line in Screen(registry).text().splitlines() if "● Node-1000" in line)
     assert "ONLINE" in line
     assert "~42s" in line
+
+
+def test_a_metric_without_a_history_has_its_meter_and_its_colour() -> None:
+    registry = example_registry(1)
+    (row,) = registry.snapshot()
+    (entry,) = make_entries([(EntryId(row.node_id), row)], NOW)
+    (power,) = (metric for metric in METRICS if metric.name == "power")
+    metric = power._replace(meter=lambda _: 0.5, style=lambda _: "bold red", colours_number=True)
+    spans = metric_spans(metric, entry, power.column.width + METER_CELLS + 1)
+    assert plain([spans]).startswith("████····")
+    assert spans[-1][1] == "bold red"
+    assert metric_spans(power, entry, power.column.width) == [(power.text(row.vitals), "")]

@@ -8,7 +8,7 @@ import re
 import pytest
 
 from edge.fleet.entry import EntryId
-from edge.fleet.keys import ANY, BINDINGS, Binding, Place, footer_of, help_lines
+from edge.fleet.keys import ANY, BINDINGS, Binding, Place, change, footer_of, help_lines
 from edge.fleet.lens import Ui
 from edge.terminal import KEY_NAMES
 from tests.fixtures.examples import example_registry
@@ -185,3 +185,13 @@ def test_q_quits_and_in_the_help_it_only_goes_back(place: Place) -> None:
     assert (screen.ui.help, screen.ui.closed) == (False, False)
     assert screen.press("q").ui.closed
     assert Screen(example_registry()).press(*WAYS[Place.FILTER], "q").ui == Ui(EntryId("Node-1000"), typing=True, filter="q")
+
+
+def test_no_key_is_bound_twice_in_a_place() -> None:
+    bound_keys = [(place, key) for binding in BINDINGS for place in binding.places for key in binding.keys]
+    assert len(bound_keys) == len(set(bound_keys))
+
+
+def test_an_action_sets_only_what_the_ui_has() -> None:
+    with pytest.raises((TypeError, ValueError), match="helpp"):
+        change(helpp=True)

@@ -8,7 +8,7 @@ import pytest
 
 import node_pb2 as pb
 from edge.hardware.base import Accelerators, BoundedAccelerators
-from edge.hardware.machine import KINDS, Machine, Maker, open_machine, simulated
+from edge.hardware.machine import KINDS, MAKERS, Machine, Maker, open_machine, simulated
 from edge.hardware.simulated import SimulatedBox
 from edge.program import Failure
 from edge.protocol import MAX_PROCESSES
@@ -174,7 +174,7 @@ def test_a_simulated_box_is_one_source_for_its_host_and_its_devices(seed: int) -
 
 
 def test_each_kind_opens_what_it_says() -> None:
-    assert set(KINDS) == {"auto", "nvml", "host", "simulated"}
+    assert set(KINDS) == {"auto", *MAKERS, "host", "simulated"}
     assert open_machine("simulated", 1).backend == pb.BACKEND_SIMULATED
     assert open_machine("host", 1).backend == pb.BACKEND_HOST
     assert open_machine("auto", 1).backend != pb.BACKEND_SIMULATED
