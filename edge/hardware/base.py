@@ -33,8 +33,8 @@ class Host(Protocol):
 
 
 class Accelerators(Protocol):
-    """The accelerators of one maker. Called after `host_sample`, once an interval; what may hang is in BoundedAccelerators. None of it
-    may raise: a device that can't be read has its error."""
+    """The accelerators of one maker. Called after `host_sample`, once an interval. None of it may raise: a device that can't be
+    read has its error; what may hang is wrapped in BoundedAccelerators."""
 
     backend: pb.Backend
 
