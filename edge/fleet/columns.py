@@ -33,7 +33,7 @@ LONGER_NAMES = ("HARDWARE", "HOSTNAME", "NODE")  # get what is left over, in thi
 class TableColumn(NamedTuple):
     """One column: how it is laid out, sorted by and filled."""
 
-    column: Column
+    layout: Column
     sort: str  # what the order by it is called
     value: Callable[[Entry], Any]  # what entries are compared by; None sorts last
     spans: Callable[[Entry, int], Line]  # what stands in it for an entry, where it is so many cells wide
@@ -42,7 +42,7 @@ class TableColumn(NamedTuple):
 
     def title(self, sort: str, descending: bool) -> str:
         """With an arrow when the table is sorted by it."""
-        return f"{self.column.title}{'↓' if descending else '↑'}" if self.sort == sort else self.column.title
+        return f"{self.layout.title}{'↓' if descending else '↑'}" if self.sort == sort else self.layout.title
 
 
 def natural(text: str) -> list[tuple[int, str]]:
@@ -121,7 +121,7 @@ def metric_column(metric: Metric) -> TableColumn:
     return TableColumn(metric.column, metric.name, metric.of, spans, True, metric.meter is not None)
 
 
-# In this order they stand, and `s` goes through them. The ranks tell which go first where it is narrow: the highest.
+# In this order they stand, and `s` goes through them. Where it is narrow, those with the highest rank are left out.
 TABLE = (
     TableColumn(Column("NODE", 16, 0), "name", lambda entry: natural_id(entry.id.node_id), name_spans),
     TableColumn(
@@ -150,9 +150,9 @@ def column_after(sort: str) -> TableColumn:
 
 def widths_of(columns: Sequence[TableColumn], width: int) -> dict[str, int]:
     """By title, the cells of each column when what is left over is shared out: first meters, then sparklines, then longer names."""
-    widths = {column.column.title: column.column.width for column in columns}
+    widths = {column.layout.title: column.layout.width for column in columns}
     spare = width - sum(cells + 1 for cells in widths.values()) + 1
-    meters = [column.column.title for column in columns if column.has_meter]
+    meters = [column.layout.title for column in columns if column.has_meter]
     for title in meters:
         if spare >= METER_CELLS + 1:
             widths[title] += METER_CELLS + 1

@@ -189,7 +189,7 @@ def device_vitals(capacities: Sequence[tuple[int, int]], devices: Sequence[pb.De
             milliwatts = power if milliwatts is None else milliwatts + power
         rows += load, full if full is None or full < 100 else 100, heat
     mean = utilization / readings if readings else None
-    rows[:3] = mean, at_most_100(fullest), celsius
+    rows[: len(history.COLUMNS)] = mean, at_most_100(fullest), celsius
     frame = history.frame(rows, known)
     return Vitals(share_of(mean), share_of(fullest), used, total, celsius, limit or None, milliwatts, errors, frame)
 

@@ -174,12 +174,12 @@ def footer(view: View, width: int) -> Line:
 
 def table_panel(view: View, width: int) -> list[Line]:
     """The table in its border: a line an entry."""
-    chosen = choose_columns([column.column for column in TABLE], width - 4)
-    columns = [column for column in TABLE if column.column in chosen]
+    chosen = choose_columns([column.layout for column in TABLE], width - 4)
+    columns = [column for column in TABLE if column.layout in chosen]
     widths = widths_of(columns, width - 4)
-    columns = [column._replace(column=column.column._replace(width=widths[column.column.title])) for column in columns]
+    columns = [column._replace(layout=column.layout._replace(width=widths[column.layout.title])) for column in columns]
     titles = " ".join(
-        fit(column.title(view.ui.sort, view.ui.descending), column.column.width, column.column.align) for column in columns
+        fit(column.title(view.ui.sort, view.ui.descending), column.layout.width, column.layout.align) for column in columns
     )
     lines: list[Line] = [[(titles, "bold dim")]]
     lines += [entry_line(entry, columns, view.ui) for entry in view.entries]
@@ -213,10 +213,10 @@ def entry_line(entry: Entry, columns: Sequence[TableColumn], ui: Ui) -> Line:
     """One node or device. Values of a node that is not online are grey: stale is never shown as live."""
     line: Line = []
     for column in columns:
-        spans = column.spans(entry, column.column.width)
+        spans = column.spans(entry, column.layout.width)
         if entry.state is not State.ONLINE and column.sort != "state":
             spans = grey(spans)
-        line += align(spans, column.column)
+        line += align(spans, column.layout)
         line.append((" ", ""))
     return [(text, f"{style} reverse".strip()) for text, style in line] if entry.id == ui.selected else line
 
