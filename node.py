@@ -21,7 +21,6 @@ import json
 import os
 import queue
 import random
-import re
 import sys
 import threading
 import time
@@ -34,20 +33,20 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC's C core writes to stder
 sys.modules.setdefault("ssl", None)  # type: ignore[arg-type]  # asyncio, which gRPC imports, would load OpenSSL with it: 4 MB
 
 import grpc
-from google.protobuf import json_format
 
 import node_pb2 as pb
 import node_pb2_grpc
 from edge import history, protocol
 from edge.command_line import Options, one_of, parse_node_id, parse_seconds, parse_server
-from edge.drawing import SMALLEST_HEIGHT, SMALLEST_WIDTH, Line, box, fit_line, fit_lines, plain, too_small
+from edge.drawing import SMALLEST_HEIGHT, SMALLEST_WIDTH, Line, fit_line, fit_lines, too_small
 from edge.event_log import Event, EventLog, Follower
 from edge.hardware.base import SLOW_READING_SECONDS
+from edge.hardware.export import reading_json, reading_text
 from edge.hardware.identity import Identity
 from edge.hardware.machine import KINDS, Machine, open_machine
-from edge.panels import Subject, device_table, host_readings, host_words, node_panels
+from edge.panels import Subject, log_panel, node_panels
 from edge.program import FAILED, VERSION, OutputClosed, is_screen, main_of, put, time_stamp
-from edge.terminal import Inputs, Screen, writable
+from edge.terminal import Inputs, Screen
 from edge.text import show_seconds, visible
 
 MAX_BACKOFF_SECONDS = 30.0
@@ -558,26 +557,6 @@ def link_line(view: View, clock: float) -> Line:
     return [(" ◐ connecting", "yellow"), (f" to {view.server}", "")]
 
 
-LOG_STYLES = {"info": "", "warning": "yellow", "error": "bold red"}
-
-
-def log_panel(log: Sequence[Event], width: int, room: int) -> list[Line]:
-    """The newest lines of the log that fit, the newest last."""
-    if room < 3:
-        return log_lines(log, room)
-    lines = log_lines(log, room - 2)
-    return box("Log", lines + [[]] * (room - 2 - len(lines)), width)
-
-
-def log_lines(log: Sequence[Event], count: int) -> list[Line]:
-    """The last `count` lines."""
-    newest = log[-count:] if count > 0 else ()
-    return [
-        [(time.strftime("%H:%M:%S ", time.localtime(line.time)), "dim"), (line.text, LOG_STYLES.get(line.kind, ""))]
-        for line in newest
-    ]
-
-
 # ---- The program ----
 
 
@@ -605,12 +584,6 @@ def print_events(events: Sequence[Event], as_json: bool) -> None:
             put(f"{time_stamp(event.time)} {event.text}")
 
 
-def reading_json(node_id: str, info: pb.NodeInfo, sample: pb.Sample) -> str:
-    """A reading as one line of JSON, in protobuf's JSON mapping with the proto's own field names."""
-    info_json, sample_json = (json_format.MessageToDict(message, preserving_proto_field_name=True) for message in (info, sample))
-    return json.dumps({"time": round(time.time(), 3), "node_id": node_id, "info": info_json, "sample": sample_json})
-
-
 def run_headless(state: NodeState, events: Follower, inputs: Inputs, as_json: bool) -> None:
     """The main thread without a terminal: a line an event, with --json also one a sample."""
     sequence = 0
@@ -630,18 +603,7 @@ def print_once(machine: Machine, node_id: str, as_json: bool) -> None:
     take_sample(machine, 1, started_at, time.monotonic)
     time.sleep(0.5)
     sample = take_sample(machine, 2, started_at, time.monotonic)
-    if as_json:
-        put(reading_json(node_id, info, sample))
-        return
-    subject = Subject(info, sample, machine.processes(), b"")
-    texts = (info.hostname, info.host.model, info.host.operating_system, info.notice)
-    about = " · ".join(visible(text) for text in texts if text)
-    lines: list[Line] = [[(f"{node_id}  {about}", "")]]
-    if info.devices:
-        lines += device_table(subject, 140)
-    lines += [[(f" {label:8}{text}", "")] for label, _, text, _ in host_readings(subject)]
-    lines.append([(f" {host_words(subject)}", "")])
-    put(writable(re.sub(r" +$", "", plain(lines), flags=re.MULTILINE)))
+    put(reading_json(node_id, info, sample) if as_json else reading_text(node_id, Subject(info, sample, machine.processes(), b"")))
 
 
 def guarded(state: NodeState, debug: bool, body: Callable[..., None], *arguments: Any) -> threading.Thread:

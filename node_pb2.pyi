@@ -54,7 +54,7 @@ class HeartbeatResponse(_message.Message):
     def __init__(self, acknowledged: bool = ..., acknowledged_sequence: _Optional[int] = ..., heartbeat_interval_milliseconds: _Optional[int] = ...) -> None: ...
 
 class NodeInfo(_message.Message):
-    __slots__ = ("hostname", "agent_version", "instance_id", "backend", "started_at", "host", "devices", "notice", "session_number", "last_error")
+    __slots__ = ("hostname", "agent_version", "instance_id", "backend", "started_at", "host", "devices", "notice", "session_number", "last_error", "box_id", "id_is_drawn", "sampling_interval_milliseconds")
     HOSTNAME_FIELD_NUMBER: _ClassVar[int]
     AGENT_VERSION_FIELD_NUMBER: _ClassVar[int]
     INSTANCE_ID_FIELD_NUMBER: _ClassVar[int]
@@ -65,6 +65,9 @@ class NodeInfo(_message.Message):
     NOTICE_FIELD_NUMBER: _ClassVar[int]
     SESSION_NUMBER_FIELD_NUMBER: _ClassVar[int]
     LAST_ERROR_FIELD_NUMBER: _ClassVar[int]
+    BOX_ID_FIELD_NUMBER: _ClassVar[int]
+    ID_IS_DRAWN_FIELD_NUMBER: _ClassVar[int]
+    SAMPLING_INTERVAL_MILLISECONDS_FIELD_NUMBER: _ClassVar[int]
     hostname: str
     agent_version: str
     instance_id: str
@@ -75,7 +78,10 @@ class NodeInfo(_message.Message):
     notice: str
     session_number: int
     last_error: str
-    def __init__(self, hostname: _Optional[str] = ..., agent_version: _Optional[str] = ..., instance_id: _Optional[str] = ..., backend: _Optional[_Union[Backend, str]] = ..., started_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., host: _Optional[_Union[HostInfo, _Mapping]] = ..., devices: _Optional[_Iterable[_Union[DeviceInfo, _Mapping]]] = ..., notice: _Optional[str] = ..., session_number: _Optional[int] = ..., last_error: _Optional[str] = ...) -> None: ...
+    box_id: str
+    id_is_drawn: bool
+    sampling_interval_milliseconds: int
+    def __init__(self, hostname: _Optional[str] = ..., agent_version: _Optional[str] = ..., instance_id: _Optional[str] = ..., backend: _Optional[_Union[Backend, str]] = ..., started_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., host: _Optional[_Union[HostInfo, _Mapping]] = ..., devices: _Optional[_Iterable[_Union[DeviceInfo, _Mapping]]] = ..., notice: _Optional[str] = ..., session_number: _Optional[int] = ..., last_error: _Optional[str] = ..., box_id: _Optional[str] = ..., id_is_drawn: bool = ..., sampling_interval_milliseconds: _Optional[int] = ...) -> None: ...
 
 class HostInfo(_message.Message):
     __slots__ = ("model", "operating_system", "cpu_count", "memory_total_bytes", "disk_total_bytes")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ from edge.drawing import (
     meter,
     sparkline,
 )
+from edge.event_log import Event
 from edge.protocol import ThrottleReason, reported
 from edge.text import (
     MISSING,
@@ -278,3 +280,23 @@ def core_lines(percents: bytes, width: int) -> list[Line]:
     each = width - 7
     parts = [percents[start : start + each] for start in range(0, len(percents), each)]
     return [[("cores  ", "dim"), (sparkline(part, len(part)), "green")] for part in parts]
+
+
+LOG_STYLES = {"info": "", "warning": "yellow", "error": "bold red"}
+
+
+def log_panel(log: Sequence[Event], width: int, room: int) -> list[Line]:
+    """A node's own log: the newest lines that fit, the newest last."""
+    if room < 3:
+        return log_lines(log, room)
+    lines = log_lines(log, room - 2)
+    return box("Log", lines + [[]] * (room - 2 - len(lines)), width)
+
+
+def log_lines(log: Sequence[Event], count: int) -> list[Line]:
+    """The last `count` lines."""
+    newest = log[-count:] if count > 0 else ()
+    return [
+        [(time.strftime("%H:%M:%S ", time.localtime(line.time)), "dim"), (line.text, LOG_STYLES.get(line.kind, ""))]
+        for line in newest
+    ]

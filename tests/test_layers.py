@@ -18,7 +18,7 @@ LAYERS = (
     ("edge.history", "edge.event_log"),
     ("edge.command_line", "edge.drawing"),
     ("edge.terminal", "edge.panels"),
-    ("edge.hardware.base", "edge.hardware.identity"),
+    ("edge.hardware.base", "edge.hardware.identity", "edge.hardware.export"),
     ("edge.hardware.host", "edge.hardware.nvml", "edge.hardware.simulated"),
     ("edge.hardware.machine",),
     ("edge.fleet.row", "edge.fleet.listening"),
