@@ -42,7 +42,7 @@ from edge.drawing import SMALLEST_HEIGHT, SMALLEST_WIDTH, Line, fit_line, fit_li
 from edge.event_log import Event, EventLog, Follower
 from edge.hardware.base import SLOW_READING_SECONDS
 from edge.hardware.export import reading_json, reading_text
-from edge.hardware.identity import Identity
+from edge.hardware.identity import Identity, machine_text, simulated_text
 from edge.hardware.machine import KINDS, Machine, open_machine
 from edge.panels import Subject, log_panel, node_panels
 from edge.program import FAILED, VERSION, OutputClosed, is_screen, main_of, put, time_stamp
@@ -52,6 +52,7 @@ from edge.text import show_seconds, visible
 MAX_BACKOFF_SECONDS = 30.0
 FIRST_SAMPLE_SECONDS = 2.0
 LOG_LINES = 500
+OWN_ID_TRIES = 4  # before another id is drawn: its holder may be this box's past, which the server takes for alive for some seconds
 
 
 # ---- State: what the threads share ----
@@ -348,9 +349,10 @@ class Session:
     change is in RoundTrips, under its lock.
     """
 
-    def __init__(self, state: NodeState, server: str, fallback_interval_seconds: float) -> None:
+    def __init__(self, state: NodeState, identity: Identity, server: str, fallback_interval_seconds: float) -> None:
         self.acknowledged = False
         self._state = state
+        self._identity = identity
         self._server = server
         self._interval_seconds = fallback_interval_seconds  # until the server assigns one
         self._outbox: queue.SimpleQueue[pb.HeartbeatRequest | None] = queue.SimpleQueue()
@@ -440,6 +442,7 @@ class Session:
         request = pb.HeartbeatRequest(clock_milliseconds=round((self._state.clock() - self._state.started_at) * 1000))
         if self._first:
             request.info.CopyFrom(view.info)
+            request.info.box_id, request.info.id_is_drawn = self._identity.box_id, not self._identity.given
             request.info.session_number = view.link.sessions + 1
             request.info.last_error = view.link.last_error[:200]
             request.backlog.extend(self._state.unacknowledged()[:-1])
@@ -486,27 +489,37 @@ class Session:
             self.acknowledged = True
             changes |= {"phase": "connected", "reason": "", "sessions": self._state.view().link.sessions + 1}
             self._state.log(f"connected to {self._server}, a heartbeat every {self._interval_seconds:g} s")
+            self._identity.accepted()
+            if reason := self._identity.may_change:
+                self._state.log(f"after a restart this node may have another id: this one can't be kept ({reason})", "warning")
         self._state.update_link(**changes)
 
 
-def keep_connected(state: NodeState, identity: Identity, server: str, interval_seconds: float) -> None:
+def keep_connected(
+    state: NodeState,
+    identity: Identity,
+    server: str,
+    interval_seconds: float,
+    new_delays: Callable[[], Iterator[float]] = backoff,
+) -> None:
     """Body of the heartbeat thread: one session after the other, with backoff between them, until the node is closed."""
-    delays = backoff()
+    delays, refusals = new_delays(), 0
     state.wait(state.newest_sequence, FIRST_SAMPLE_SECONDS)  # a box appears with its readings, and without them if they hang
     while not state.is_closed():
         state.update_link(phase="connecting", unary=False)
-        session = Session(state, server, interval_seconds)
+        session = Session(state, identity, server, interval_seconds)
         try:
             session.run()
             return
         except SessionEnded as ended:
             reason, taken = str(ended), ended.code is grpc.StatusCode.ALREADY_EXISTS
         if session.acknowledged:
-            delays = backoff()
-        if taken and identity.given:
+            delays = new_delays()
+        refusals = refusals + 1 if taken else 0
+        if taken and identity.given and not identity.is_own:
             state.fail(f"{reason}: stop the other one, or give this one another --id")
             return
-        if taken:
+        if taken and not identity.given and refusals > (OWN_ID_TRIES if identity.is_own else 0):
             state.rename(identity.redraw())
             reason += f": this node is {identity.node_id} now"
         delay = next(delays)
@@ -660,7 +673,8 @@ def run(options: argparse.Namespace, find_machine: Callable[[str, int], Machine]
     """The program after its command line. Raises Failure; OutputClosed where --once can't be printed."""
     seed = random.SystemRandom().randrange(2**32) if options.seed is None else options.seed
     machine = find_machine(options.hardware, seed)
-    identity = Identity(options.id, random.Random(seed) if options.hardware == "simulated" else None)
+    is_real = options.hardware != "simulated"
+    identity = Identity(options.id, machine_text() if is_real else simulated_text(seed), keeps=is_real)
     if options.once:
         print_once(machine, identity.node_id, options.json)
         return 0

@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import queue
+import random
 import re
 import signal
 import socket
@@ -24,11 +25,13 @@ import node
 import node_pb2 as pb
 import node_pb2_grpc
 from edge.drawing import cells, plain
+from edge.fleet.row import Refused
 from edge.hardware.host import LocalHost
-from edge.hardware.identity import machine_digits
+from edge.hardware.identity import Identity, draw_id, machine_text
 from edge.hardware.machine import Machine, simulated
 from edge.hardware.simulated import CATALOGUE
 from edge.program import VERSION
+from server import Registry
 from tests.fixtures.processes import Program, Terminal, eventually
 
 Start = Callable[..., Program]
@@ -381,9 +384,9 @@ def test_a_server_with_only_the_unary_call_gets_a_heartbeat_each_interval(start:
 
 
 class Scripted(node_pb2_grpc.NodeServiceServicer):
-    """A server that answers the first sessions with the given status codes, and then as told."""
+    """A server that answers the first sessions with the given status codes (None: takes one, and breaks it), and then as told."""
 
-    def __init__(self, *refusals: tuple[grpc.StatusCode, str], interval_milliseconds: int = 0) -> None:
+    def __init__(self, *refusals: tuple[grpc.StatusCode, str] | None, interval_milliseconds: int = 0) -> None:
         self.refusals = list(refusals)
         self.interval_milliseconds = interval_milliseconds
         self.sessions: list[list[tuple[float, pb.HeartbeatRequest]]] = []
@@ -392,7 +395,10 @@ class Scripted(node_pb2_grpc.NodeServiceServicer):
         self.sessions.append([])
         session = self.sessions[-1]
         if self.refusals:
-            context.abort(*self.refusals.pop(0))
+            refusal = self.refusals.pop(0)
+            if not refusal:
+                yield pb.HeartbeatResponse(acknowledged=True)
+            context.abort(*(refusal or (grpc.StatusCode.UNAVAILABLE, "going away")))
         for request in requests:
             session.append((time.monotonic(), request))
             if len(session) == 1:
@@ -431,14 +437,93 @@ def test_a_taken_id_is_drawn_again_or_ends_a_node_with_its_own_id(start: Start, 
     drawn.line("connected to")
 
 
+TAKEN = (grpc.StatusCode.ALREADY_EXISTS, "taken")
+
+
+def connecting(address: str, identity: Identity) -> node.NodeState:
+    """A node of this process that keeps connected, without its backoff."""
+    state = node.NodeState(identity.node_id, address, pb.NodeInfo(), 1.0)
+    state.publish(pb.Sample(sequence=1))
+    arguments = (state, identity, address, 1.0, lambda: itertools.repeat(0.01))
+    threading.Thread(target=node.keep_connected, args=arguments, daemon=True).start()
+    return state
+
+
+def test_who_held_its_own_id_asks_for_it_again_while_another_has_it(grpc_server: Callable[..., str]) -> None:
+    servicer = Scripted(None, *[TAKEN] * 9)
+    state = connecting(grpc_server(servicer), Identity("box-1", "machine"))
+    eventually(lambda: state.view().link.sessions == 2)
+    assert not servicer.refusals
+    assert servicer.sessions[-1][0][1].node_id == "box-1"
+    state.close()
+
+
+def test_a_drawn_id_that_was_accepted_before_is_not_given_up_at_once(grpc_server: Callable[..., str]) -> None:
+    identity = Identity(None, "machine")
+    identity.accepted()
+    own = identity.node_id
+    state = connecting(grpc_server(Scripted(*[TAKEN] * node.OWN_ID_TRIES)), identity)
+    eventually(lambda: state.view().link.sessions == 1)
+    assert identity.node_id == own
+    state.close()
+    state = connecting(grpc_server(Scripted(*[TAKEN] * (node.OWN_ID_TRIES + 1))), identity)
+    eventually(lambda: state.view().link.sessions == 1)
+    assert identity.node_id == draw_id("machine", 1)
+    state.close()
+
+
+def test_the_first_message_says_which_box_it_is(grpc_server: Callable[..., str]) -> None:
+    for identity in (Identity(None, "machine"), Identity("box-1", "machine")):
+        servicer = Scripted()
+        state = connecting(grpc_server(servicer), identity)
+        eventually(lambda: servicer.sessions and servicer.sessions[0])  # noqa: B023
+        info = servicer.sessions[0][0][1].info
+        assert (info.box_id, info.id_is_drawn) == (identity.box_id, not identity.given)
+        assert len(identity.box_id) == 16
+        state.close()
+
+
+def joined(registry: Registry, identity: Identity) -> str:
+    """A box joins under its id, or draws another until it may."""
+    info = pb.NodeInfo(instance_id=str(random.random()), box_id=identity.box_id, id_is_drawn=True)
+    while True:
+        try:
+            registry.open(pb.HeartbeatRequest(node_id=identity.node_id, info=info), "10.0.0.7", lambda _end: None)
+        except Refused:
+            identity.redraw()
+        else:
+            identity.accepted()
+            return identity.node_id
+
+
+def test_a_fleet_that_draws_its_ids_has_the_same_after_a_restart_in_any_order(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    boxes, names = list(range(400)), []
+    for _ in range(3):
+        registry, drawn = Registry(1.0, 1000), {}
+        for box in boxes:
+            monkeypatch.setenv("STATE_DIRECTORY", f"{tmp_path}/{box}")
+            identity = Identity(None, f"machine {box}")
+            drawn[box] = joined(registry, identity)
+            identity.close()
+        assert len(set(drawn.values())) == len(boxes)
+        names.append(drawn)
+        random.Random(7).shuffle(boxes)
+    assert any(drawn != draw_id(f"machine {box}", 0) for box, drawn in names[0].items())  # some drew again
+    assert names[0] == names[1] == names[2]
+
+
 def test_two_boxes_with_one_machine_id_get_two_rows(start: Start) -> None:
     server, address = started_server(start)
     first = start("node.py", "--server", address, "--hardware", "host")
     first.line("connected to")
     second = start("node.py", "--server", address, "--hardware", "host")
-    second.line(f"is taken by .*this node is Node-{machine_digits(1)} now")
+    second_id = draw_id(machine_text(), 1)
+    second.line(f"is taken by .*this node is {second_id} now")
     second.line("connected to")
-    server.line(f"joined Node-{machine_digits(1)}")
+    second.line("may have another id: this one can't be kept .another agent of this user keeps its own")
+    server.line(f"joined {second_id}")
 
 
 # ---- The screen ----

@@ -2,26 +2,120 @@
 
 from __future__ import annotations
 
-import random
+import pathlib
+import stat
 
-from edge.hardware.identity import Identity, machine_digits
+import pytest
+
+from edge.hardware.identity import Identity, draw_id, machine_text
+
+MACHINE = "4f1c9c3f0cbb4a3f8a44a2a3c9f1d2e7"
 
 
-def test_node_ids_are_the_same_after_a_restart_and_other_for_each_attempt() -> None:
-    drawn = [machine_digits(attempt) for attempt in range(8)]
-    assert drawn == [machine_digits(attempt) for attempt in range(8)]
+def test_ids_are_the_same_after_a_restart_and_other_for_each_attempt() -> None:
+    drawn = [draw_id(MACHINE, attempt) for attempt in range(8)]
+    assert drawn == [draw_id(MACHINE, attempt) for attempt in range(8)]
     assert len(set(drawn)) == 8
-    assert [len(digits) for digits in drawn] == [4, 4, 4, 5, 5, 5, 6, 6]
-    identity = Identity(None, None)
-    assert identity.node_id == f"Node-{drawn[0]}"
-    assert identity.redraw() == f"Node-{drawn[1]}"
-    simulated = [Identity(None, random.Random(seed)) for seed in range(50)]
-    assert len({identity.node_id for identity in simulated}) > 40
-    assert Identity(None, random.Random(7)).node_id == simulated[7].node_id
-    assert simulated[7].redraw() != Identity(None, random.Random(7)).node_id
+    assert [len(name) - len("Node-") for name in drawn] == [4, 4, 4, 5, 5, 5, 6, 6]
+    identity = Identity(None, MACHINE)
+    assert identity.node_id == drawn[0]
+    assert identity.redraw() == drawn[1]
+    assert len({draw_id(f"simulated {seed}", 0) for seed in range(50)}) > 40
 
 
-def test_the_users_own_id_is_kept() -> None:
-    identity = Identity("box-1", None)
-    assert (identity.given, identity.node_id) == ("box-1", "box-1")
-    assert Identity(None, None).given is None
+def test_the_users_own_id_is_taken_as_it_is() -> None:
+    identity = Identity("box-1", MACHINE)
+    assert (identity.given, identity.node_id, identity.is_own) == ("box-1", "box-1", False)
+    identity.accepted()
+    assert identity.is_own
+    assert Identity(None, MACHINE).node_id == draw_id(MACHINE, 0)  # nothing was kept of it
+
+
+def test_a_drawn_id_that_was_accepted_is_the_first_that_is_asked_for(state_home: pathlib.Path) -> None:
+    first = Identity(None, MACHINE)
+    second_choice = first.redraw()
+    assert not first.is_own
+    first.accepted()
+    assert first.is_own
+    assert not first.may_change
+    path = state_home / "edge-compute-node/node-id"
+    assert (stat.S_IMODE(path.stat().st_mode), stat.S_IMODE(path.parent.stat().st_mode)) == (0o600, 0o700)
+    first.close()
+    again = Identity(None, MACHINE)
+    assert (again.node_id, again.is_own) == (second_choice, True)
+    assert again.redraw() not in (second_choice, draw_id(MACHINE, 0))
+    again.accepted()
+    assert path.read_text().count("Node-") == 1  # the longer one before left nothing behind
+
+
+def test_a_second_agent_of_the_same_user_keeps_nothing(state_home: pathlib.Path) -> None:
+    first = Identity(None, MACHINE)
+    first.accepted()
+    second = Identity(None, MACHINE)
+    assert second.node_id == first.node_id
+    assert not second.is_own
+    second.redraw()
+    second.accepted()
+    assert second.may_change == "another agent of this user keeps its own"
+    assert first.node_id in (state_home / "edge-compute-node/node-id").read_text()
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"node_id": 7}', '{"node_id": "a\\nb", "box_id": "BOX"}', "\xff", "null"])
+def test_a_file_that_is_damaged_is_as_if_there_were_none(state_home: pathlib.Path, content: str) -> None:
+    folder = state_home / "edge-compute-node"
+    folder.mkdir()
+    (folder / "node-id").write_text(content.replace("BOX", Identity("x", MACHINE).box_id), encoding="latin-1")
+    identity = Identity(None, MACHINE)
+    assert identity.node_id == draw_id(MACHINE, 0)
+    identity.accepted()
+    identity.close()
+    assert Identity(None, MACHINE).is_own
+
+
+def test_an_image_of_a_box_takes_no_name_along(state_home: pathlib.Path) -> None:
+    original = Identity(None, MACHINE)
+    original.redraw()
+    original.accepted()
+    original.close()
+    copy = Identity(None, "another machine's id")
+    assert copy.node_id == draw_id("another machine's id", 0)
+
+
+def test_a_folder_that_cannot_be_written_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("STATE_DIRECTORY", f"{tmp_path}/file/state:/elsewhere")
+    identity = Identity(None, MACHINE)
+    identity.accepted()
+    assert not identity.may_change  # the first that is drawn is the same each time
+    identity.redraw()
+    identity.accepted()
+    assert identity.may_change == f"Not a directory: {tmp_path}/file/state"
+
+
+@pytest.mark.skipif(not pathlib.Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_full_disk_is_told(state_home: pathlib.Path) -> None:
+    folder = state_home / "edge-compute-node"
+    folder.mkdir()
+    (folder / "node-id").symlink_to("/dev/full")
+    identity = Identity(None, MACHINE)
+    identity.redraw()
+    identity.accepted()
+    assert identity.may_change == "No space left on device"
+
+
+def test_a_machine_is_known_by_its_id(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "etc").mkdir()
+    path = tmp_path / "etc/machine-id"
+    path.write_bytes(b"abc\n")
+    assert machine_text(tmp_path) == "abc"
+    path.write_bytes(b"\xff\xfe\n")
+    assert machine_text(tmp_path) == "\N{REPLACEMENT CHARACTER}" * 2
+    without = Identity(None, "")
+    assert without.box_id == ""
+    for nothing in (b"uninitialized\n", b"\n"):  # machine-id(5): of an image that has not booted yet
+        path.write_bytes(nothing)
+        assert machine_text(tmp_path) not in ("uninitialized", "abc")
+        (tmp_path / "var/lib/dbus").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "var/lib/dbus/machine-id").write_text("dbus")
+        assert machine_text(tmp_path) == "dbus"
+        (tmp_path / "var/lib/dbus/machine-id").unlink()
