@@ -44,7 +44,7 @@ from edge.hardware.base import SLOW_READING_SECONDS
 from edge.hardware.export import reading_json, reading_text
 from edge.hardware.identity import Identity, machine_text, simulated_text
 from edge.hardware.machine import KINDS, Machine, open_machine
-from edge.panels import Subject, log_panel, node_panels
+from edge.panels import Subject, log_panel, node_panels, reach_of, scrolled
 from edge.program import FAILED, VERSION, OutputClosed, is_screen, main_of, put, time_stamp
 from edge.terminal import Inputs, Screen
 from edge.text import show_seconds, visible
@@ -534,15 +534,30 @@ def keep_connected(
 # ---- The screen: pure functions of a view, a size and a time ----
 
 
-def render(view: View, width: int, height: int, wall: float, clock: float) -> list[Line]:
+def render(view: View, width: int, height: int, wall: float, clock: float, scroll: int = 0) -> list[Line]:
     """A frame: exactly `height` lines of `width` cells. `wall` is the time of day in seconds, `clock` the monotonic one."""
     if width < SMALLEST_WIDTH or height < SMALLEST_HEIGHT:
         return too_small(width, height)
-    room = height - 3  # without header and footer
-    panels = node_panels(Subject(view.info, view.sample, view.processes, view.history), width, room - min(7, room // 6))
-    log = log_panel(view.log, width, room - len(panels))
+    subject, room = subject_of(view), panels_room(view, height)
+    panels = node_panels(subject, width, room, scroll)
+    log = log_panel(view.log, width, height - 3 - len(panels))
     frame = fit_lines([*header(view, width, wall, clock), *panels, *log], width, height - 1)
-    return [*frame, fit_line([(" q", "bold"), (" quit", "dim")], width)]
+    keys: Line = [(" q", "bold"), (" quit", "dim")]
+    if reach_of(subject, width, room).most:
+        keys += [("  ↑↓ PgUp PgDn", "bold"), (" scroll", "dim")]
+    return [*frame, fit_line(keys, width)]
+
+
+def subject_of(view: View) -> Subject:
+    """What the panels show."""
+    return Subject(view.info, view.sample, view.processes, view.history)
+
+
+def panels_room(view: View, height: int) -> int:
+    """Lines for the panels: header and footer have theirs, and the newest of the log, in a border where there is room."""
+    room = height - 3
+    log_lines = min(5, room // 6)
+    return room - min(log_lines, len(view.log) + 2 * (log_lines > 2))
 
 
 def header(view: View, width: int, wall: float, clock: float) -> list[Line]:
@@ -550,7 +565,7 @@ def header(view: View, width: int, wall: float, clock: float) -> list[Line]:
     info = view.info
     about = " · ".join(visible(text) for text in (info.hostname, info.host.model, info.notice) if text)
     time_of_day = time.strftime(" %H:%M:%S ", time.localtime(wall))
-    left = fit_line([(f" {view.node_id}", "bold"), (f"  {about}", "dim")], width - len(time_of_day))
+    left = fit_line([(f" {visible(view.node_id)}", "bold"), (f"  {about}", "dim")], width - len(time_of_day))
     return [[*left, (time_of_day, "dim")], link_line(view, clock)]
 
 
@@ -576,16 +591,19 @@ def link_line(view: View, clock: float) -> Line:
 def show_screen(state: NodeState, inputs: Inputs, no_color: bool, frames_per_second: float) -> None:
     """The main thread with a terminal: a frame is drawn only when something changed."""
     with Screen(inputs, no_color) as screen:
-        drawn, due = None, 0.0
+        drawn, due, scroll = None, 0.0, 0
         while not inputs.received and not state.is_closed():
             now = state.clock()
             tenths = 10 if state.is_waiting() else 1  # the countdown shows tenths, the clock seconds
-            current = (state.version(), screen.size(), int(now * tenths))
+            current = (state.version(), screen.size(), int(now * tenths), scroll)
             if current != drawn and now >= due:
-                screen.draw(render(state.view(), *screen.size(), time.time(), now))
+                screen.draw(render(state.view(), *screen.size(), time.time(), now, scroll))
                 drawn, due = current, max(due + 1 / frames_per_second, now)
-            if "q" in screen.keys((due if current != drawn else (current[2] + 1) / tenths) - state.clock()):
-                return
+            for key in screen.keys((due if current != drawn else (current[2] + 1) / tenths) - state.clock()):
+                if key == "q":
+                    return
+                view, (width, height) = state.view(), screen.size()
+                scroll = scrolled(scroll, key, reach_of(subject_of(view), width, panels_room(view, height)))
 
 
 def print_events(events: Sequence[Event], as_json: bool) -> None:

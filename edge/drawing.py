@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from edge.history import NOT_REPORTED
-from edge.text import MISSING, fraction
+from edge.text import MISSING
 
 SMALLEST_WIDTH, SMALLEST_HEIGHT = 40, 10
 Span = tuple[str, str]  # text, and its style in rich's words ("bold red"); "" is the terminal's own
@@ -135,10 +135,10 @@ def graph_table(height: int, level: int) -> bytes:
 
 def heat_style(degrees: float | None, limit: float | None) -> str:
     """Colour of a temperature, against the device's own slowdown limit (90 °C where it names none)."""
-    share = fraction(degrees, limit or 90)
-    if share is None:
+    if degrees is None:
         return "dim"
-    return "bold red" if share >= 1 else "yellow" if share >= 0.9 else "green"
+    limit = 90 if limit is None else limit
+    return "bold red" if degrees >= limit else "yellow" if degrees >= limit * 0.9 else "green"
 
 
 class Column(NamedTuple):

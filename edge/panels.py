@@ -1,4 +1,8 @@
-"""Panels of one node: its own screen, and its page on the server's. Pure functions of a subject and a size."""
+"""Panels of one node: its own screen, and its page on the server's. Pure functions of a subject, a size and how far it is scrolled.
+
+A page shows all that a node has. Where that is more than there is room for, the processes scroll under the devices; on a screen so
+low that not even the devices fit, both scroll as one list.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,8 @@ from edge.drawing import (
     box,
     choose_columns,
     fit,
+    fit_line,
+    fit_parts,
     gauge,
     graph,
     heat_style,
@@ -35,7 +41,11 @@ from edge.text import (
     visible,
 )
 
-GAUGE_LINES = 7  # of a device's box, without its graph
+GAUGE_LINES = 7  # of a device's box, without its graphs
+GAUGE_WIDTH = 50  # at least, where boxes stand side by side
+GRAPH_WIDTH = 20  # at least
+LEAST_GRAPH_LINES, MOST_GRAPH_LINES = 3, 15  # its title counted
+TABLE_LINES = 3  # of the processes: two borders, and the titles
 THROTTLE_WORDS = {  # the reasons that hold a device back
     ThrottleReason.POWER_CAP: "power cap",
     ThrottleReason.HARDWARE_SLOWDOWN: "hardware slowdown",
@@ -56,57 +66,208 @@ class Subject(NamedTuple):
     history: bytes
 
 
-def node_panels(subject: Subject, width: int, room: int) -> list[Line]:
-    """Devices, processes and host, in at most `room` lines: the devices come first where there is little."""
-    host = host_panel(subject, width, room)
-    room -= len(host)
-    count = len(subject.info.devices)
-    columns = max(min(width // 58, count), 1)
-    gauge_lines = -(-count // columns) * GAUGE_LINES
-    least = gauge_lines if gauge_lines <= room else count + 1
-    processes = process_panel(subject.processes, width, min(room // 4, room - least))
-    room -= len(processes)
-    if not count:
-        return [*processes, *host]
-    if least == gauge_lines:
-        graph_height = min((room - gauge_lines) // -(-count // columns), 15)
-        return [*gauge_boxes(subject, width, columns, graph_height), *processes, *host]
-    lines = device_table(subject, width)
-    if len(lines) > room:
-        lines = [*lines[: room - 1], [(f" and {len(lines) - room + 1} more: the terminal is too low", "dim")]]
-    return [*lines, *processes, *host]
+class Reach(NamedTuple):
+    """What of a page is out of sight."""
+
+    most: int  # the largest useful scroll, in lines; 0: all is in sight
+    page: int  # lines that scroll, of those in sight
 
 
-def gauge_boxes(subject: Subject, width: int, columns: int, graph_height: int) -> list[Line]:
-    """A box a device, `columns` of them side by side."""
+class Plan(NamedTuple):
+    """Which form each part of a page takes."""
+
+    boxes_per_line: int  # of the devices; 0: they are a table
+    graph_lines: int  # of each graph, its title counted; 0: there are none
+    host: list[Line]
+    is_list: bool  # not even the table fits with a process below it: devices and processes scroll as one list
+    reach: Reach
+
+
+def node_panels(subject: Subject, width: int, room: int, scroll: int = 0) -> list[Line]:
+    """Devices, processes and host, in at most `room` lines. `scroll`, in lines, is kept within what `reach_of` says."""
+    plan = plan_of(subject, width, room)
+    scroll = min(max(scroll, 0), plan.reach.most)
+    if plan.is_list:
+        return [*node_list(subject, width, room - len(plan.host), scroll), *plan.host][: max(room, 0)]
+    processes = process_panel(subject, width, plan.reach.page, scroll)
+    if plan.boxes_per_line:
+        return [*gauge_boxes(subject, width, plan.boxes_per_line, plan.graph_lines), *processes, *plan.host]
+    table = device_table(subject, width) if subject.info.devices else []
+    return [*table, *graph_panel(subject, width, plan.graph_lines), *processes, *plan.host]
+
+
+def reach_of(subject: Subject, width: int, room: int) -> Reach:
+    """How far `node_panels` of this size can be scrolled."""
+    return plan_of(subject, width, room).reach
+
+
+def scrolled(scroll: int, key: str, reach: Reach) -> int:
+    """Where a page stands after a key, by its name in terminal.py; keys that do not scroll leave it where it is."""
+    step = max(reach.page - 1, 1)  # a page leaves one line in sight, to read on from
+    steps = {"up": -1, "down": 1, "wheel up": -3, "wheel down": 3, "page up": -step, "page down": step}
+    steps |= {"home": -reach.most, "end": reach.most}
+    return min(max(min(scroll, reach.most) + steps.get(key, 0), 0), reach.most)
+
+
+def plan_of(subject: Subject, width: int, room: int) -> Plan:
+    """The richest page that fits.
+
+    Room goes first to a line for each device and one for the host, then to all processes, to the host's box, and to graphs. The
+    devices are boxes where that leaves a third of the page to the processes, or as much as they need.
+    """
+    devices, processes = len(subject.info.devices), len(subject.processes)
+    hosts = host_panels(subject, width)
+    wanted = processes + TABLE_LINES if processes else 0
+    boxes_per_line = even(devices, width // GAUGE_WIDTH)
+    box_lines = -(-devices // boxes_per_line) * GAUGE_LINES
+    is_boxed = 0 < box_lines <= room - 1 - min(wanted, room // 3)
+    left = room - (box_lines if is_boxed else devices + 1 if devices else 0) - 1
+    if left < min(wanted, TABLE_LINES + 1):
+        lines = devices + (processes + 1 if processes else 0)
+        inside = room - (1 if devices else 0) - 1
+        page = max(inside if lines <= inside else inside - 1, 1)  # less the line that says what is out of sight
+        return Plan(0, 0, hosts[0], True, Reach(max(lines - page, 0), page))
+    shown = min(processes, max(left - TABLE_LINES, 0))
+    left -= min(wanted, left)
+    host = [panel for panel in hosts if len(panel) <= left + 1 or panel is hosts[0]][-1]
+    left -= len(host) - 1
+    rows = box_lines // GAUGE_LINES if is_boxed else graph_rows(subject, width)
+    graph_lines = min((left if is_boxed else left - 2) // rows, MOST_GRAPH_LINES) if rows else 0
+    graph_lines = graph_lines if graph_lines >= LEAST_GRAPH_LINES else 0
+    return Plan(boxes_per_line if is_boxed else 0, graph_lines, host, False, Reach(processes - shown, shown))
+
+
+def even(count: int, most: int) -> int:
+    """How many of `count` stand side by side, at most `most`, so that no row is much shorter than another; at least 1."""
+    rows = -(-count // max(most, 1))
+    return -(-count // max(rows, 1)) or 1
+
+
+def hint(what: str, first: int, shown: int, count: int) -> str:
+    """What part of a list is in sight, and the keys to the rest."""
+    keys = " PgUp" * (first > 0) + " PgDn" * (first + shown < count)
+    return f"{what} {first + 1} to {first + shown} of {count} ·{keys}" if keys else what
+
+
+def node_list(subject: Subject, width: int, room: int, scroll: int) -> list[Line]:
+    """Devices and processes as one list, from line `scroll` on; the devices' titles stay."""
+    devices, processes = len(subject.info.devices), len(subject.processes)
+    table = device_table(subject, width) if devices else []
+    count = devices + (processes + 1 if processes else 0)
+    inside = room - len(table[:1])
+    page = inside if count <= inside else max(inside - 1, 1)
+    rows = table[1 + scroll :]
+    if processes:
+        lines = process_lines(subject, width - 1, max(scroll - devices - 1, 0), page)
+        rows += [[(" ", ""), *line] for line in lines[scroll > devices :]]
+    rest: list[Line] = [[(f" {hint('lines', scroll, page, count)}", "dim")]] if count > page else []
+    return [*table[:1], *rows[:page], *rest]
+
+
+def devices_of(subject: Subject) -> list[tuple[pb.DeviceInfo, pb.DeviceSample]]:
+    """Each device with its readings; with none before its first sample."""
+    missing = len(subject.info.devices) - len(subject.sample.devices)
+    return list(zip(subject.info.devices, [*subject.sample.devices, *[pb.DeviceSample()] * missing], strict=False))
+
+
+def gauge_boxes(subject: Subject, width: int, per_line: int, graph_lines: int) -> list[Line]:
+    """A box a device, so many of them side by side."""
     lines: list[Line] = []
-    devices = list(zip(subject.info.devices, subject.sample.devices, strict=False))
-    for start in range(0, len(devices), columns):
+    devices = devices_of(subject)
+    for start in range(0, len(devices), per_line):
         boxes = []
-        for position, (info, sample) in enumerate(devices[start : start + columns]):
-            box_width = width * (position + 1) // columns - width * position // columns
+        for position, (info, sample) in enumerate(devices[start : start + per_line]):
+            box_width = width * (position + 1) // per_line - width * position // per_line
             content = gauges(info, sample, box_width - 4)
-            if graph_height >= 3:
-                content += graphs(subject, start + position, box_width - 4, graph_height)
-            boxes.append(box(f"GPU {info.index} · {visible(info.name)}", content, box_width))
-        lines += [[span for part in parts for span in part] for parts in zip(*boxes, strict=True)]
+            if graph_lines:
+                content += graph_grid(subject, device_curves(subject, start + position), 2, box_width - 4, graph_lines)
+            boxes.append(box(device_title(info), content, box_width))
+        lines += [fit_line([span for part in parts for span in part], width) for parts in zip(*boxes, strict=True)]
     return lines
 
 
-def graphs(subject: Subject, device: int, width: int, height: int) -> list[Line]:
-    """Utilization and temperature of the last minutes, side by side, each under its title."""
-    half = (width - 2) // 2
-    limit = subject.info.devices[device].slowdown_temperature_celsius
-    reached = reported(subject.sample.devices[device], "temperature_celsius")
-    left = graph(curve(subject, device, history.UTILIZATION), half, height - 1, "green")
-    right = graph(curve(subject, device, history.TEMPERATURE), half, height - 1, heat_style(reached, limit))
-    titles: Line = [(fit("utilization, 0 to 100%", half), "dim"), ("  ", ""), (fit("temperature, 0 to 100°C", half), "dim")]
-    return [titles, *([*first, ("  ", ""), *second] for first, second in zip(left, right, strict=True))]
+def device_title(info: pb.DeviceInfo) -> str:
+    """ "GPU 0 · NVIDIA H200"; without a lone dot where it has no name."""
+    return f"GPU {info.index}" + (f" · {visible(info.name)}" if info.name else "")
 
 
-def curve(subject: Subject, device: int, column: int) -> bytes:
-    """A reading of a device over time, oldest first."""
+class Curve(NamedTuple):
+    """A reading over time, as a byte a sample, oldest first; and how it is drawn."""
+
+    name: str
+    scale: str
+    values: bytes
+    style: str
+
+
+def series(subject: Subject, device: int, column: int) -> bytes:
+    """A reading of a device over time, or of the node itself."""
     return history.series(subject.history, len(subject.info.devices), device, column)
+
+
+def device_curves(subject: Subject, device: int) -> list[Curve]:
+    """Utilization and temperature."""
+    info, sample = devices_of(subject)[device]
+    style = heat_style(reported(sample, "temperature_celsius"), reported(info, "slowdown_temperature_celsius"))
+    return [
+        Curve("utilization", ", 0 to 100%", series(subject, device, history.UTILIZATION), "green"),
+        Curve("temperature", ", 0 to 100°C", series(subject, device, history.TEMPERATURE), style),
+    ]
+
+
+def page_curves(subject: Subject) -> list[Curve]:
+    """Of all devices; where there is none, what the host reports."""
+    if subject.info.devices:
+        return [
+            Curve(f"GPU {info.index}", "", series(subject, device, history.UTILIZATION), "green")
+            for device, info in enumerate(subject.info.devices)
+        ]
+    style = heat_style(reported(subject.sample.host, "temperature_celsius"), None)
+    curves = [
+        Curve("cpu", ", 0 to 100%", series(subject, history.WHOLE_NODE, history.UTILIZATION), "green"),
+        Curve("memory", ", 0 to 100%", series(subject, history.WHOLE_NODE, history.MEMORY), "cyan"),
+        Curve("temperature", ", 0 to 100°C", series(subject, history.WHOLE_NODE, history.TEMPERATURE), style),
+    ]
+    return [curve for curve in curves if curve.values.strip(bytes([history.NOT_REPORTED]))]
+
+
+def graphs_per_line(subject: Subject, width: int) -> int:
+    """How many graphs of a page stand side by side."""
+    return even(len(page_curves(subject)), (width - 4 + 2) // (GRAPH_WIDTH + 2))
+
+
+def graph_rows(subject: Subject, width: int) -> int:
+    """In how many rows they stand."""
+    return -(-len(page_curves(subject)) // graphs_per_line(subject, width))
+
+
+def graph_panel(subject: Subject, width: int, graph_lines: int) -> list[Line]:
+    """The room that a page leaves, used for a graph a device, or for the host's."""
+    if not graph_lines:
+        return []
+    lines = graph_grid(subject, page_curves(subject), graphs_per_line(subject, width), width - 4, graph_lines)
+    return box("Utilization, 0 to 100%" if subject.info.devices else "History", lines, width)
+
+
+def graph_grid(subject: Subject, curves: Sequence[Curve], per_line: int, width: int, height: int) -> list[Line]:
+    """Graphs, so many side by side, each of `height` lines: its title with its scale of time, then the curve."""
+    each = (width + 2) // per_line - 2
+    lines: list[Line] = []
+    for start in range(0, len(curves), per_line):
+        graphs = [
+            [[(graph_title(subject, curve, each), "dim")], *graph(curve.values, each, height - 1, curve.style)]
+            for curve in curves[start : start + per_line]
+        ]
+        lines += [[span for part in parts for span in [*part, ("  ", "")]][:-1] for parts in zip(*graphs, strict=True)]
+    return lines
+
+
+def graph_title(subject: Subject, curve: Curve, width: int) -> str:
+    """What a graph of `width` cells shows, and how far it goes back: in time, where the node says how often it samples."""
+    shown, milliseconds = min(len(curve.values), width), subject.info.sampling_interval_milliseconds
+    past = show_seconds(shown * milliseconds / 1000) if milliseconds else f"{shown} samples"
+    titles = (f"{curve.name}{curve.scale} · last {past}", f"{curve.name} · last {past}", f"{curve.name}, {past}", curve.name)
+    return fit(next((title for title in titles if len(title) <= width), titles[-1]), width)
 
 
 def gauges(info: pb.DeviceInfo, sample: pb.DeviceSample, width: int) -> list[Line]:
@@ -147,7 +308,7 @@ class Reading:
         self.celsius = reported(sample, "temperature_celsius")
         self.limit = reported(info, "slowdown_temperature_celsius")
         self.limit_text = MISSING if self.limit is None else f"{self.limit}°C"
-        self.heat = fraction(self.celsius, self.limit or 100)
+        self.heat = fraction(self.celsius, 100 if self.limit is None else self.limit)
         self.heat_style = heat_style(self.celsius, self.limit)
         self.milliwatts = reported(sample, "power_milliwatts")
         self.limit_milliwatts = reported(info, "power_limit_milliwatts")
@@ -164,12 +325,12 @@ class Reading:
 
 DEVICE_COLUMNS = (
     Column("GPU", 3, 0, ">"),
-    Column("NAME", 24, 6),
+    Column("NAME", 24, 5),
     Column("UTILIZATION", 16, 1),
-    Column("MEMORY", 16, 3),
-    Column("USED", 20, 5, ">"),
+    Column("MEMORY", 16, 2),
+    Column("USED", 20, 6, ">"),
     Column("TEMP", 6, 0, ">"),
-    Column("POWER", 7, 2, ">"),
+    Column("POWER", 7, 3, ">"),
     Column("FAN", 4, 7, ">"),
     Column("SM CLOCK", 8, 8, ">"),
     Column("THROTTLE", 20, 4),
@@ -180,7 +341,7 @@ def device_table(subject: Subject, width: int) -> list[Line]:
     """A title line, then a line a device."""
     columns = choose_columns(DEVICE_COLUMNS, width - 2)
     lines: list[Line] = [[(" " + " ".join(fit(column.title, column.width, column.align) for column in columns), "bold dim")]]
-    for info, sample in zip(subject.info.devices, subject.sample.devices, strict=False):
+    for info, sample in devices_of(subject):
         if sample.error:
             text = f"{visible(info.name)}  ✗ {visible(sample.error)}"
             lines.append([(fit(str(info.index), 4, ">"), "bold"), (f" {text}", "bold red")])
@@ -207,12 +368,11 @@ def device_spans(info: pb.DeviceInfo, sample: pb.DeviceSample) -> dict[str, Line
     }
 
 
-def host_panel(subject: Subject, width: int, room: int) -> list[Line]:
-    """The host: a box of meters, or one line where there is little room."""
-    readings = host_readings(subject)
-    if room < 14:
-        summary = "  ".join(f"{label} {show_percent(part)}" for label, part, _, _ in readings)
-        return [[(f" host  {summary}  {host_words(subject)}", "")]]
+def host_panels(subject: Subject, width: int) -> list[list[Line]]:
+    """The host in each of its forms, the shortest first: a line, a box of meters, the same with a spark a processor."""
+    readings, words = host_readings(subject), host_facts(subject)
+    parts: list[Line] = [[(f"  {label} {show_percent(part)}", "")] for label, part, _, _ in readings]
+    panels = [[fit_parts([[(" host", "")], *parts, *([(f"  {word}", "")] for word in words)], width)]]
     inner = width - 4
     if subject.info.devices and width >= 120:
         third = inner // 3
@@ -224,10 +384,12 @@ def host_panel(subject: Subject, width: int, room: int) -> list[Line]:
     else:
         lines = [gauge(label, part, text, style, inner) for label, part, text, style in readings]
     info, cores = subject.info.host, subject.sample.host.cpu_core_percents
-    if cores and room >= 24:
-        lines += core_lines(cores, inner)
     title = " · ".join(visible(text) for text in ("Host", info.model, info.operating_system) if text)
-    return box(title, [*lines, [(host_words(subject), "dim")]], width)
+    rest = [fit_parts([[(word + "  ", "dim")] for word in words], inner)] if words else []
+    panels.append(box(title, [*lines, *rest], width))
+    if cores:
+        panels.append(box(title, [*lines, *core_lines(cores, inner), *rest], width))
+    return panels
 
 
 def host_readings(subject: Subject) -> list[tuple[str, float | None, str, str]]:
@@ -244,35 +406,70 @@ def host_readings(subject: Subject) -> list[tuple[str, float | None, str, str]]:
 
 
 def host_words(subject: Subject) -> str:
-    """The rest of what the host reports, in words."""
+    """The rest of what the host reports, in a line."""
+    return "  ".join(host_facts(subject))
+
+
+def host_facts(subject: Subject) -> list[str]:
+    """The same one by one: nothing for what it does not report."""
     sample = subject.sample.host
     celsius, load, uptime = (reported(sample, field) for field in ("temperature_celsius", "load_1m", "uptime_seconds"))
     cpus = reported(subject.info.host, "cpu_count")
     received = reported(sample, "network_received_bytes_per_second")
     sent = reported(sample, "network_sent_bytes_per_second")
+    network = "" if received is None and sent is None else f"↓ {show_bytes(received)}/s ↑ {show_bytes(sent)}/s"
     words = [
         "" if celsius is None else show_celsius(celsius, None).strip(),
         "" if load is None else f"load {load:.2f}",
         "" if cpus is None else f"{cpus} CPU{'s' * (cpus != 1)}",
-        "" if received is None else f"↓ {show_bytes(received)}/s ↑ {show_bytes(sent)}/s",
+        network,
         "" if uptime is None else f"up {show_seconds(uptime)}",
     ]
-    return "  ".join(filter(None, words))
+    return [word for word in words if word]
 
 
-def process_panel(processes: Sequence[pb.Process], width: int, room: int) -> list[Line]:
-    """Who uses the devices, those with most memory first, in `room` lines."""
-    shown = min(len(processes), room - 3)
-    if shown < 1:
+PROCESS_COLUMNS = (  # the name takes what they leave
+    Column("GPU", 3, 0, ">"),
+    Column("PID", 8, 2, ">"),
+    Column("USER", 12, 3),
+    Column("MEMORY", 9, 0, ">"),
+    Column("OF THE GPU'S", 15, 4),
+    Column("NAME", 15, 1),
+)
+
+
+def process_panel(subject: Subject, width: int, shown: int, scroll: int) -> list[Line]:
+    """Who uses the devices: so many processes, from the one at `scroll` on."""
+    if not shown:
         return []
-    largest = sorted(processes, key=lambda process: -process.memory_used_bytes)
-    lines: list[Line] = [[(f"{'GPU':>3} {'PID':>8} {'USER':12} {'MEMORY':>9} NAME", "bold dim")]]
-    for process in largest[:shown]:
-        memory = show_bytes(reported(process, "memory_used_bytes"))
-        user = fit(visible(process.user) or MISSING, 12)
-        lines.append([(f"{process.device_index:3} {process.pid:8} {user} {memory:>9} ", ""), (visible(process.name), "bold")])
-    more = f", {len(processes) - shown} more" if len(processes) > shown else ""
-    return box(f"Processes{more}", lines, width)
+    title = hint("Processes", scroll, shown, len(subject.processes))
+    return box(title, process_lines(subject, width - 4, scroll, shown), width)
+
+
+def process_lines(subject: Subject, width: int, first: int, count: int) -> list[Line]:
+    """A title line, then a line a process: those with most memory first. What is not known of a process is a dash."""
+    totals = {device.index: reported(device, "memory_total_bytes") for device in subject.info.devices}
+    columns = choose_columns(PROCESS_COLUMNS, width)
+    lines: list[Line] = [[(" ".join(fit(column.title, column.width, column.align) for column in columns), "bold dim")]]
+    for process in sorted(subject.processes, key=process_order)[first : first + count]:
+        memory = reported(process, "memory_used_bytes")
+        share = fraction(memory, totals.get(process.device_index))
+        spans: dict[str, Line] = {
+            "GPU": [(str(process.device_index), "bold")],
+            "PID": [(str(process.pid), "")],
+            "USER": [(visible(process.user) or MISSING, "")],
+            "MEMORY": [(show_bytes(memory), "" if memory is not None else "dim")],
+            "OF THE GPU'S": [*meter(share, 10, "cyan"), (fit(show_percent(share), 5, ">"), "" if share is not None else "dim")],
+        }
+        line = [span for column in columns if column.title in spans for span in [*align(spans[column.title], column), (" ", "")]]
+        lines.append([*line, (visible(process.name) or MISSING, "bold" if process.name else "dim")])
+    return lines
+
+
+def process_order(process: pb.Process) -> tuple[float, int, int]:
+    """Most memory first; what is not reported is less than 0 bytes."""
+    memory = reported(process, "memory_used_bytes")
+    return (1 if memory is None else -memory, process.device_index, process.pid)
 
 
 def core_lines(percents: bytes, width: int) -> list[Line]:

@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
+
 MISSING = "—"  # what a box does not report; never shown as 0
 
 
+# Printable characters that are invisible, or as wide as each terminal pleases: a row that has one does not keep its columns.
+DISPUTED = re.compile(
+    "["
+    "\u034f\u115f-\u11ff\u17b4\u17b5\u180b-\u180f\u2800\u3164\ud7b0-\ud7ff\uffa0"  # fillers, joiners, parts of Hangul syllables
+    "\ufe00-\ufe0f\U000e0100-\U000e01ef\U0001f1e6-\U0001f1ff\U0001f3fb-\U0001f3ff"  # variation selectors, flags, skin tones
+    "\u2630-\u2637\u268a-\u268f\u4dc0-\u4dff\U0001d300-\U0001d376"  # one cell until Unicode 16, two since
+    "]"
+)
+DISPUTED_CATEGORIES = {"Mc", "Me"}  # combining characters that take room of their own, or surround another one
+
+
 def visible(text: str, limit: int = 200) -> str:
-    """`text` from another machine, safe on a terminal: whatever is not printable (ESC, newlines, bidi overrides) becomes �."""
-    return "".join(c if c.isprintable() else "�" for c in text[:limit])
+    """`text` from another machine, safe on a terminal, and as wide there as `cells` says.
+
+    What is not printable (ESC, newlines, bidi overrides, joiners) and what terminals disagree on becomes �.
+    """
+    text = text[:limit]
+    if text.isascii() and text.isprintable():
+        return text
+    text = DISPUTED.sub("�", unicodedata.normalize("NFC", text))
+    return "".join(c if c.isprintable() and unicodedata.category(c) not in DISPUTED_CATEGORIES else "�" for c in text)
 
 
 def fraction(part: float | None, whole: float | None) -> float | None:
@@ -50,7 +71,7 @@ def show_percent(part: float | None) -> str:
 
 def show_celsius(degrees: float | None, limit: float | None) -> str:
     """Degrees, with a `!` from the limit on: colour never stands alone."""
-    return MISSING if degrees is None else f"{degrees:.0f}°C" + ("!" if limit and degrees >= limit else " ")
+    return MISSING if degrees is None else f"{degrees:.0f}°C" + ("!" if limit is not None and degrees >= limit else " ")
 
 
 def show_seconds(seconds: float) -> str:

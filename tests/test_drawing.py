@@ -19,6 +19,7 @@ from edge.drawing import (
     sparkline,
     too_small,
 )
+from edge.text import visible
 
 
 def test_bars_have_eighths_and_their_exact_width() -> None:
@@ -83,3 +84,16 @@ def test_sparklines_and_graphs_have_a_fixed_scale_with_the_newest_at_the_right()
 def test_colour_of_a_temperature_is_against_its_own_limit() -> None:
     assert [heat_style(degrees, 80) for degrees in (None, 71, 72, 80)] == ["dim", "green", "yellow", "bold red"]
     assert [heat_style(degrees, None) for degrees in (80, 81, 90)] == ["green", "yellow", "bold red"]
+    assert [heat_style(degrees, limit) for degrees, limit in ((0, 90), (-12, 90), (0, None), (-1, 0), (0, 0))] == [
+        "green", "green", "green", "green", "bold red",
+    ]  # fmt: skip
+
+
+def test_a_text_is_cut_and_padded_by_cells_whatever_it_is_made_of() -> None:
+    """Of a foreign name, after `visible`: wide and combining characters, flags, skin tones."""
+    for name in ("日本語ノード", "Zoe\u0301 e\u0301e\u0301", "👩‍🚀👍🏽🇩🇪", "\u0e01\u0e33\u0e35x", "ㅤa\u2800b", "हिन्दी"):
+        shown = visible(name)
+        for width in range(1, 16):
+            assert cells(fit(shown, width)) == cells(fit(shown, width, ">")) == width
+            assert sum(cells(text) for text, _ in fit_line([(shown, "bold"), ("tail", "")], width)) == width
+            assert {sum(cells(text) for text, _ in line) for line in box(shown, [[(shown, "")]], width + 8)} == {width + 8}

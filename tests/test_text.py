@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from edge.text import MISSING, fraction, of, show_bytes, show_celsius, show_percent, show_seconds, show_watts, visible
 
 
@@ -31,3 +33,30 @@ def test_text_from_outside_can_not_steer_the_terminal() -> None:
     assert visible("a\x1b[2Jb\nc\u202ed\x00\x9b") == "a�[2Jb�c�d��"
     assert visible("Müller 機 [red]") == "Müller 機 [red]"
     assert visible("x" * 1000) == "x" * 200
+
+
+@pytest.mark.parametrize(
+    "character",
+    [
+        "\ufe0f", "\u200d", "\U0001f1e9", "\U0001f3fd", "\u3164", "\u115f", "\u1160", "\uffa0", "\u2800", "\u00ad", "\u200b",
+        "\u2060", "\ufeff", "\U000e0041", "\U000e0101", "\u034f", "\u180e", "\u20e3", "\u0903", "\u2630",
+        "\u4dc0", "\u3000", "\u00a0",
+    ],
+    ids=lambda character: f"{ord(character):x}",
+)  # fmt: skip
+def test_what_terminals_disagree_on_or_nobody_sees_is_not_shown(character: str) -> None:
+    assert visible(f"a{character}b") == "a�b"
+
+
+def test_text_of_other_scripts_is_shown() -> None:
+    for text in ("日本語ノード", "한글", "Zoë", "Ελλάδα", "Москва", "עברית", "ภาษาไทย", "🚀 rocket", "❤ ☀", "⣿⣀"):
+        assert visible(text) == text
+    assert visible("Zoe\u0308 \u1112\u1161\u11ab") == "Zoë 한"  # put together: a letter and its mark, the parts of a syllable
+    assert visible("👩‍🚀 👍🏽 🇩🇪 ❤\ufe0f 1\ufe0f\u20e3") == "👩�🚀 👍� �� ❤� 1��"
+    assert len(visible("क्षि" * 100)) == 200
+
+
+def test_degrees_below_and_at_zero_are_degrees() -> None:
+    assert [show_celsius(degrees, 90) for degrees in (None, -12, 0, 90)] == ["—", "-12°C ", "0°C ", "90°C!"]
+    assert [show_celsius(degrees, 0) for degrees in (-1, 0)] == ["-1°C ", "0°C!"]
+    assert [show_celsius(degrees, None) for degrees in (0, 200)] == ["0°C ", "200°C "]
