@@ -619,6 +619,20 @@ def test_the_screen_lives_through_the_servers_absence_and_q_leaves(terminal: Ope
     screen.shows("goodbye acknowledged")
 
 
+def test_keys_scroll_the_screen_to_what_does_not_fit(terminal: Open) -> None:
+    screen = terminal("node.py", "--server", "127.0.0.1:1", *SIMULATED, columns=80, lines=24)
+    screen.shows(r"Processes 1 to 5 of 8 · PgDn")
+    screen.shows(r"q quit  ↑↓ PgUp PgDn scroll")
+    screen.press("\x1b[6~")
+    screen.shows(r"Processes 4 to 8 of 8 · PgUp")
+    screen.press("\x1b[A")
+    screen.shows(r"Processes 3 to 7 of 8 · PgUp PgDn")
+    screen.press("\x1b[H")
+    screen.shows(r"Processes 1 to 5 of 8 · PgDn")
+    screen.press("q")
+    assert screen.wait() == 0
+
+
 @pytest.mark.parametrize(("keys", "number", "code"), [("\x03", 0, 130), ("", signal.SIGTERM, 143), ("", signal.SIGHUP, 129)])
 def test_the_terminal_is_restored_however_it_ends(terminal: Open, keys: str, number: int, code: int) -> None:
     screen = terminal("node.py", "--server", "127.0.0.1:1", *SIMULATED)

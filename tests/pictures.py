@@ -1,22 +1,46 @@
-"""The README's pictures, drawn by the programs' own screens: `build.py screenshots` remakes them."""
+"""The README's pictures, drawn by the programs' own screens: `build.py screenshots` remakes them.
+
+Each character has its own place, and blocks and borders are shapes, so that columns hold in every viewer, whatever its fonts.
+"""
 
 from __future__ import annotations
 
-import io
+import functools
+import html
+import itertools
 import os
 import pathlib
+import re
 import time
+from collections.abc import Iterator
 
-from rich.console import Console
-from rich.text import Text
+from rich.color import blend_rgb
+from rich.style import Style
+from rich.terminal_theme import SVG_EXPORT_THEME as THEME
 
 import node
+import node_pb2 as pb
+from edge import history
 from edge.drawing import Line, cells
 from edge.event_log import Event
 from edge.fleet.entry import EntryId
+from edge.fleet.intake import capacities_of, vitals_of
 from edge.fleet.lens import Lens, Ui
+from edge.fleet.row import Row
 from edge.fleet.screen import look, render
-from tests.fixtures.examples import EXAMPLE_EVENTS, WALL, example_registry, example_view
+from edge.hardware.machine import simulated
+from tests.fixtures.examples import EXAMPLE_EVENTS, WALL, example_registry, example_row, example_view
+
+CELL_WIDTH, CELL_HEIGHT, MARGIN, TITLE_HEIGHT = 9, 18, 12, 34  # in pixels
+FONTS = "ui-monospace, SFMono-Regular, Menlo, Consolas, 'DejaVu Sans Mono', 'Liberation Mono', monospace"
+FONT_SIZE = 15  # such fonts are about 0.6 of it wide
+# Parts of a cell that are drawn as shapes: where a block begins from above, how wide it is, how high; and paths.
+BLOCKS: dict[str, tuple[float, float, float]] = {}
+BLOCKS |= {block: (1 - eighths / 8, 1, eighths / 8) for eighths, block in enumerate("▁▂▃▄▅▆▇█", 1)}
+BLOCKS |= {block: (0, eighths / 8, 1) for eighths, block in enumerate("▏▎▍▌▋▊▉", 1)}
+BORDERS = {"─": "m0 9h9", "│": "m4.5 0v18", "╭": "m4.5 18v-4q0-5 4.5-5", "╮": "m0 9q4.5 0 4.5 5v4"}
+BORDERS |= {"╰": "m4.5 0v4q0 5 4.5 5", "╯": "m0 9q4.5 0 4.5-5v-4"}
+PIECE = re.compile("█+|─+|([{0}])|[^\\s{0}]+".format("".join((*BLOCKS, *BORDERS))))
 
 
 def draw_all(folder: pathlib.Path) -> None:
@@ -28,14 +52,37 @@ def draw_all(folder: pathlib.Path) -> None:
 
 
 def draw_server(folder: pathlib.Path) -> None:
-    """server.svg, page.svg, grid.svg: a fleet with a node in each state."""
+    """server.svg, page.svg, grid.svg: a fleet with a node in each state, and the page of one with processes and a full host."""
     ui = Ui(selected=EntryId("Node-1003"))
     screens = {"server": ui, "page": ui._replace(page="Node-1003"), "grid": ui._replace(grid=True, by_gpu=True, selected=None)}
-    lens = Lens(example_registry())
+    registry = example_registry()
+    registry.restore(full_row())
+    lens = Lens(registry)
     for name, chosen in screens.items():
         lens.refresh(chosen)
-        view = look(lens, chosen, 160, 40, "[::]:50051", EXAMPLE_EVENTS)._replace(wall=WALL)
-        save_svg(render(view, 160, 40), "server.pyz", folder / f"{name}.svg")
+        height = 58 if chosen.page else 40
+        view = look(lens, chosen, 160, height, "[::]:50051", EXAMPLE_EVENTS)._replace(wall=WALL)
+        save_svg(render(view, 160, height), "server.pyz", folder / f"{name}.svg")
+
+
+def full_row() -> Row:
+    """Node-1003, with all that a simulated box reports."""
+    seconds = itertools.count()
+    machine = simulated(1, clock=lambda: next(seconds))
+    info = node.make_info(machine, "")
+    info.hostname, info.sampling_interval_milliseconds, info.session_number = "edge-03", 1000, 1
+    capacities, frames = capacities_of(info), b""
+    for sequence in range(1, history.SAMPLES + 1):
+        sample = node.take_sample(machine, sequence, 0, lambda: 0.0)
+        frames = history.extend(frames, vitals_of(capacities, sample).frame)
+    return example_row(3)._replace(
+        packed_info=info.SerializeToString(),
+        packed_sample=sample.SerializeToString(),
+        packed_processes=pb.ProcessList(processes=machine.processes()).SerializeToString(),
+        capacities=capacities,
+        vitals=vitals_of(capacities, sample),
+        history=frames,
+    )
 
 
 def draw_node(folder: pathlib.Path) -> None:
@@ -46,18 +93,60 @@ def draw_node(folder: pathlib.Path) -> None:
         Event(WALL + 313, "info", "", "connected to 10.0.0.5:50051, a heartbeat every 1 s"),
     )
     link = node.Link(phase="connected", sessions=2, round_trip_seconds=0.0012, interval_seconds=1)
-    save_svg(node.render(example_view()._replace(log=log, link=link), 150, 45, WALL + 400, 0), "node.pyz", folder / "node.svg")
+    view = example_view(5, with_processes=True)
+    view.info.sampling_interval_milliseconds = 1000
+    save_svg(node.render(view._replace(log=log, link=link), 150, 45, WALL + 400, 0), "node.pyz", folder / "node.svg")
 
 
 def save_svg(lines: list[Line], title: str, path: pathlib.Path) -> None:
-    """A frame as a picture: rich's own export."""
-    width = sum(cells(text) for text, _ in lines[0])
-    console = Console(record=True, width=width, file=io.StringIO(), color_system="standard", force_terminal=True)
-    for line in lines:
-        console.print(Text.assemble(*line), no_wrap=True, crop=False)
+    """A frame as a picture, in a window with a title."""
+    columns = sum(cells(text) for text, _ in lines[0])
+    width, height = columns * CELL_WIDTH + 2 * MARGIN, len(lines) * CELL_HEIGHT + TITLE_HEIGHT + MARGIN
+    paper, ink = THEME.background_color.hex, THEME.foreground_color.hex
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="{FONTS}" font-size="{FONT_SIZE}">',
+        f'<rect width="{width}" height="{height}" rx="8" fill="{paper}"/>',
+        "<style>rect{shape-rendering:crispEdges}</style>",
+        *(f'<circle cx="{20 + 20 * at}" cy="17" r="6" fill="{dot}"/>' for at, dot in enumerate(("#f55", "#fb2", "#2c4"))),
+        f'<text x="{width // 2}" y="22" text-anchor="middle" fill="{ink}">{html.escape(title)}</text>',
+    ]
+    for number, line in enumerate(lines):
+        column, top = 0, TITLE_HEIGHT + number * CELL_HEIGHT
+        for text, style in line:
+            parts += shapes(text, style, MARGIN + column * CELL_WIDTH, top)
+            column += cells(text)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(console.export_svg(title=title, unique_id=path.stem), encoding="utf-8")
+    path.write_text("\n".join([*parts, "</svg>\n"]), encoding="utf-8")
 
 
-if __name__ == "__main__":
-    draw_all(pathlib.Path("docs"))
+def shapes(text: str, style: str, left: int, top: int) -> Iterator[str]:
+    """A span whose first cell has this corner: its background, blocks, borders, and its characters, each at its own place."""
+    ink, paper, bold = colours(style)
+    if paper:
+        yield f'<rect x="{left}" y="{top}" width="{cells(text) * CELL_WIDTH}" height="{CELL_HEIGHT}" fill="{paper}"/>'
+    for match in PIECE.finditer(text):
+        piece, x = match[0], left + cells(text[: match.start()]) * CELL_WIDTH
+        width = len(piece) * CELL_WIDTH
+        if piece[0] in BLOCKS:
+            lower, part, high = BLOCKS[piece[0]]
+            y, tall = top + lower * CELL_HEIGHT, high * CELL_HEIGHT
+            yield f'<rect x="{x}" y="{y:g}" width="{part * width:g}" height="{tall:g}" fill="{ink}"/>'
+        elif piece[0] in BORDERS:
+            shape = f"m0 9h{width}" if piece[0] == "─" else BORDERS[piece]
+            yield f'<path d="M{x} {top}{shape}" stroke="{ink}" fill="none"/>'
+        else:
+            places = " ".join(str(x + (cells(piece[: at + 1]) - (cells(c) or 1)) * CELL_WIDTH) for at, c in enumerate(piece))
+            weight = ' font-weight="bold"' if bold else ""
+            yield f'<text x="{places}" y="{top + 14}" fill="{ink}"{weight}>{html.escape(piece)}</text>'
+
+
+@functools.cache
+def colours(words: str) -> tuple[str, str, bool]:
+    """Of a style in rich's words: the ink, the background if it has one of its own, and whether it is bold."""
+    style = Style.parse(words)
+    ink = style.color.get_truecolor(THEME) if style.color else THEME.foreground_color
+    if style.dim:
+        ink = blend_rgb(ink, THEME.background_color, 0.4)
+    if style.reverse:
+        return THEME.background_color.hex, ink.hex, bool(style.bold)
+    return ink.hex, "", bool(style.bold)
