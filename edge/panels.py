@@ -47,6 +47,7 @@ GRAPH_WIDTH = 20  # at least
 LEAST_GRAPH_LINES, MOST_GRAPH_LINES = 3, 15  # its title counted
 TABLE_LINES = 3  # of the processes: two borders, and the titles
 THROTTLE_WORDS = {  # the reasons that hold a device back
+    ThrottleReason.APPLICATION_CLOCKS: "application clocks",
     ThrottleReason.POWER_CAP: "power cap",
     ThrottleReason.HARDWARE_SLOWDOWN: "hardware slowdown",
     ThrottleReason.SYNC_BOOST: "sync boost",
@@ -54,7 +55,8 @@ THROTTLE_WORDS = {  # the reasons that hold a device back
     ThrottleReason.THERMAL_HARDWARE: "thermal (hardware)",
     ThrottleReason.POWER_BRAKE: "power brake",
 }
-USUAL_REASONS = ThrottleReason.IDLE | ThrottleReason.POWER_CAP  # any busy GPU meets its power limit
+# Any busy GPU meets its power limit, and its owner may have set its clocks.
+USUAL_REASONS = ThrottleReason.IDLE | ThrottleReason.POWER_CAP | ThrottleReason.APPLICATION_CLOCKS
 
 
 class Subject(NamedTuple):
@@ -320,7 +322,7 @@ class Reading:
         reasons = reported(sample, "throttle_reasons")
         held_back = [words for bit, words in THROTTLE_WORDS.items() if (reasons or 0) & bit]
         self.throttled = bool((reasons or 0) & ~USUAL_REASONS)  # those that have no name here, too
-        self.throttle = MISSING if reasons is None else ", ".join(held_back) or "none"
+        self.throttle = MISSING if reasons is None else ", ".join(held_back) or ("other" if self.throttled else "none")
 
 
 DEVICE_COLUMNS = (

@@ -17,6 +17,7 @@ DISPUTED = re.compile(
     "]"
 )
 DISPUTED_CATEGORIES = {"Mc", "Me"}  # combining characters that take room of their own, or surround another one
+MOST_MARKS = 3  # on one character: a pile of them is painted over the lines above and below
 
 
 def visible(text: str, limit: int = 200) -> str:
@@ -27,8 +28,12 @@ def visible(text: str, limit: int = 200) -> str:
     text = text[:limit]
     if text.isascii() and text.isprintable():
         return text
-    text = DISPUTED.sub("�", unicodedata.normalize("NFC", text))
-    return "".join(c if c.isprintable() and unicodedata.category(c) not in DISPUTED_CATEGORIES else "�" for c in text)
+    shown, marks = [], 0
+    for c in DISPUTED.sub("�", unicodedata.normalize("NFC", text)):
+        marks = marks + 1 if unicodedata.combining(c) else 0
+        is_plain = c.isprintable() and unicodedata.category(c) not in DISPUTED_CATEGORIES and marks <= MOST_MARKS
+        shown.append(c if is_plain else "�")
+    return "".join(shown)
 
 
 def fraction(part: float | None, whole: float | None) -> float | None:

@@ -225,9 +225,10 @@ def test_a_failing_device_says_why_in_its_box_and_in_the_table() -> None:
         (0, "none", False),
         (ThrottleReason.IDLE, "none", False),
         (ThrottleReason.POWER_CAP, "power cap", False),  # any busy GPU meets it
+        (ThrottleReason.APPLICATION_CLOCKS, "application clocks", False),  # its owner has set them
         (ThrottleReason.POWER_CAP | ThrottleReason.THERMAL_SOFTWARE, "power cap, thermal (software)", True),
         (ThrottleReason.HARDWARE_SLOWDOWN | ThrottleReason.POWER_BRAKE, "hardware slowdown, power brake", True),
-        (2**40, "none", True),  # a reason that this version does not know
+        (2**40, "other", True),  # a reason that this version does not know
     ],
 )
 def test_what_holds_a_device_back_is_in_words(reasons: int, words: str, is_held_back: bool) -> None:

@@ -53,6 +53,7 @@ def test_text_of_other_scripts_is_shown() -> None:
         assert visible(text) == text
     assert visible("Zoe\u0308 \u1112\u1161\u11ab") == "Zoë 한"  # put together: a letter and its mark, the parts of a syllable
     assert visible("👩‍🚀 👍🏽 🇩🇪 ❤\ufe0f 1\ufe0f\u20e3") == "👩�🚀 👍� �� ❤� 1��"
+    assert visible("x" + "\u0335" * 9) == "x" + "\u0335" * 3 + "�" * 6
     assert len(visible("क्षि" * 100)) == 200
 
 
