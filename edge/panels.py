@@ -371,27 +371,29 @@ def device_spans(info: pb.DeviceInfo, sample: pb.DeviceSample) -> dict[str, Line
 
 
 def host_panels(subject: Subject, width: int) -> list[list[Line]]:
-    """The host in each of its forms, the shortest first: a line, a box of meters, the same with a spark a processor."""
-    readings, words = host_readings(subject), host_facts(subject)
-    parts: list[Line] = [[(f"  {label} {show_percent(part)}", "")] for label, part, _, _ in readings]
-    panels = [[fit_parts([[(" host", "")], *parts, *([(f"  {word}", "")] for word in words)], width)]]
-    inner = width - 4
+    """The host in each of its forms, the lowest first: a line, a box of words, a box of meters, and each box with a spark a
+    processor."""
+    readings, facts = host_readings(subject), host_facts(subject)
+    shares: list[Line] = [[(f"  {label} {show_percent(part)}", "")] for label, part, _, _ in readings]
+    line = fit_parts([[(" host", "")], *shares, *([(f"  {fact}", "")] for fact in facts)], width)
+    inner, info, cores = width - 4, subject.info.host, subject.sample.host.cpu_core_percents
+    forms: list[list[Line]] = []
     if subject.info.devices and width >= 120:
         third = inner // 3
         spans = [
             [(fit(label, 7), "dim"), *meter(part, third - 7 - 22, style), (fit(text, 20, ">") + "  ", "")]
             for label, part, text, style in readings
         ]
-        lines: list[Line] = [[span for part in spans for span in part]]
+        forms.append([[span for part in spans for span in part]])
     else:
-        lines = [gauge(label, part, text, style, inner) for label, part, text, style in readings]
-    info, cores = subject.info.host, subject.sample.host.cpu_core_percents
+        if width >= 80:
+            forms.append([[span for label, _, text, _ in readings for span in ((f"{label} ", "dim"), (f"{text}   ", ""))]])
+        forms.append([gauge(label, part, text, style, inner) for label, part, text, style in readings])
     title = " · ".join(visible(text) for text in ("Host", info.model, info.operating_system) if text)
-    rest = [fit_parts([[(word + "  ", "dim")] for word in words], inner)] if words else []
-    panels.append(box(title, [*lines, *rest], width))
-    if cores:
-        panels.append(box(title, [*lines, *core_lines(cores, inner), *rest], width))
-    return panels
+    rest = [fit_parts([[(fact + "  ", "dim")] for fact in facts], inner)] if facts else []
+    sparks = core_lines(cores, inner)
+    boxes = [box(title, [*form, *more, *rest], width) for form in forms for more in ([], sparks)]
+    return [[line], *boxes]
 
 
 def host_readings(subject: Subject) -> list[tuple[str, float | None, str, str]]:

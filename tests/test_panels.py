@@ -147,6 +147,16 @@ def test_room_that_a_page_leaves_shows_more_of_the_host_and_graphs() -> None:
     assert ["host  cpu" in form for form in forms] == [True, False, False, False]
     assert ["cores" in form for form in forms] == [False, False, True, True]
     assert ["Utilization, 0 to 100%" in form for form in forms] == [False, False, False, True]
+    narrow = [plain(node_panels(crowded, 100, 20 + lines)) for lines in (1, 4, 5, 6, 7)]
+    assert ["host  cpu" in form for form in narrow] == [True, False, False, False, False]
+    assert [re.search(r"│ cpu \d+%   memory [^█]* TiB   disk", form) is not None for form in narrow] == [
+        False,
+        True,
+        True,
+        False,
+        False,
+    ]
+    assert ["cores" in form for form in narrow] == [False, False, True, False, True]
     pi = next(subject for subject in SUBJECTS if not subject.info.devices)
     assert "temperature, 0 to 100°C" in plain(node_panels(pi, 160, 30))
     silent = Subject(pb.NodeInfo(), pb.Sample(), (), b"")
