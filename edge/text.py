@@ -17,6 +17,7 @@ DISPUTED = re.compile(
     "]"
 )
 DISPUTED_CATEGORIES = {"Mc", "Me"}  # combining characters that take room of their own, or surround another one
+VIRAMA = 9  # the class of combining characters that melt two letters of an Indic script into one
 MOST_MARKS = 3  # on one character: a pile of them is painted over the lines above and below
 
 
@@ -30,9 +31,10 @@ def visible(text: str, limit: int = 200) -> str:
         return text
     shown, marks = [], 0
     for c in DISPUTED.sub("�", unicodedata.normalize("NFC", text)):
-        marks = marks + 1 if unicodedata.combining(c) else 0
-        is_plain = c.isprintable() and unicodedata.category(c) not in DISPUTED_CATEGORIES and marks <= MOST_MARKS
-        shown.append(c if is_plain else "�")
+        combining = unicodedata.combining(c)
+        marks = marks + 1 if combining else 0
+        is_disputed = combining == VIRAMA or unicodedata.category(c) in DISPUTED_CATEGORIES or marks > MOST_MARKS
+        shown.append(c if c.isprintable() and not is_disputed else "�")
     return "".join(shown)
 
 
