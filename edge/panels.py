@@ -91,7 +91,7 @@ def node_panels(subject: Subject, width: int, room: int, scroll: int = 0) -> lis
     plan = plan_of(subject, width, room)
     scroll = min(max(scroll, 0), plan.reach.most)
     if plan.is_list:
-        return [*node_list(subject, width, room - len(plan.host), scroll), *plan.host][: max(room, 0)]
+        return [*node_list(subject, width, plan.reach.page, scroll), *plan.host][: max(room, 0)]
     processes = process_panel(subject, width, plan.reach.page, scroll)
     if plan.boxes_per_line:
         return [*gauge_boxes(subject, width, plan.boxes_per_line, plan.graph_lines), *processes, *plan.host]
@@ -152,13 +152,11 @@ def hint(what: str, first: int, shown: int, count: int) -> str:
     return f"{what} {first + 1} to {first + shown} of {count} ·{keys}" if keys else what
 
 
-def node_list(subject: Subject, width: int, room: int, scroll: int) -> list[Line]:
-    """Devices and processes as one list, from line `scroll` on; the devices' titles stay."""
+def node_list(subject: Subject, width: int, page: int, scroll: int) -> list[Line]:
+    """Devices and processes as one list: `page` lines of it, from line `scroll` on; the devices' titles stay."""
     devices, processes = len(subject.info.devices), len(subject.processes)
     table = device_table(subject, width) if devices else []
     count = devices + (processes + 1 if processes else 0)
-    inside = room - len(table[:1])
-    page = inside if count <= inside else max(inside - 1, 1)
     rows = table[1 + scroll :]
     if processes:
         lines = process_lines(subject, width - 1, max(scroll - devices - 1, 0), page)
