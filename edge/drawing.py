@@ -35,6 +35,20 @@ def fit(text: str, width: int, align: str = "<") -> str:
     return text + " " * -excess if align == "<" else " " * -excess + text
 
 
+def fit_name(text: str, width: int) -> str:
+    """`text` in at most `width` cells: cut in its middle, since names differ at their ends, and most of all at the last one."""
+    excess = cells(text) - width
+    if excess <= 0:
+        return text
+    if width <= 0:
+        return ""
+    from rich.cells import set_cell_size, split_text
+
+    tail = width * 3 // 5
+    _, end = split_text(text, cells(text) - tail)
+    return set_cell_size(text, width - 1 - tail) + "…" + end
+
+
 def fit_line(line: Line, width: int) -> Line:
     """`line` in exactly `width` cells."""
     used = 0

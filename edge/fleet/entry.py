@@ -21,12 +21,13 @@ class EntryId(NamedTuple):
 class Messages:
     """A row's messages, each parsed once, and only if somebody asks for it: the entries of one node share them."""
 
-    __slots__ = ("_info", "_row", "_sample")
+    __slots__ = ("_info", "_processes", "_row", "_sample")
 
     def __init__(self, row: Row) -> None:
         self._row = row
         self._info: pb.NodeInfo | None = None
         self._sample: pb.Sample | None = None
+        self._processes: Sequence[pb.Process] | None = None
 
     @property
     def info(self) -> pb.NodeInfo:
@@ -41,6 +42,13 @@ class Messages:
         if self._sample is None:
             self._sample = self._row.sample
         return self._sample
+
+    @property
+    def processes(self) -> Sequence[pb.Process]:
+        """What runs on all of the node's devices."""
+        if self._processes is None:
+            self._processes = self._row.processes
+        return self._processes
 
 
 class Entry:
@@ -65,6 +73,17 @@ class Entry:
     def info(self) -> pb.NodeInfo:
         """Of the node, also where the entry is one of its devices."""
         return self._messages.info
+
+    @property
+    def sample(self) -> pb.Sample:
+        """The newest of the node, also where the entry is one of its devices."""
+        return self._messages.sample
+
+    @property
+    def processes(self) -> Sequence[pb.Process]:
+        """On all of the node's devices, or on the one that the entry stands for."""
+        processes = self._messages.processes
+        return processes if self.id.device == WHOLE_NODE else [one for one in processes if one.device_index == self.id.device]
 
     @property
     def devices(self) -> Sequence[pb.DeviceInfo]:

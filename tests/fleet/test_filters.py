@@ -7,7 +7,10 @@ from typing import Any
 
 import pytest
 
-from tests.fixtures.examples import example_registry, example_row
+import node_pb2 as pb
+from edge.fleet.row import Row
+from server import Registry
+from tests.fixtures.examples import NOW, example_registry, example_row
 from tests.fixtures.screens import Screen
 
 
@@ -23,11 +26,69 @@ from tests.fixtures.screens import Screen
         ("nothing-like-this", set()),
         ("temp>", set(range(28))),
         ("state:foo edge-03", {3}),
+        ("edge-03|edge-05|10.0.0.127", {3, 5, 27}),
+        ("state:lost,left", {11, 17}),
+        ("s:lost|edge-03", {3, 11}),
+        ("-state:online", {6, 11, 17}),
+        ("!state:online -state:late", {11, 17}),
+        ("-h200|l4", {1, 4, 7, 10, 13, 16, 19, 22, 25}),  # RTX: what remains
+        ('"RTX 4090" edge-1', {10, 13, 16, 19}),
+        ("age > 20", {11}),
+        ("age> 20 s", {11}),
+        ("gpus>2 edge-0", {0, 3, 6, 9}),
+        ("gpu = 2 edge-0", {2, 5, 8}),
+        ("cpu>40", set()),
+        ("cpu >= 35% edge-0", set(range(10))),
+        ("version:0.1 edge-03", {3}),
+        ("v:9.9", set()),
+        ("temp>-40", set(range(28))),
+        ("fe80::1", set()),  # a word: no such name before its colons
     ],
 )
 def test_filters(text: str, wanted: set[int]) -> None:
     screen = Screen(example_registry()).press("/", *text, "enter")
     assert screen.nodes() == [f"Node-{1000 + index}" for index in sorted(wanted)]
+
+
+def test_memory_is_compared_in_bytes_or_in_percent() -> None:
+    def matching(text: str, registry: Registry) -> list[str]:
+        return Screen(registry).press("/", *text).nodes()
+
+    registry = example_registry()
+    used = {row.node_id: row.vitals.memory_used_bytes for row in registry.snapshot()}
+    for text, least in (("mem>10GiB", 10 * 2**30), ("mem > 20 GB", 20 * 10**9), ("memory>0.5T", 2**39)):
+        assert matching(text, registry) == [name for name, count in used.items() if count > least]
+    registry = example_registry(0)
+    registry.restore(host_row("Node-1", memory_used_bytes=12 * 2**30))
+    registry.restore(host_row("Node-2"))
+    assert matching("mem>10gib", registry) == ["Node-1"]  # of a host without GPUs
+    assert matching("mem<13gib", registry) == ["Node-1"]  # what is not reported is not little
+    assert matching("cpu>=0", registry) == []
+
+
+def host_row(node_id: str, memory_used_bytes: int | None = None) -> Row:
+    """A box without GPUs."""
+    packed = pb.Sample(host=pb.HostSample(memory_used_bytes=memory_used_bytes)).SerializeToString()
+    return Row(node_id, "10.0.0.1", None, 1.0, packed_sample=packed, heartbeat_at=NOW)
+
+
+def test_processes_and_their_users() -> None:
+    registry = example_registry(3)
+    for index, users in enumerate((("ada", "root"), ("bob",))):
+        processes = [
+            pb.Process(device_index=7 * number, user=user, name=f"python3 of {user}") for number, user in enumerate(users)
+        ]
+        registry.restore(example_row(index)._replace(packed_processes=pb.ProcessList(processes=processes).SerializeToString()))
+    for text, wanted in (
+        ("user:ada", ["Node-1000"]),
+        ("user:Ada,bob", ["Node-1000", "Node-1001"]),
+        ("process:python", ["Node-1000", "Node-1001"]),
+        ('proc:"of root"', ["Node-1000"]),
+        ("-proc:python", ["Node-1002"]),
+        ("user:", ["Node-1000", "Node-1001", "Node-1002"]),
+    ):
+        assert Screen(registry).press("/", *text).nodes() == wanted, text
+    assert Screen(registry).press("g", "/", *"user:root").nodes() == ["Node-1000 7"]  # on this device
 
 
 def test_filters_compare_readings() -> None:
@@ -37,13 +98,18 @@ def test_filters_compare_readings() -> None:
         ("util<10", lambda vitals: vitals.utilization * 100 < 10),
         ("mem>90", lambda vitals: vitals.memory * 100 > 90),
         ("power>3000 temp<80", lambda vitals: vitals.milliwatts > 3_000_000 and vitals.celsius < 80),
+        ("power > 3 kW  util < 60", lambda vitals: vitals.milliwatts > 3_000_000 and vitals.utilization * 100 < 60),
+        ("power>3kW|util<10", lambda vitals: vitals.milliwatts > 3_000_000 or vitals.utilization * 100 < 10),
         ("power>3kW mem>=50%", lambda vitals: vitals.milliwatts > 3_000_000 and vitals.memory >= 0.5),
     )
     for text, wanted in cases:
         assert Screen(example_registry()).press("/", *text).nodes() == [name for name, vitals in rows.items() if wanted(vitals)]
 
 
-@pytest.mark.parametrize("term", ["temp>", "power>1kg", "state:foo", "speed>3", "age>1m>2"])
+UNREAD = ("temp>", "power>1kg", "state:foo", "speed>3", "age>1m>2", "cpu>", "cpus>8", "state:lost,foo", "user:", "-", "util<|h200")
+
+
+@pytest.mark.parametrize("term", UNREAD)
 def test_a_term_that_cannot_be_read_restricts_nothing_and_is_named(term: str) -> None:
     screen = Screen(example_registry()).press("/", *f"{term} edge-03", "enter")
     assert screen.nodes() == ["Node-1003"]
