@@ -586,7 +586,7 @@ def show_screen(registry: Registry, network: Network, inputs: Inputs, listening:
             if now >= frame_due:
                 lens.refresh(ui)
                 ui = follow(ui, lens, room_of(ui, lens, width, height))
-                view = look(lens, ui, width, height, listening, lens.events(height))
+                view = look(lens, ui, width, height, listening, lens.events(EVENTS_KEPT))
                 screen.draw(render(view, width, height))
                 drawn = max(frame_due, now - 1 / options.fps)  # when it was due: a frame that is late does not delay the next
                 frame_due = drawn + 1 / min(options.fps, DATA_FRAMES_PER_SECOND)

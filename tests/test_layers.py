@@ -28,7 +28,7 @@ LAYERS = (
     ("edge.fleet.metrics",),
     ("edge.fleet.columns",),
     ("edge.fleet.filters",),
-    ("edge.fleet.lens",),
+    ("edge.fleet.lens", "edge.fleet.events"),
     ("edge.fleet.keys", "edge.fleet.export"),
     ("edge.fleet.screen",),
     ("node", "server"),

@@ -5,12 +5,12 @@ from __future__ import annotations
 import collections
 import functools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import node_pb2 as pb
 from edge import history
-from edge.drawing import Column, Line, Span, fit, meter, sparkline
+from edge.drawing import Column, Line, Span, cells, fit, fit_name, meter, sparkline
 from edge.fleet.entry import Entry
 from edge.fleet.metrics import METRICS, Metric
 from edge.fleet.row import State
@@ -28,6 +28,7 @@ STATE_STYLES = {
 METER_CELLS = 8
 MOST_SPARKS = 60
 LONGER_NAMES = ("HARDWARE", "HOSTNAME", "NODE")  # get what is left over, in this order
+LEAST_SPARKS = 6  # cells, its space counted, of a sparkline that is worth its room
 
 
 class TableColumn(NamedTuple):
@@ -53,10 +54,15 @@ def natural(text: str) -> list[tuple[int, str]]:
 natural_id = functools.lru_cache(maxsize=100_000)(natural)
 
 
-def name_spans(entry: Entry, _width: int) -> Line:
+def name_spans(entry: Entry, width: int) -> Line:
     """The glyph of the node's state, and the entry's name."""
     glyph, style = STATE_STYLES[entry.state]
-    return [(f"{glyph} ", style), (entry.name, "bold")]
+    return [(f"{glyph} ", style), (fit_name(entry.name, width - len(glyph) - 1), "bold")]
+
+
+def hostname_spans(entry: Entry, width: int) -> Line:
+    """What the box calls itself."""
+    return [(fit_name(visible(entry.info.hostname), width) or MISSING, "")]
 
 
 def hostname_value(entry: Entry) -> Any:
@@ -87,12 +93,26 @@ def device_names(devices: Sequence[pb.DeviceInfo], model: str) -> str:
     return visible(shown) or visible(model) or MISSING
 
 
-def age_span(entry: Entry) -> Span:
-    """Age of the heartbeat; of the sample, and yellow, where the box is alive and its sensors hang."""
+def hanging_seconds(entry: Entry) -> float | None:
+    """Age of the sample where the box is alive and its sensors hang: they are read no more often than the box's owner has set."""
     row = entry.row
-    if row.sample_at is not None and row.heartbeat_at - row.sample_at > hangs_after_seconds(row.interval_seconds):
-        return (f"~{show_seconds(entry.now - row.sample_at)}", "bold yellow")
-    return (show_seconds(entry.heartbeat_age_seconds), "dim")
+    if row.sample_at is None or (older := row.heartbeat_at - row.sample_at) <= hangs_after_seconds(row.interval_seconds):
+        return None
+    hangs = older > hangs_after_seconds(entry.info.sampling_interval_milliseconds / 1000)
+    return entry.now - row.sample_at if hangs else None
+
+
+def age_span(entry: Entry) -> Span:
+    """Age of the heartbeat; of the sample, and yellow, where the sensors hang."""
+    hanging = hanging_seconds(entry)
+    return (show_seconds(entry.heartbeat_age_seconds), "dim") if hanging is None else (f"~{show_seconds(hanging)}", "bold yellow")
+
+
+def age_value(entry: Entry) -> float:
+    """All that are well are of one age: else their order would change with each heartbeat."""
+    if (hanging := hanging_seconds(entry)) is not None:
+        return hanging
+    return 0 if entry.state is State.ONLINE else entry.heartbeat_age_seconds
 
 
 def metric_spans(metric: Metric, entry: Entry, width: int) -> Line:
@@ -124,9 +144,7 @@ def metric_column(metric: Metric) -> TableColumn:
 # In this order they stand, and `s` goes through them. Where it is narrow, those with the highest rank are left out.
 TABLE = (
     TableColumn(Column("NODE", 16, 0), "name", lambda entry: natural_id(entry.id.node_id), name_spans),
-    TableColumn(
-        Column("HOSTNAME", 14, 4), "hostname", hostname_value, lambda entry, _: [(visible(entry.info.hostname) or MISSING, "")]
-    ),
+    TableColumn(Column("HOSTNAME", 14, 4), "hostname", hostname_value, hostname_spans),
     TableColumn(
         Column("STATE", 12, 6), "state",
         lambda entry: -list(State).index(entry.state),
@@ -134,9 +152,7 @@ TABLE = (
     ),
     TableColumn(Column("HARDWARE", 16, 7), "hardware", hardware_value, hardware_spans),
     *map(metric_column, METRICS),
-    TableColumn(
-        Column("AGE", 6, 2, ">"), "age", lambda entry: entry.heartbeat_age_seconds, lambda entry, _: [age_span(entry)], True
-    ),
+    TableColumn(Column("AGE", 6, 2, ">"), "age", age_value, lambda entry, _: [age_span(entry)], True),
 )  # fmt: skip
 SORTED_BY = {column.sort: column for column in TABLE}
 SORT_BY_NAME = TABLE[0].sort  # kept while the fleet is the same: the usual order costs nothing
@@ -148,23 +164,34 @@ def column_after(sort: str) -> TableColumn:
     return SORTED_BY[sorts[(sorts.index(sort) + 1) % len(sorts)]]
 
 
-def widths_of(columns: Sequence[TableColumn], width: int) -> dict[str, int]:
-    """By title, the cells of each column when what is left over is shared out: first meters, then sparklines, then longer names."""
+def widths_of(columns: Sequence[TableColumn], width: int, needs: Mapping[str, int]) -> dict[str, int]:
+    """By title, the cells of each column when what is left over is shared out: first names as long as `needs` says, by title, then
+    meters, then sparklines, and what still is left to names again."""
     widths = {column.layout.title: column.layout.width for column in columns}
     spare = width - sum(cells + 1 for cells in widths.values()) + 1
-    meters = [column.layout.title for column in columns if column.has_meter]
+
+    def widen(title: str, most: int) -> None:
+        nonlocal spare
+        more = max(min(spare, most), 0)
+        widths[title] += more
+        spare -= more
+
+    for title, cells_now in list(widths.items()):
+        widen(title, min(needs.get(title, 0), width * 2 // 5) - cells_now)
+    meters = [column.layout.title for column in columns if column.has_meter][: spare // (METER_CELLS + 1)]
     for title in meters:
-        if spare >= METER_CELLS + 1:
-            widths[title] += METER_CELLS + 1
-            spare -= METER_CELLS + 1
-    each = min(spare // len(meters), MOST_SPARKS + 1) if meters else 0
-    if each >= 6:
-        for title in meters:
-            widths[title] += each
-        spare -= each * len(meters)
+        widen(title, METER_CELLS + 1)
+    with_sparks = next((meters[:count] for count in range(len(meters), 0, -1) if spare // count >= LEAST_SPARKS), [])
+    each = spare // max(len(with_sparks), 1)
+    for title in with_sparks:
+        widen(title, min(each, MOST_SPARKS + 1))
     for title in LONGER_NAMES:
         if title in widths:
-            more = min(spare, 12)
-            widths[title] += more
-            spare -= more
+            widen(title, 12)
     return widths
+
+
+def needs_of(entries: Sequence[Entry], longest_name: int) -> dict[str, int]:
+    """By title, how many cells show names whole: the ids of all that are known, the hostnames on the screen."""
+    hostnames = max((cells(visible(entry.info.hostname)) for entry in entries), default=0)
+    return {"NODE": longest_name + 2, "HOSTNAME": -(-hostnames // 4) * 4}  # by fours: it moves less while one scrolls

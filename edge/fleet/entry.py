@@ -18,6 +18,11 @@ class EntryId(NamedTuple):
     device: int = WHOLE_NODE  # its place among the node's devices
 
 
+def name_of(entry_id: EntryId) -> str:
+    """The node's id, and the place of its device."""
+    return entry_id.node_id if entry_id.device == WHOLE_NODE else f"{entry_id.node_id} {entry_id.device}"
+
+
 class Messages:
     """A row's messages, each parsed once, and only if somebody asks for it: the entries of one node share them."""
 
@@ -67,7 +72,7 @@ class Entry:
     @property
     def name(self) -> str:
         """The node's id, and the place of its device."""
-        return self.id.node_id if self.id.device == WHOLE_NODE else f"{self.id.node_id} {self.id.device}"
+        return name_of(self.id)
 
     @property
     def info(self) -> pb.NodeInfo:

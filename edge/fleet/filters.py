@@ -1,10 +1,10 @@
 """The language of `/`: words, names with a colon and comparisons, all of which must hold.
 
-    h200 rack07         words: both must stand in id, hostname, device or address; "two words" are one in quotes
-    h200|a100           either; each side may be any term
-    -h200 !state:lost   not
-    state:lost,late     one of these; also user:, process:, version:; the beginning of such a name is enough
-    util < 10           a comparison; what is not reported is neither more nor less than anything
+h200 rack07         words: both must stand in id, hostname, device or address; "two words" are one in quotes
+h200|a100           either; each side may be any term
+-h200 !state:lost   not
+state:lost,late     one of these; also user:, process:, version:; the beginning of such a name is enough
+util < 10           a comparison; what is not reported is neither more nor less than anything
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import NamedTuple, TypeVar
 from edge.fleet.entry import Entry
 from edge.fleet.metrics import METRICS
 from edge.fleet.row import State
+from edge.history import WHOLE_NODE
 from edge.protocol import reported
 
 COMPARE: dict[str, Callable[[float, float], bool]] = {
@@ -46,9 +47,12 @@ BYTE_UNITS = {  # kib and k are 1024 bytes, kb is 1000
 
 def memory_used_bytes(entry: Entry) -> float | None:
     """Of all the entry's devices; of the host where the node has none."""
-    if entry.row.capacities.devices:
+    if entry.row.capacities.devices and entry.id.device == WHOLE_NODE:
         return None if entry.vitals.memory is None else entry.vitals.memory_used_bytes
-    used: float | None = reported(entry.sample.host, "memory_used_bytes")
+    sample, device = entry.sample, entry.id.device
+    if device != WHOLE_NODE and device >= len(sample.devices):
+        return None
+    used: float | None = reported(sample.host if device == WHOLE_NODE else sample.devices[device], "memory_used_bytes")
     return used
 
 
@@ -79,9 +83,7 @@ FIELDS: dict[str, Callable[[Entry], Iterable[str]]] = {
 def searched_text(entry: Entry) -> str:
     """What a word of a filter is looked for in."""
     info, row = entry.info, entry.row
-    return " ".join(
-        (row.node_id, info.hostname, row.address, info.host.model, *(device.name for device in entry.devices))
-    ).lower()
+    return " ".join((row.node_id, info.hostname, row.address, info.host.model, *(device.name for device in entry.devices))).lower()
 
 
 # ---- How it is read ----

@@ -11,10 +11,13 @@ from typing import Any, NamedTuple
 
 from edge.fleet.columns import column_after
 from edge.fleet.entry import EntryId
-from edge.fleet.lens import Lens, Ui
+from edge.fleet.events import event_lines, lowest_line
+from edge.fleet.lens import EVENTS_KEPT, Lens, Question, Ui
 from edge.fleet.metrics import METRICS, metric_after
 
-MOST_FILTER = 60  # characters
+MOST_FILTER = 120  # characters
+WHEEL_LINES = 3  # that a notch of the mouse's wheel moves
+PASTE = "paste:"  # a key that begins so is text that was pasted: it is never taken for keys
 
 
 class Place(enum.Enum):
@@ -23,8 +26,11 @@ class Place(enum.Enum):
     TABLE = "table"
     GRID = "grid"
     PAGE = "page"
+    EVENTS = "events"
     FILTER = "filter"  # it is being typed
     HELP = "help"
+    QUIT = "quit"  # the question is asked
+    FORGET = "forget"  # the same
 
 
 class Room(NamedTuple):
@@ -32,6 +38,8 @@ class Room(NamedTuple):
 
     lines: int  # of the table or grid
     per_line: int  # entries beside each other: one in the table
+    view_lines: int = 0  # of a page, the help or the event view, which stands before them
+    beyond: int = 0  # lines of a page or of the help that there is no room for
 
     @property
     def entries(self) -> int:
@@ -129,16 +137,46 @@ def move(turn: Turn) -> Ui:
     order = lens.order
     steps = {"up": -room.per_line, "down": room.per_line, "left": -1, "right": 1}
     steps |= {"page up": -room.entries, "page down": room.entries, "home": -len(order), "end": len(order)}
+    steps |= {"wheel up": -WHEEL_LINES * room.per_line, "wheel down": WHEEL_LINES * room.per_line}
     if not order:
         return ui
     place = lens.place(ui.selected)
     if place is None:  # the first key only shows where one is
-        place, steps = ui.first, steps | dict.fromkeys(("up", "down", "left", "right"), 0)
+        place, steps = ui.first, steps | dict.fromkeys(("up", "down", "left", "right", *WHEEL), 0)
     place = min(max(place + steps[key], 0), len(order) - 1)
     while ui.page and order[place].node_id == ui.page and 0 < place < len(order) - 1:  # by the row of another node, not GPU by GPU
         place += 1 if steps[key] > 0 else -1
     selected = order[place]
-    return ui._replace(selected=selected, page=ui.page and selected.node_id)
+    page = ui.page and selected.node_id
+    return ui._replace(selected=selected, page=page, scroll=ui.scroll if page == ui.page else 0)
+
+
+def steps_of(room: Room) -> dict[str, int]:
+    """How many lines each key scrolls: by pages, one line stays."""
+    page = max(room.view_lines - 1, 1)
+    return {
+        "up": -1, "down": 1, "wheel up": -WHEEL_LINES, "wheel down": WHEEL_LINES,
+        "page up": -page, "page down": page, "home": -10**6, "end": 10**6,
+    }  # fmt: skip
+
+
+def scroll(turn: Turn) -> Ui:
+    """A page or the help, as far as there is more of it."""
+    lines = turn.ui.scroll + steps_of(turn.room)[turn.key]
+    return turn.ui._replace(scroll=max(min(lines, turn.room.beyond), 0))
+
+
+def scroll_help(turn: Turn) -> Ui:
+    """Where all of it is on the screen, every key goes back."""
+    return scroll(turn) if turn.room.beyond else turn.ui._replace(help=False)
+
+
+def scroll_events(turn: Turn) -> Ui:
+    """The event view; at its end it follows the newest again."""
+    lines = event_lines(turn.lens.events(EVENTS_KEPT), turn.ui.event_filter)
+    highest, newest = turn.room.view_lines - 1, len(lines) - 1  # where the lowest line of the screen can be
+    lowest = max(max(lowest_line(lines, turn.ui.last_event), highest) + steps_of(turn.room)[turn.key], highest)
+    return turn.ui._replace(last_event=lines[lowest].first if lowest < newest else None)
 
 
 def forget(turn: Turn) -> Ui:
@@ -152,58 +190,122 @@ def forget(turn: Turn) -> Ui:
     return neighbour._replace(page="")
 
 
+def forget_all(turn: Turn) -> Ui:
+    """The nodes that were counted for the question; one that has come back since stays."""
+    for node_id in turn.ui.question.node_ids if turn.ui.question else ():
+        turn.lens.forget(node_id)
+    return turn.ui._replace(question=None)
+
+
+def ask_to_forget(turn: Turn) -> Ui:
+    """All that are lost or left, of those that the filter matches."""
+    node_ids = turn.lens.forgettable()
+    return turn.ui._replace(question=Question(Place.FORGET.value, node_ids)) if node_ids else turn.ui
+
+
+def ask_to_quit(turn: Turn) -> Ui:
+    """Without a question where no node would notice."""
+    node_ids = turn.lens.reporting()
+    return turn.ui._replace(question=Question(Place.QUIT.value, node_ids)) if node_ids else turn.ui._replace(closed=True)
+
+
+def filter_of(ui: Ui) -> str:
+    """The filter of what is shown: the events', or the table's and the grid's."""
+    return ui.event_filter if ui.events else ui.filter
+
+
+def with_filter(ui: Ui, text: str) -> Ui:
+    """Another one; the event view then follows its newest."""
+    return ui._replace(event_filter=text, last_event=None) if ui.events else ui._replace(filter=text)
+
+
 def type_text(turn: Turn) -> Ui:
-    """The filter while it is typed: each key narrows the table at once."""
-    ui, key = turn.ui, turn.key
-    return ui._replace(filter=(ui.filter + key)[:MOST_FILTER]) if len(key) == 1 and key.isprintable() else ui
+    """The filter while it is typed: each key narrows what is shown at once. Lines that are pasted are words."""
+    key = turn.key
+    text = " ".join(key.removeprefix(PASTE).split()) if key.startswith(PASTE) else key * (len(key) == 1)
+    typed = "".join(character for character in text if character.isprintable())
+    return with_filter(turn.ui, (filter_of(turn.ui) + typed)[:MOST_FILTER])
 
 
 def take_back(turn: Turn) -> Ui:
     """The last letter of the filter."""
-    return turn.ui._replace(filter=turn.ui.filter[:-1])
+    return with_filter(turn.ui, filter_of(turn.ui)[:-1])
+
+
+def clear_filter(turn: Turn) -> Ui:
+    """All of it."""
+    return with_filter(turn.ui, "")
+
+
+def drop_filter(turn: Turn) -> Ui:
+    """All of it, and no more is typed."""
+    return clear_filter(turn)._replace(typing=False)
 
 
 # ---- The table ----
 
 LISTS = (Place.TABLE, Place.GRID)
-EVERYWHERE = (*LISTS, Place.PAGE)
-MOVES = ("up", "down", "page up", "page down", "home", "end")
+VIEWS = (*LISTS, Place.PAGE, Place.EVENTS)
+WHEEL = ("wheel up", "wheel down")
+LINES = ("up", "down")
+PAGES = ("page up", "page down")
+ENDS = ("home", "end")
+MOVES = (*LINES, *PAGES, *ENDS, *WHEEL)
 PAGE_HELP = "a node's page, and back; Esc clears the filter"  # keys with the same words share a line of the help
+BACK_HELP = "back"
+FORGET_HELP = "forget a lost or left node; all that the filter shows"
 SORT_HELP = "sort by the next column; turn it round"
-FILTER_HELP = "filter: words match id, hostname, device and address,\n" + " ".join(
-    ("state:lost", *(metric.example for metric in METRICS), "age>2m")
+EXAMPLES = ("state:lost,late", *(metric.example for metric in METRICS), "mem>10GiB", "cpu>90", "gpus>=4", "age>2m", "user:ada")
+FILTER_HELP = (
+    f"filter: words match id, hostname, device and address\n{' '.join(EXAMPLES)} process:python\n"
+    'all must hold; -h200 or !h200: not; h200|a100; "two words"'
 )
+EVENT_FILTER_HELP = "filter: words match kind, node and text\nkind:lost,late -kind:joined Node-7|Node-8"
 
 BINDINGS = (
     Binding(MOVES, (Place.TABLE,), move, "↑↓ PgUp End …", "move", Footer(2, say("move"), "↑↓")),
     Binding((*MOVES, "left", "right"), (Place.GRID,), move, "↑↓←→ PgUp End…", "move", Footer(2, say("move"), "↑↓")),
-    Binding(MOVES, (Place.PAGE,), move, "↑↓ PgUp End …", "other nodes", Footer(2, say("other nodes"), "↑↓")),
+    Binding((*LINES, *ENDS), (Place.PAGE,), move, "↑↓ End …", "other nodes", Footer(2, say("other nodes"), "↑↓")),
+    Binding((*PAGES, *WHEEL), (Place.PAGE,), scroll, "PgUp PgDn …", "scroll", Footer(7, say("scroll"), "PgDn")),
+    Binding(MOVES, (Place.EVENTS,), scroll_events, "↑↓ PgUp End …", "scroll; End follows", Footer(2, say("scroll"), "↑↓")),
     Binding(("enter",), LISTS, open_page, "Enter", PAGE_HELP, Footer(3, say("page"))),
     Binding(("escape",), LISTS, change(filter=""), "Esc", PAGE_HELP),
-    Binding(("escape",), (Place.PAGE,), change(page=""), "Esc", "back", Footer(1, say("back"))),
+    Binding(("escape",), (Place.PAGE,), change(page="", scroll=0), "Esc", BACK_HELP),
+    Binding(("escape",), (Place.EVENTS,), change(events=False), "Esc", BACK_HELP),
     Binding(("s",), (Place.TABLE,), sort_by_next, "s", SORT_HELP, Footer(5, lambda ui: f"sort: {ui.sort}")),
     Binding(("s",), (Place.GRID,), next_metric, "s", "the next metric", Footer(5, lambda ui: f"metric: {ui.metric}")),
     Binding(("S",), (Place.TABLE,), turn_round, "S", SORT_HELP),
     Binding(("S",), (Place.GRID,), turn_round, "S", "turn the order round"),
     Binding(("/",), LISTS, change(typing=True), "/", FILTER_HELP, Footer(4, say("filter"))),
+    Binding(("/",), (Place.EVENTS,), change(typing=True), "/", EVENT_FILTER_HELP, Footer(4, say("filter"))),
     Binding(("g",), LISTS, by_gpu, "g", "a row for each GPU", Footer(7, lambda ui: "nodes" if ui.by_gpu else "GPUs")),
     Binding(
         ("v",), (Place.TABLE,), change(grid=True),
         "v", "grid: a cell for each node or GPU; s: the next metric", Footer(6, say("grid")),
     ),
     Binding(("v",), (Place.GRID,), change(grid=False), "v", "the table", Footer(6, say("table"))),
-    Binding(("p",), EVERYWHERE, freeze, "p", "freeze the picture", Footer(8, lambda ui: "go on" if ui.frozen else "freeze")),
-    Binding(("f",), LISTS, forget, "f", "forget a node that is lost or left", Footer(9, say("forget"))),
+    Binding(("e",), LISTS, change(events=True, last_event=None), "e", "all events", Footer(8, say("events"))),
+    Binding(("e",), (Place.PAGE,), change(events=True, last_event=None, scroll=0), "e", "all events", Footer(8, say("events"))),
+    Binding(("e",), (Place.EVENTS,), change(events=False), "e", BACK_HELP),
+    Binding(("p",), VIEWS, freeze, "p", "freeze the picture", Footer(9, lambda ui: "go on" if ui.frozen else "freeze")),
+    Binding(("f",), LISTS, forget, "f", FORGET_HELP, Footer(10, say("forget"))),
     Binding(("f",), (Place.PAGE,), forget, "f", "forget it, when it is lost or left"),
+    Binding(("F",), LISTS, ask_to_forget, "F", FORGET_HELP),
     Binding(("?",), LISTS, change(help=True), "?", footer=Footer(1, say("help"))),
-    Binding(("?",), (Place.PAGE,), change(help=True), "?", footer=Footer(10, say("help"))),
-    Binding(("q",), EVERYWHERE, change(closed=True), "q", "quit", Footer(0, say("quit"))),
+    Binding(("?",), (Place.PAGE, Place.EVENTS), change(help=True, scroll=0), "?", footer=Footer(11, say("help"))),
+    Binding(("q",), LISTS, ask_to_quit, "q", "quit", Footer(0, say("quit"))),
+    Binding(("q",), (Place.PAGE,), change(page="", scroll=0), "q", BACK_HELP, Footer(0, say("back"))),
+    Binding(("q",), (Place.EVENTS,), change(events=False), "q", BACK_HELP, Footer(0, say("back"))),
     Binding(("enter",), (Place.FILTER,), change(typing=False), "Enter", footer=Footer(0, say("keeps it"))),
-    Binding(("escape",), (Place.FILTER,), change(typing=False, filter=""), "Esc", footer=Footer(1, say("clears it"))),
+    Binding(("escape",), (Place.FILTER,), drop_filter, "Esc", footer=Footer(1, say("clears it"))),
     Binding(("backspace",), (Place.FILTER,), take_back, "Backspace", footer=Footer(2, say("takes a letter back"))),
-    Binding(("ctrl-u",), (Place.FILTER,), change(filter=""), "Ctrl-U", footer=Footer(3, say("takes all back"))),
+    Binding(("ctrl-u",), (Place.FILTER,), clear_filter, "Ctrl-U", footer=Footer(3, say("takes all back"))),
     Binding((ANY,), (Place.FILTER,), type_text, "letters"),
-    Binding((ANY,), (Place.HELP,), change(help=False), "any key"),
+    Binding(MOVES, (Place.HELP,), scroll_help, "↑↓ PgUp End …"),
+    Binding((ANY,), (Place.HELP,), change(help=False, scroll=0), "any key", footer=Footer(0, say("goes back"))),
+    Binding(("q", "y"), (Place.QUIT,), change(closed=True), "q or y", footer=Footer(0, say("ends the server"))),
+    Binding(("y",), (Place.FORGET,), forget_all, "y", footer=Footer(0, say("forgets them"))),
+    Binding((ANY,), (Place.QUIT, Place.FORGET), change(question=None), "any other key", footer=Footer(1, say("goes on"))),
 )  # fmt: skip
 HERE: dict[tuple[Place, str], Binding] = {
     (place, key): binding for binding in BINDINGS for place in binding.places for key in binding.keys
@@ -212,19 +314,19 @@ HERE: dict[tuple[Place, str], Binding] = {
 
 def place_of(ui: Ui) -> Place:
     """Where the next key is pressed."""
-    return Place.FILTER if ui.typing else Place.HELP if ui.help else behind_help(ui)
+    return Place(ui.question.about) if ui.question else Place.FILTER if ui.typing else Place.HELP if ui.help else behind_help(ui)
 
 
 def behind_help(ui: Ui) -> Place:
     """What the help stands before: the place that it explains."""
-    return Place.PAGE if ui.page else Place.GRID if ui.grid else Place.TABLE
+    return Place.EVENTS if ui.events else Place.PAGE if ui.page else Place.GRID if ui.grid else Place.TABLE
 
 
 def press(ui: Ui, key: str, lens: Lens, room: Room) -> Ui:
-    """The Ui after a key; the lens has followed it."""
+    """The Ui after a key; the lens has followed it. What is pasted is text where text is typed, and nothing elsewhere."""
     place = place_of(ui)
     binding = HERE.get((place, key)) or HERE.get((place, ANY))
-    if binding:
+    if binding and (place is Place.FILTER or not key.startswith(PASTE)):
         ui = binding.action(Turn(ui, key, lens, room))
         lens.refresh(ui)
     return ui
@@ -233,7 +335,8 @@ def press(ui: Ui, key: str, lens: Lens, room: Room) -> Ui:
 def follow(ui: Ui, lens: Lens, room: Room) -> Ui:
     """The Ui with its selection on the screen: the selection stays on its node when rows move."""
     if ui.page and lens.rows([ui.page]) == [None]:  # forgotten
-        ui = ui._replace(page="")
+        ui = ui._replace(page="", scroll=0)
+    ui = ui._replace(scroll=min(ui.scroll, room.beyond))
     place = lens.place(ui.selected)
     first = ui.first
     if place is not None:  # else it is hidden by the filter, and may come back

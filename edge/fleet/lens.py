@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import collections
+import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
+from edge.drawing import cells
 from edge.event_log import Event
 from edge.fleet.columns import SORT_BY_NAME, SORTED_BY, natural_id
-from edge.fleet.entry import Entry, EntryId, ids_of, make_entries
+from edge.fleet.entry import Entry, EntryId, ids_of, make_entries, name_of
 from edge.fleet.filters import parse_filter
+from edge.fleet.intake import device_vitals
 from edge.fleet.metrics import METRICS
 from edge.fleet.row import Row, State, state_of
+from edge.history import WHOLE_NODE
 
 EVENTS_KEPT = 1000
+SINCE_SECONDS = 1.0  # from one look at what happens behind a frozen picture to the next
+CHANGES = ("lost", "disconnected", "late", "left", "joined")  # since a picture was frozen, the most important first
 
 
 class Source(Protocol):
@@ -46,6 +53,7 @@ class Frozen:
         self._source = source
         self._now, self._wall = source.clock(), source.wall()
         self._rows = {row.node_id: row for row in source.snapshot()}
+        self._states = {row.node_id: state_of(row, self._now) for row in self._rows.values()}
         self._events = source.newest_events(EVENTS_KEPT)
 
     def clock(self) -> float:
@@ -66,6 +74,25 @@ class Frozen:
     def forget(self, node_id: str) -> bool:
         return self._source.forget(node_id)
 
+    def since(self) -> list[tuple[str, int]]:
+        """How many nodes are worse off by now than in this picture, by what they are, the worst first; and how many have joined."""
+        now, order = self._source.clock(), list(State)
+        counts: collections.Counter[str] = collections.Counter()
+        for row in self._source.snapshot():
+            before, state = self._states.get(row.node_id), state_of(row, now)
+            if before is None:
+                counts["joined"] += 1
+            elif state is not before and order.index(state) > order.index(before):
+                counts[state.value.lower()] += 1
+        return [(word, counts[word]) for word in CHANGES if counts[word]]
+
+
+class Question(NamedTuple):
+    """What waits for a yes, in the footer."""
+
+    about: str  # "quit" or "forget"
+    node_ids: Sequence[str]  # the nodes that it concerns
+
 
 class Ui(NamedTuple):
     """What the keys have chosen. Never changed in place: each key makes the next one."""
@@ -82,6 +109,11 @@ class Ui(NamedTuple):
     frozen: bool = False
     help: bool = False
     page: str = ""  # the node whose page is open
+    scroll: int = 0  # lines of a page, or of the help, above the screen
+    events: bool = False  # the event view is open
+    event_filter: str = ""
+    last_event: Event | None = None  # the event view's lowest line; None: it follows the newest
+    question: Question | None = None
     closed: bool = False  # the user has left
 
 
@@ -133,20 +165,28 @@ class Lens:
 
     def __init__(self, source: Source) -> None:
         self.order: list[EntryId] = []
-        self.totals = Totals()
+        self.totals = Totals()  # of what the filter matches
+        self.known_nodes = self.known_entries = 0  # whatever the filter matches
+        self.is_filtered = False  # by at least one term that can be read
+        self.longest_name = 0  # in cells, whatever the filter matches
+        self.since: list[tuple[str, int]] = []  # what has happened behind a frozen picture
         self._live = source
         self._source = source
         self._shape: tuple[object, ...] = ()  # what the order by name depends on
         self._by_name: list[EntryId] = []
         self._places: dict[EntryId, int] = {}
         self._asked: tuple[object, ...] = ()
-        self._due = 0.0
+        self._due = self._since_due = 0.0
         self.now = self.wall = 0.0  # the moment that is shown
 
     def refresh(self, ui: Ui) -> None:
         """Follow the Ui and the time: called after each key and before each frame, and cheap when nothing is due."""
         if ui.frozen != isinstance(self._source, Frozen):
-            self._source = Frozen(self._live) if ui.frozen else self._live
+            self._source, self.since = Frozen(self._live) if ui.frozen else self._live, []
+            self._since_due = self._live.clock() + SINCE_SECONDS
+        if isinstance(self._source, Frozen) and self._live.clock() >= self._since_due:
+            self.since = self._source.since()
+            self._since_due = self._live.clock() + SINCE_SECONDS
         self.now, self.wall = self._source.clock(), self._source.wall()
         asked = (ui.sort, ui.descending, ui.filter, ui.by_gpu, ui.frozen)
         if asked != self._asked or self.now >= self._due:
@@ -173,15 +213,28 @@ class Lens:
         self._asked = ()
         return self._source.forget(node_id)
 
+    def reporting(self) -> list[str]:
+        """The nodes that are online now, whatever is shown."""
+        now = self._live.clock()
+        return [row.node_id for row in self._live.snapshot() if state_of(row, now) is State.ONLINE]
+
+    def forgettable(self) -> list[str]:
+        """The nodes that are lost or left now, of those that the filter matches."""
+        now, node_ids = self._live.clock(), list(dict.fromkeys(entry_id.node_id for entry_id in self.order))
+        rows = self._live.rows(node_ids)
+        return [row.node_id for row in rows if row and state_of(row, now) in (State.LOST, State.LEFT)]
+
     def _sort(self, ui: Ui, rows: Sequence[Row]) -> None:
-        self.totals = count_totals(rows, self.now)
         order = self._ordered_by_name(ui, rows)
         tests, _ = parse_filter(ui.filter)
         if tests or ui.sort != SORT_BY_NAME:
             known = {row.node_id: row for row in rows}
             entries = make_entries(((entry_id, known[entry_id.node_id]) for entry_id in order), self.now)
-            entries = [entry for entry in entries if all(test(entry) for test in tests)]
+            if tests:
+                entries = [entry for entry in entries if all(test(entry) for test in tests)]
             order = [entry.id for entry in entries] if ui.sort == SORT_BY_NAME else sorted_ids(entries, ui)
+        self.is_filtered, self.known_nodes, self.known_entries = bool(tests), len(rows), len(self._by_name)
+        self.totals = count_totals(matched_rows(entries) if tests else rows, self.now)
         if ui.sort == SORT_BY_NAME and ui.descending:
             order = order[::-1]
         if order != self.order:
@@ -195,7 +248,23 @@ class Lens:
             self._shape = shape
             ids = [entry_id for row in rows for entry_id in ids_of(row, ui.by_gpu)]
             self._by_name = sorted(ids, key=lambda entry_id: (natural_id(entry_id.node_id), entry_id.device))
+            self.longest_name = max((cells(name_of(entry_id)) for entry_id in ids), default=0)
         return self._by_name
+
+
+def matched_rows(entries: Iterable[Entry]) -> Iterator[Row]:
+    """The rows of these entries, those of one node one after the other: of a node of which only some devices are there, the row
+    has these alone."""
+    for _, group in itertools.groupby(entries, key=lambda entry: entry.id.node_id):
+        some = list(group)
+        row, devices = some[0].row, some[0].row.capacities.devices
+        if len(some) < len(devices) and some[0].id.device != WHOLE_NODE:
+            capacities = [devices[entry.id.device] for entry in some]
+            samples = [sample for entry in some for sample in entry.sample.devices[entry.id.device : entry.id.device + 1]]
+            row = row._replace(
+                capacities=row.capacities._replace(devices=tuple(capacities)), vitals=device_vitals(capacities, samples)
+            )
+        yield row
 
 
 def sorted_ids(entries: Iterable[Entry], ui: Ui) -> list[EntryId]:

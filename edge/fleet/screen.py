@@ -20,34 +20,24 @@ from edge.drawing import (
     fit,
     fit_line,
     fit_lines,
+    fit_name,
     fit_parts,
     heat_style,
     too_small,
 )
 from edge.event_log import Event
-from edge.fleet.columns import SORT_BY_NAME, STATE_STYLES, TABLE, TableColumn, widths_of
+from edge.fleet.columns import SORT_BY_NAME, STATE_STYLES, TABLE, TableColumn, needs_of, widths_of
 from edge.fleet.entry import Entry, make_entries
+from edge.fleet.events import draw_events, event_lines, lowest_line, newest_lines, parse_event_filter
 from edge.fleet.filters import parse_filter
-from edge.fleet.keys import Place, Room, behind_help, footer_of, help_lines
+from edge.fleet.keys import Place, Room, behind_help, filter_of, footer_of, help_lines, place_of
 from edge.fleet.lens import Lens, Totals, Ui
 from edge.fleet.metrics import METRIC_NAMED, METRICS
 from edge.fleet.row import Row, State, reason_of, state_of
-from edge.panels import Subject, node_panels
+from edge.panels import Subject, node_panels, process_panel
 from edge.protocol import DEFAULT_PORT, LATE_INTERVALS, LOST_INTERVALS, LOST_SECONDS
 from edge.text import show_bytes, show_celsius, show_percent, show_seconds, show_watts, visible
 
-EVENT_STYLES = {
-    "joined": "green",
-    "back": "green",
-    "late": "yellow",
-    "disconnected": "yellow",
-    "lost": "bold red",
-    "refused": "bold red",
-    "error": "bold red",
-    "warning": "yellow",
-    "left": "dim",
-    "forgotten": "dim",
-}
 STATE_HELP = {
     State.ONLINE: "heartbeats come",
     State.LATE: f"none for {LATE_INTERVALS} intervals",
@@ -55,6 +45,8 @@ STATE_HELP = {
     State.LOST: f"no heartbeat for {LOST_SECONDS:g} s or {LOST_INTERVALS} intervals, whichever is longer",
     State.LEFT: "it said goodbye",
 }
+HEADER_LINES, FOOTER_LINES = 2, 1
+KEYS_CELLS = 15  # of the help
 GLYPHS = {f"{glyph} " for glyph, _ in STATE_STYLES.values()}
 GRID_CELLS = (26, 9, 2, 1)  # widths of a cell: with name and value, with its value, apart, side by side: the widest that fits all
 GRID_STEPS = "▁▂▃▄▅▆▇█"
@@ -68,7 +60,12 @@ class View(NamedTuple):
     room: Room
     entries: Sequence[Entry]  # those on the screen, from ui.first on
     matching: int  # entries in all
-    totals: Totals
+    known_entries: int  # whatever the filter matches, as are the nodes
+    known_nodes: int
+    is_filtered: bool  # by at least one term that can be read
+    longest_name: int  # in cells
+    totals: Totals  # of what the filter matches
+    since: Sequence[tuple[str, int]]  # what has happened behind a frozen picture
     page: Row | None
     now: float  # by the registry's clock
     wall: float
@@ -86,7 +83,12 @@ def look(lens: Lens, ui: Ui, width: int, height: int, listening: str, events: Se
         room=room,
         entries=make_entries([(entry_id, row) for entry_id, row in zip(ids, rows, strict=True) if row], lens.now),
         matching=len(lens.order),
+        known_entries=lens.known_entries,
+        known_nodes=lens.known_nodes,
+        is_filtered=lens.is_filtered,
+        longest_name=lens.longest_name,
         totals=lens.totals,
+        since=lens.since,
         page=lens.rows([ui.page])[0] if ui.page else None,
         now=lens.now,
         wall=lens.wall,
@@ -99,10 +101,13 @@ def render(view: View, width: int, height: int) -> list[Line]:
     """A frame: exactly `height` lines of `width` cells."""
     if width < SMALLEST_WIDTH or height < SMALLEST_HEIGHT:
         return too_small(width, height)
+    room = height - HEADER_LINES - FOOTER_LINES
     if view.ui.help:
-        body = help_panel(behind_help(view.ui), width)
+        body = help_panel(view, width, room)
+    elif view.ui.events:
+        body = event_view(view, width, room)
     elif view.page:
-        body = page_panels(view.page, view.now, width, height - 3)
+        body = scrolled(page_panels(view.page, view.now, width, room), view.ui.scroll, room)
     else:
         panel = grid_panel if view.ui.grid else table_panel
         body = [*panel(view, width), *event_panel(view.events, width, event_panel_height(height))]
@@ -116,41 +121,70 @@ def event_panel_height(height: int) -> int:
 
 def room_of(ui: Ui, lens: Lens, width: int, height: int) -> Room:
     """What header, borders, titles, log and footer leave."""
-    lines = max(height - 2 - 3 - event_panel_height(height) - 1, 1)
+    view_lines = max(height - HEADER_LINES - FOOTER_LINES, 1)
+    lines = max(view_lines - 3 - event_panel_height(height), 1)
+    beyond = 0
+    if ui.help:
+        view_lines = max(view_lines - 2, 1)
+        beyond = max(len(help_text(behind_help(ui), width)) - view_lines, 0)
+    elif ui.events:
+        view_lines = max(view_lines - 2, 1)
+    elif page := ui.page and lens.rows([ui.page])[0]:
+        beyond = max(len(page_panels(page, lens.now, width, view_lines)) - view_lines, 0)
     if not ui.grid:
-        return Room(lines, 1)
-    rooms = [Room(lines, max((width - 4) // cell, 1)) for cell in GRID_CELLS]
+        return Room(lines, 1, view_lines, beyond)
+    rooms = [Room(lines, max((width - 4) // cell, 1), view_lines, beyond) for cell in GRID_CELLS]
     return next((room for room in rooms if room.entries >= len(lens.order)), rooms[-1])
+
+
+def scrolled(lines: list[Line], scroll: int, room: int) -> list[Line]:
+    """So many lines, from the one on that was scrolled to; the last one says how many there are below it."""
+    below = len(lines) - scroll - room
+    shown = lines[scroll : scroll + room]
+    return [*shown[:-1], [(f" ↓ {below + 1} more lines: PgDn", "dim")]] if below > 0 else shown
 
 
 # ---- Header and footer ----
 
 
 def header(view: View, width: int) -> list[Line]:
-    """Two lines: nodes by state, and what the fleet is and does."""
-    count = sum(view.totals.states.values())
+    """Two lines: nodes by state, and what the fleet is and does; where a filter holds, what it matches of it."""
+    count, known = sum(view.totals.states.values()), view.known_nodes
     wide = width >= 80
-    parts: list[Line] = [[(" Edge fleet ", "bold")]] * wide + [[(f" {count:,} node{'s' * (count != 1)}", "")]]
+    nodes = (
+        f" {count:,} of {known:,} nodes match{'es' * (count == 1)}" if view.is_filtered else f" {known:,} node{'s' * (known != 1)}"
+    )
+    parts: list[Line] = [[(" Edge fleet ", "bold")]] * wide + [[(nodes, "bold yellow" if view.is_filtered else "")]]
     for state, (glyph, style) in STATE_STYLES.items():
         if number := view.totals.states.get(state):
             parts.append([(f"  {glyph} {number:,}" + f" {state.value.lower()}" * wide, style)])
+    right = clock_span(view, width)
+    return [[*fit_parts(parts, width - cells(right[0])), right], fit_parts(totals_parts(view), width)]
+
+
+def clock_span(view: View, width: int) -> Span:
+    """The time; of a frozen picture also what has happened since, at least the worst of it."""
     clock = time.strftime("%H:%M:%S", time.localtime(view.wall))
-    right: Span = (f" FROZEN at {clock} ", "bold reverse") if view.ui.frozen else (f" {clock} ", "dim")
-    return [[*fit_parts(parts, width - len(right[0])), right], fit_parts(totals_parts(view), width)]
+    if not view.ui.frozen:
+        return (f" {clock} ", "dim")
+    changes = [f"{number:,} {word}" for word, number in view.since]
+    since = f" · {', '.join(changes if width >= 120 else changes[:1])} since" if changes else ""
+    return (f" FROZEN{f' at {clock}' if width >= 120 or not since else ''}{since} ", "bold reverse")
 
 
 def totals_parts(view: View) -> list[Line]:
     """What the living nodes have and do, all together: the most important first."""
     totals = view.totals
+    parts: list[Line] = [[(" matching:", "bold yellow")]] * view.is_filtered
     if not totals.states.get(State.ONLINE):
-        return [[(f" listening on {view.listening}", "")], [(": no node is online", "")]]
-    parts: list[Line] = [[(f" {totals.gpus:,} GPU{'s' * (totals.gpus != 1)}", "")]]
+        return [*(parts or [[(f" listening on {view.listening}:", "")]]), [(" no node is online", "")]]
+    parts.append([(f" {totals.gpus:,} GPU{'s' * (totals.gpus != 1)}", "")])
     parts.append([(f" · utilization {show_percent(totals.utilization)}", "")])
     if totals.hottest:
         vitals = totals.hottest.vitals
         style = heat_style(vitals.celsius, vitals.limit_celsius)
         heat = show_celsius(vitals.celsius, vitals.limit_celsius).strip()
-        parts.append([(" · hottest ", ""), (f"{heat} {totals.hottest.node_id}", style)])
+        parts.append([(" · hottest ", ""), (f"{heat} {fit_name(totals.hottest.node_id, 24)}", style)])
     if totals.memory_total_bytes:
         parts.append([(f" · memory {show_bytes(totals.memory_used_bytes)} of {show_bytes(totals.memory_total_bytes)}", "")])
     if totals.milliwatts:
@@ -159,12 +193,23 @@ def totals_parts(view: View) -> list[Line]:
 
 
 def footer(view: View, width: int) -> Line:
-    """The keys, or the filter while it is typed."""
-    ui = view.ui
+    """The keys, or the filter while it is typed, or a question."""
+    ui, place = view.ui, place_of(view.ui)
+    named = footer_of(ui, place)
     if ui.typing:
-        keys = ", ".join(f"{label} {does}" for label, does in footer_of(ui, Place.FILTER))
-        return fit_line([(" /", "bold"), (ui.filter, ""), ("█", ""), (f"  {keys}", "dim")], width)
-    parts: list[Line] = [[(f" {label}", "bold"), (f" {does} ", "dim")] for label, does in footer_of(ui, behind_help(ui))]
+        typed = filter_of(ui)
+        while cells(typed) > max(width - 20, 1):  # its end is where one types
+            typed = typed[1:]
+        keys = ", ".join(f"{label} {does}" for label, does in named)
+        return fit_line([(" /", "bold"), (typed, ""), ("█", ""), (f"  {keys}", "dim")], width)
+    if ui.question:
+        count = len(ui.question.node_ids)
+        nodes = f"{count:,} node{'s' * (count != 1)}"
+        asked = f"{nodes} report{'s' * (count == 1)} here" if place is Place.QUIT else f"forget {nodes}, lost or left"
+        answers: list[Line] = [[(f"{', ' * (index > 0)}{label} {does}", "bold")] for index, (label, does) in enumerate(named)]
+        words = f" {asked}: " if cells(f" {asked}: {answers[0][0][0]}") <= width else f" {nodes}: "
+        return fit_parts([[(words, "bold yellow")], *answers], width)
+    parts: list[Line] = [[(f" {label}", "bold"), (f" {does} ", "dim")] for label, does in named]
     right = f" {view.listening} " if width > 120 else ""
     return [*fit_parts(parts, width - len(right)), (right, "dim")]
 
@@ -176,7 +221,7 @@ def table_panel(view: View, width: int) -> list[Line]:
     """The table in its border: a line an entry."""
     chosen = choose_columns([column.layout for column in TABLE], width - 4)
     columns = [column for column in TABLE if column.layout in chosen]
-    widths = widths_of(columns, width - 4)
+    widths = widths_of(columns, width - 4, needs_of(view.entries, view.longest_name))
     columns = [column._replace(layout=column.layout._replace(width=widths[column.layout.title])) for column in columns]
     titles = " ".join(
         fit(column.title(view.ui.sort, view.ui.descending), column.layout.width, column.layout.align) for column in columns
@@ -189,20 +234,27 @@ def table_panel(view: View, width: int) -> list[Line]:
 
 
 def panel_title(view: View) -> str:
-    """What is listed, how it is sorted and filtered, and which part of it is on the screen."""
-    ui = view.ui
+    """What is listed, which part of it the filter matches and is on the screen, and how it is sorted."""
+    ui, shown = view.ui, len(view.entries)
     title = "GPUs" if ui.by_gpu else "Nodes"
-    if len(view.entries) < view.matching:
-        title += f" {ui.first + 1:,} to {ui.first + len(view.entries):,} of {view.matching:,}"
+    if view.is_filtered:
+        title += f" {view.matching:,} of {view.known_entries:,}"
+    if shown < view.matching:
+        title += f"{', ' * view.is_filtered or ' '}{ui.first + 1:,} to {ui.first + shown:,}"
+        title += "" if view.is_filtered else f" of {view.matching:,}"
     if ui.sort != SORT_BY_NAME or ui.descending:
         title += f" · by {ui.sort}{' ↓' if ui.descending else ' ↑'}"
-    unread = " ".join(parse_filter(ui.filter)[1])
-    return title + (f" · /{ui.filter}" if ui.filter else "") + (f" · not understood: {unread}" if unread else "")
+    return title + filter_title(ui.filter, parse_filter(ui.filter)[1])
+
+
+def filter_title(text: str, unread: Sequence[str]) -> str:
+    """A filter, and what of it restricts nothing."""
+    return (f" · /{text}" if text else "") + (f" · not understood: {' '.join(unread)}" if unread else "")
 
 
 def nothing_to_show(view: View) -> list[Line]:
     """What to do first."""
-    if sum(view.totals.states.values()):
+    if view.known_nodes:
         return [[], [("Nothing matches the filter: Esc clears it.", "")]]
     port = view.listening.rpartition(":")[2]
     address = "THIS-HOST" + (f":{port}" if port != str(DEFAULT_PORT) else "")
@@ -231,7 +283,7 @@ def grey(line: Line) -> Line:
 
 def grid_panel(view: View, width: int) -> list[Line]:
     """One cell an entry: its height and colour are the metric, its glyph the state where it is not online."""
-    lines_most, per_line = view.room
+    lines_most, per_line = view.room.lines, view.room.per_line
     cell_width = min((width - 4) // per_line, GRID_CELLS[0])
     shown = [grid_cell(entry, cell_width, view.ui) for entry in view.entries]
     lines = [list(itertools.chain(*shown[start : start + per_line])) for start in range(0, len(shown), per_line)]
@@ -252,7 +304,7 @@ def grid_legend(view: View, width: int) -> Line:
     return [
         *(scale if width >= 110 else []),
         (f"{glyph} ", style),
-        (f"{selected.name}  {visible(selected.info.hostname)}", "bold"),
+        (f"{fit_name(selected.name, 32)}  {fit_name(visible(selected.info.hostname), 24)}", "bold"),
         (f"  {numbers}", ""),
     ]
 
@@ -267,7 +319,7 @@ def grid_cell(entry: Entry, width: int, ui: Ui) -> Line:
         glyph, style = ("·", "dim") if part is None else (GRID_STEPS[step], GRID_STYLES[step])
     words = fit(metric.text(entry.vitals), 7, ">") if width >= GRID_CELLS[1] else ""
     if width >= GRID_CELLS[0]:
-        words = f" {fit(entry.name, 15)}{words}"
+        words = f" {fit(fit_name(entry.name, 15), 15)}{words}"
     reverse = " reverse" if entry.id == ui.selected else ""
     spans: Line = [(glyph, style + reverse)]
     if words:
@@ -279,53 +331,85 @@ def grid_cell(entry: Entry, width: int, ui: Ui) -> Line:
 
 
 def page_panels(row: Row, now: float, width: int, room: int) -> list[Line]:
-    """A node's page: its session, and the panels of its own screen; all grey when it is not online."""
+    """A node's page: its session, and the panels of its own screen; all grey when it is not online. It has more lines than there is
+    room for where there are many devices or processes: all of them are there, and it is scrolled."""
     state = state_of(row, now)
     glyph, style = STATE_STYLES[state]
     reason = reason_of(row, state, now)
-    first: Line = [(f" {row.node_id}", "bold"), (f"  {visible(row.info.hostname)}  ", ""), (f"{glyph} {state.value}", style)]
+    names = [fit_name(name, max(width // 3, 16)) for name in (row.node_id, visible(row.info.hostname))]
+    first: Line = [(f" {names[0]}", "bold"), (f"  {names[1]}  ", ""), (f"{glyph} {state.value}", style)]
     first.append((f"  {reason}" if reason else f"  {visible(row.info.notice)}", "" if reason else "dim"))
     facts = page_facts(row, now, width)[: max(room // 6, 1)]
-    panels = node_panels(Subject(row.info, row.sample, row.processes, row.history), width, room - 1 - len(facts))
+    processes, devices = row.processes, len(row.info.devices)
+    for_processes = min(len(processes) + 3, max(room // 6, 4)) if processes else 0
+    for_others = max(room - 1 - len(facts) - for_processes, devices + 9)  # at least a line each, and the host
+    panels = node_panels(Subject(row.info, row.sample, (), row.history), width, for_others)
+    panels += process_panel(processes, width, len(processes) + 3)
     if state is not State.ONLINE:
         panels = [[(text, "dim") for text, _ in line] for line in panels]
     return [first, *facts, *panels]
 
 
 def page_facts(row: Row, now: float, width: int) -> list[Line]:
-    """What there is to know of a session, in as many lines as it needs."""
+    """What there is to know of a session, in as many lines as it needs; a fact is never parted."""
     info = row.info
     trip = "" if row.round_trip_seconds is None else f"round trip {row.round_trip_seconds * 1000:.1f} ms"
     facts = [
         f"from {row.address}",
-        f"agent {visible(info.agent_version)}" if info.agent_version else "",
+        f"agent {visible(info.agent_version)}" if info.agent_version.strip() else "",
         f"heartbeat {show_seconds(now - row.heartbeat_at)} ago",
         "no sample" if row.sample_at is None else f"sample {show_seconds(now - row.sample_at)} ago",
         trip,
         f"reconnected {info.session_number - 1}×" if info.session_number > 1 else "",
-        f"last error: {visible(info.last_error)}" if info.last_error else "",
+        f"last error: {visible(info.last_error)}" if info.last_error.strip() else "",
     ]
-    unbroken = " · ".join(fact.replace(" ", "\0") for fact in facts if fact)
-    return [[(f" {line}".replace("\0", " "), "dim")] for line in textwrap.wrap(unbroken, width - 1, break_long_words=False)]
+    lines: list[str] = []
+    for fact in filter(None, facts):
+        if lines and cells(f" {lines[-1]} · {fact}") <= width:
+            lines[-1] += f" · {fact}"
+        else:
+            lines.append(fact)
+    return [[(f" {line}", "dim")] for line in lines]
 
 
-def help_panel(place: Place, width: int) -> list[Line]:
-    """All keys of a place, and all states, in few lines: a low terminal shows the keys."""
-    lines: list[Line] = [[(fit(keys, 15), "bold"), (does, "")] for keys, does in help_lines(place)]
+def help_panel(view: View, width: int, room: int) -> list[Line]:
+    """All keys of a place, and all states; what does not fit is scrolled to."""
+    text = help_text(behind_help(view.ui), width)
+    back = "↑↓ scroll, q goes back" if view.room.beyond else "any key goes back"
+    return box(f"Help · {back}", scrolled(text, view.ui.scroll, max(room - 2, 1)), width)
+
+
+def help_text(place: Place, width: int) -> list[Line]:
+    """Its lines, at this width."""
+    lines: list[Line] = []
+    for keys, does in help_lines(place):
+        wrapped = textwrap.wrap(does, max(width - 4 - KEYS_CELLS, 10))
+        lines += [[(fit(keys if index == 0 else "", KEYS_CELLS), "bold"), (part, "")] for index, part in enumerate(wrapped)]
     for state, (glyph, style) in STATE_STYLES.items():
-        lines.append([(fit(f"{glyph} {state.value}", 15), style), (STATE_HELP[state], "")])
-    return box("Help · any key goes back", lines, width)
+        for index, part in enumerate(textwrap.wrap(STATE_HELP[state], max(width - 4 - KEYS_CELLS, 10))):
+            lines.append([(fit(f"{glyph} {state.value}" if index == 0 else "", KEYS_CELLS), style), (part, "")])
+    return lines
 
 
 def event_panel(events: Sequence[Event], width: int, height: int) -> list[Line]:
     """The newest events, the newest last."""
     if not height:
         return []
-    lines = [event_line(event) for event in events[-(height - 2) :]]
+    newest = list(itertools.islice(newest_lines(events), height - 2))
+    lines = draw_events(newest[::-1], width - 4)
     return box("Events", lines + [[]] * (height - 2 - len(lines)), width)
 
 
-def event_line(event: Event) -> Line:
-    """Time, what, who, and why."""
-    time_of_day = time.strftime("%H:%M:%S ", time.localtime(event.time))
-    return [(time_of_day, "dim"), (fit(event.kind, 13), EVENT_STYLES.get(event.kind, "")), (f"{event.node_id:16} {event.text}", "")]
+def event_view(view: View, width: int, height: int) -> list[Line]:
+    """All events that the filter matches, up to the newest, or to the one that was scrolled to."""
+    ui, room = view.ui, height - 2
+    lines = event_lines(view.events, ui.event_filter)
+    end = min(max(lowest_line(lines, ui.last_event) + 1, room), len(lines))
+    start = max(end - room, 0)
+    title = f"Events {start + 1:,} to {end:,} of {len(lines):,}" if end - start < len(lines) else "Events"
+    title += f" · {len(lines) - end:,} newer below" if end < len(lines) else ""
+    drawn = draw_events(lines[start:end], width - 4)
+    if not lines:
+        drawn = [[], [("Nothing matches the filter." if ui.event_filter else "Nothing has happened yet.", "")]]
+    title += filter_title(ui.event_filter, parse_event_filter(ui.event_filter)[1])
+    return box(title, drawn + [[]] * (room - len(drawn)), width)

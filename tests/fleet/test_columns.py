@@ -47,6 +47,31 @@ def test_sensors_that_hang_are_told_from_a_box_that_is_dead() -> None:
     assert "~42s" in line
 
 
+@pytest.mark.parametrize(("interval_seconds", "shown"), [(0, "~42s"), (1, "~42s"), (60, " 0s"), (8, "~42s"), (9, " 0s")])
+def test_sensors_hang_by_the_cadence_that_the_box_was_set_to(interval_seconds: int, shown: str) -> None:
+    row = example_row(0)
+    info = row.info
+    info.sampling_interval_milliseconds = 1000 * interval_seconds
+    registry = example_registry(1)
+    registry.restore(row._replace(sample_at=NOW - 42, packed_info=info.SerializeToString()))
+    line = next(line for line in Screen(registry).text().splitlines() if "● Node-1000" in line)
+    assert shown in line
+
+
+def test_sorted_by_age_those_that_are_well_keep_their_places() -> None:
+    registry = example_registry(20)
+    registry.restore(example_row(3)._replace(sample_at=NOW - 42))  # its sensors hang
+    screen = Screen(registry).press("S", *"sssssssss")
+    while screen.ui.sort != "age":
+        screen.press("s")
+    well = [f"Node-{1000 + index}" for index in range(20) if index not in (3, 6, 11, 17)]
+    assert screen.nodes() == ["Node-1003", "Node-1011", "Node-1017", "Node-1006", *well]
+    for index in (0, 9):
+        registry.restore(example_row(index)._replace(heartbeat_at=NOW - 0.99 + index / 10))
+    assert Screen(registry).press(*"ssssssss").ui.sort == "age"
+    assert Screen(registry).press(*"ssssssss").nodes() == ["Node-1003", "Node-1011", "Node-1017", "Node-1006", *well]
+
+
 def test_a_metric_without_a_history_has_its_meter_and_its_colour() -> None:
     registry = example_registry(1)
     (row,) = registry.snapshot()

@@ -75,9 +75,7 @@ def host_row(node_id: str, memory_used_bytes: int | None = None) -> Row:
 def test_processes_and_their_users() -> None:
     registry = example_registry(3)
     for index, users in enumerate((("ada", "root"), ("bob",))):
-        processes = [
-            pb.Process(device_index=7 * number, user=user, name=f"python3 of {user}") for number, user in enumerate(users)
-        ]
+        processes = [pb.Process(device_index=7 * number, user=user, name=f"python3 of {user}") for number, user in enumerate(users)]
         registry.restore(example_row(index)._replace(packed_processes=pb.ProcessList(processes=processes).SerializeToString()))
     for text, wanted in (
         ("user:ada", ["Node-1000"]),

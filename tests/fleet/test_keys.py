@@ -7,11 +7,12 @@ import re
 
 import pytest
 
+import node_pb2 as pb
 from edge.fleet.entry import EntryId
-from edge.fleet.keys import ANY, BINDINGS, Binding, Place, change, footer_of, help_lines
+from edge.fleet.keys import ANY, BINDINGS, PASTE, Binding, Place, change, footer_of, help_lines
 from edge.fleet.lens import Ui
 from edge.terminal import KEY_NAMES
-from tests.fixtures.examples import example_registry
+from tests.fixtures.examples import example_registry, example_row
 from tests.fixtures.screens import Screen
 
 # ---- The selection ----
@@ -95,7 +96,7 @@ def test_the_filter_narrows_as_one_types_and_keys_are_text_then() -> None:
     assert "Nothing matches" in screen.text()
     assert len(screen.press("backspace", "backspace", *"1003").nodes()) == 1
     assert screen.press("enter", "escape").ui.filter == ""
-    assert screen.press("/", *"x" * 200).ui.filter == "x" * 60
+    assert screen.press("/", *"x" * 200).ui.filter == "x" * 120
     assert screen.press("ctrl-u").ui.filter == ""
 
 
@@ -114,12 +115,16 @@ WAYS = {  # the keys that lead to each place, with an entry selected
     Place.GRID: ("down", "v"),
     Place.PAGE: ("down", "enter"),
     Place.FILTER: ("down", "/"),
+    Place.EVENTS: ("down", "e"),
     Place.HELP: ("down", "?"),
+    Place.QUIT: ("down", "q"),
+    Place.FORGET: ("down", "F"),
 }
-EXPLAINED = (Place.TABLE, Place.GRID, Place.PAGE)  # by a help of their own
-ALL_KEYS = sorted({*KEY_NAMES.values(), *map(chr, range(ord(" "), 0x7F))})
+EXPLAINED = (Place.TABLE, Place.GRID, Place.PAGE, Place.EVENTS)  # by a help of their own
+ALL_KEYS = sorted({*KEY_NAMES.values(), "wheel up", "wheel down", *map(chr, range(ord(" "), 0x7F))})
 WORDS = {  # for the keys, in help and footer
     "up": "↑", "down": "↓", "left": "←", "right": "→", "page up": "PgUp", "page down": "…", "home": "…", "end": "End",
+    "wheel up": "…", "wheel down": "…",
     "enter": "Enter", "escape": "Esc", "backspace": "Backspace", "ctrl-u": "Ctrl-U", ANY: "",
 }  # fmt: skip
 
@@ -180,11 +185,139 @@ def test_the_help_of_a_page_names_only_what_works_there() -> None:
 
 
 @pytest.mark.parametrize("place", EXPLAINED)
-def test_q_quits_and_in_the_help_it_only_goes_back(place: Place) -> None:
-    screen = Screen(example_registry()).press(*WAYS[place], "?", "q")
-    assert (screen.ui.help, screen.ui.closed) == (False, False)
-    assert screen.press("q").ui.closed
+def test_q_goes_back_one_step(place: Place) -> None:
+    before = Screen(example_registry()).press(*WAYS[place])
+    assert before.press("?", "q").ui == Screen(example_registry()).press(*WAYS[place]).ui
+    after = before.press("q").ui
+    assert not after.closed
+    assert (after.page, after.events) == ("", False)
+    assert bool(after.question) == (place in (Place.TABLE, Place.GRID))
     assert Screen(example_registry()).press(*WAYS[Place.FILTER], "q").ui == Ui(EntryId("Node-1000"), typing=True, filter="q")
+
+
+def test_back_from_a_page_s_events_is_the_page() -> None:
+    screen = Screen(example_registry()).press("down", "enter", "e", "?", "q", "q")
+    assert screen.ui == Screen(example_registry()).press("down", "enter").ui
+    assert screen.press("e", "escape").ui.page == "Node-1000"
+
+
+@pytest.mark.parametrize("key", ["q", "y"])
+@pytest.mark.parametrize("size", [(160, 45), (50, 15), (40, 10)])
+def test_q_asks_once_while_nodes_are_online(size: tuple[int, int], key: str) -> None:
+    screen = Screen(example_registry(), *size).press("q")
+    footer = screen.text().splitlines()[-1]
+    assert "25 nodes" in footer
+    assert "q or y ends the server" in footer
+    assert ("report here" in footer and "any other key goes on" in footer) == (size[0] == 160)
+    assert screen.press(key).ui.closed
+
+
+@pytest.mark.parametrize("key", ["n", "x", "escape", "enter", "down", "/", "?"])
+def test_any_other_key_goes_on_and_does_no_more(key: str) -> None:
+    screen = Screen(example_registry()).press("q", key)
+    assert screen.ui == Ui()
+    assert screen.press("q").ui.question
+
+
+def test_q_ends_at_once_where_no_node_is_online() -> None:
+    assert Screen(example_registry(0)).press("q").ui.closed
+    registry = example_registry(0)
+    registry.restore(example_row(11))  # lost
+    assert Screen(registry).press("q").ui.closed
+    registry.restore(example_row(0))
+    screen = Screen(registry).press(*"/state:lost", "enter", "q")  # whatever the filter hides
+    assert "1 node reports here" in screen.text()
+
+
+@pytest.mark.parametrize("place", [place for place in Place if place is not Place.FILTER])
+def test_what_is_pasted_is_never_taken_for_keys(place: Place) -> None:
+    screen = Screen(example_registry()).press(*WAYS[place])
+    before = screen.ui
+    for text in ("q", "qq", "y", "state:online\nq\nq\n", "\x1b"):
+        assert screen.press(f"{PASTE}{text}").ui == before
+
+
+def test_what_is_pasted_into_the_filter_is_text() -> None:
+    screen = Screen(example_registry()).press("/", "a", f"{PASTE}state:online\r\nq\tq\x1b[A\n", "b")
+    assert screen.ui.filter == "astate:online q q[Ab"
+    assert screen.ui.typing
+    assert screen.press("ctrl-u", f"{PASTE}{'x' * 500}").ui.filter == "x" * 120
+    assert "x█" in screen.text().splitlines()[-1]
+
+
+def test_the_wheel_moves_the_selection_and_scrolls_what_stands_before_it() -> None:
+    screen = Screen(example_registry(100), 80, 24).press("down", "wheel down")
+    assert screen.ui.selected == EntryId("Node-1003")
+    assert screen.press("wheel up", "wheel up").ui.selected == EntryId("Node-1000")
+    assert screen.press("v", "wheel down").ui.selected == EntryId("Node-1024")  # by lines of eight cells
+    small = Screen(example_registry(), 50, 15).press("?", "wheel down")
+    assert small.ui.scroll == 3
+
+
+@pytest.mark.parametrize("size", [(50, 15), (40, 10)])
+@pytest.mark.parametrize("behind", EXPLAINED)
+def test_all_of_the_help_is_seen_where_it_is_cut(behind: Place, size: tuple[int, int]) -> None:
+    def inner(text: str) -> list[str]:
+        return [line[2:-2].strip() for line in text.splitlines() if line.startswith("│")]
+
+    whole = inner(Screen(example_registry(), size[0], 80).press(*WAYS[behind], "?").text())
+    screen = Screen(example_registry(), *size).press(*WAYS[behind], "?")
+    seen: dict[str, None] = {}
+    for _ in range(60):
+        seen |= dict.fromkeys(line for line in inner(screen.text()) if "more line" not in line)
+        screen.press("down")
+    assert list(seen) == list(dict.fromkeys(line for line in whole if line))
+    assert screen.ui.help
+    end = screen.ui.scroll
+    assert screen.press("page down", "end").ui.scroll == end
+    assert screen.press("up").ui.scroll == end - 1
+    assert screen.press("home").ui.scroll == 0
+    assert not screen.press("x").ui.help
+    assert screen.ui.scroll == 0
+
+
+def test_all_of_a_page_is_seen_where_it_is_cut() -> None:
+    registry = example_registry()
+    processes = pb.ProcessList(
+        processes=[pb.Process(device_index=index % 8, pid=50_000 + index, name="python3") for index in range(40)]
+    )
+    registry.restore(example_row(3)._replace(packed_processes=processes.SerializeToString()))
+    for size in ((160, 45), (80, 24), (50, 15), (40, 10)):
+        screen = Screen(registry, *size).press(*"/1003", "enter", "down", "enter")
+        seen = screen.text()
+        assert "more lines: PgDn" in seen
+        for key in ("wheel down", *("page down",) * 20):
+            seen += screen.press(key).text()
+        assert all(str(50_000 + index) in seen for index in range(40))
+        assert set(re.findall(r"(?:^ +|GPU )([0-7]) ", seen, re.MULTILINE)) == set("01234567")
+        assert "more lines" not in screen.text()
+        end = screen.ui.scroll
+        assert screen.press("page up").ui.scroll < end
+        assert screen.press("page down").ui.scroll == end
+    assert screen.press("q", "enter").ui.scroll == 0
+    screen = Screen(registry, 80, 24).press(*("down",) * 4, "enter", "page down")
+    assert screen.ui.scroll
+    assert screen.press("down").ui.page == "Node-1004"
+    assert screen.ui.scroll == 0
+
+
+def test_all_lost_and_left_that_the_filter_shows_are_forgotten_after_a_question() -> None:
+    registry = example_registry(60)
+    for index in range(200, 230):
+        registry.restore(example_row(11)._replace(node_id=f"Box-{index}"))
+    screen = Screen(registry).press(*"/box", "enter", "F")
+    assert "forget 30 nodes, lost or left: y forgets them, any other key goes on" in screen.text()
+    assert screen.press("n").ui.question is None
+    assert len(registry.snapshot()) == 90
+    screen.press("F")
+    registry.restore(example_row(11)._replace(node_id="Box-999"))  # lost since the question, and not counted in it
+    registry.restore(example_row(0)._replace(node_id="Box-200"))  # back since the question
+    screen.press("y")
+    assert {row.node_id for row in registry.snapshot() if row.node_id.startswith("Box")} == {"Box-200", "Box-999"}
+    assert {"Node-1011", "Node-1017"} <= {row.node_id for row in registry.snapshot()}
+    assert screen.press("escape", "F").ui.question
+    assert screen.press("y", "F").ui.question is None  # none is left to ask about
+    assert len(registry.snapshot()) == 59
 
 
 def test_no_key_is_bound_twice_in_a_place() -> None:

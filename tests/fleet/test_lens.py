@@ -47,10 +47,54 @@ def test_a_frozen_picture_does_not_change() -> None:
     registry = example_registry(5)
     screen = Screen(registry).press("p")
     before = screen.text()
-    registry.restore(example_row(9))
+    registry.restore(example_row(2)._replace(vitals=Vitals()))
     assert screen.text() == before
+    registry.restore(example_row(9))
     assert "FROZEN" in before
     assert "Node-1009" in screen.press("p").text()
+
+
+def test_a_frozen_picture_tells_what_happens_behind_it() -> None:
+    clock = Clock()
+    registry = Registry(1.0, 100, clock)
+    for index in range(4):
+        registry.restore(example_row(index)._replace(heartbeat_at=clock.now))
+    lens, frozen = Lens(registry), Ui(frozen=True)
+
+    def later(seconds: float, alive: int) -> list[tuple[str, int]]:
+        clock.now += seconds
+        for index in range(alive):
+            registry.restore(example_row(index)._replace(heartbeat_at=clock.now))
+        lens.refresh(frozen)
+        return lens.since
+
+    lens.refresh(frozen)
+    assert later(1, 4) == []
+    assert later(4, 3) == [("late", 1)]
+    assert later(8, 3) == [("lost", 1)]
+    assert later(4, 5) == [("joined", 1)]  # the fourth is back
+    assert later(4, 2) == [("late", 2), ("joined", 1)]
+    registry.restore(example_row(2)._replace(left=True))
+    assert later(20, 1) == [("lost", 2), ("left", 1), ("joined", 1)]
+    lens.refresh(Ui())
+    assert lens.since == []
+    lens.refresh(frozen)
+    assert later(1, 1) == []
+
+
+@pytest.mark.parametrize(
+    ("width", "shown"), [(160, "FROZEN at 08:00:00 · 2 lost, 1 joined since "), (60, " FROZEN · 2 lost since ")]
+)
+def test_the_header_of_a_frozen_picture(width: int, shown: str) -> None:
+    registry = example_registry(5)
+    screen = Screen(registry, width, 20).press("p")
+    for index in (1, 2):
+        registry.restore(example_row(11)._replace(node_id=f"Node-{1000 + index}"))
+    registry.restore(example_row(9))
+    screen.lens._since_due = 0
+    first = screen.text().splitlines()[0]
+    assert first.rstrip().endswith(shown.strip())
+    assert "● 5" in first  # the picture itself stands
 
 
 def picture(lens: Lens, ui: Ui) -> tuple[object, ...]:

@@ -52,6 +52,8 @@ SCREENS: dict[str, tuple[str, ...]] = {
     "help": ("?",),
     "filter": ("/", *"h200 temp>75"),
     "frozen": ("p",),
+    "events": ("e",),
+    "question": ("q",),
 }
 
 
@@ -105,6 +107,89 @@ def test_the_screen_at_160_by_45_has_all_columns_and_states() -> None:
     assert re.search(r"✗ Node-1011 .* LOST .* 31s", text)
     assert re.search(r"◌ Node-1017 .* LEFT", text)
     assert "joined" in text.split("Events")[1]
+
+
+LONG = "gpu-rack07-eu-west-1.cluster.example.com-node-"
+
+
+@pytest.mark.parametrize("keys", [("g",), (), ("g", "v"), ("v",)])
+@pytest.mark.parametrize("size", [(200, 60), (160, 45), (80, 24), (50, 15)])
+def test_a_long_name_keeps_what_tells_it_from_the_next(size: tuple[int, int], keys: tuple[str, ...]) -> None:
+    rows = [example_row(0)._replace(node_id=f"{LONG}{number:04}") for number in (1, 2)]
+    registry = example_registry(0)
+    for row in rows:
+        registry.restore(row)
+    text = Screen(registry, *size).press(*keys).text()
+    if "v" in keys and size[0] == 50 and "g" in keys:
+        return  # cells without names
+    for number in (1, 2):
+        names = re.findall(rf"[●▁▂▃▄▅▆▇█] (g[^ ]*node-{number:04}|g[^ ]*…[^ ]*{number:04})( \d)?", text)
+        assert names, text
+        assert bool(names[0][1]) == ("g" in keys)
+        if size[0] == 200 and "v" not in keys:
+            assert names[0][0] == f"{LONG}{number:04}"  # whole, before any graph
+
+
+def test_names_get_their_width_before_graphs_and_by_cells() -> None:
+    registry = example_registry(3)
+    registry.restore(example_row(3)._replace(node_id="計算節点" * 6 + "🚀1"))
+    info = example_row(4).info
+    info.hostname = "edge-of-the-world.some.long.domain.example.com"
+    registry.restore(example_row(4)._replace(packed_info=info.SerializeToString()))
+    for width in range(40, 240, 7):
+        screen = Screen(registry, width, 30)
+        assert exact(screen.frame(), width, 30)
+        assert "🚀1 " in screen.text()
+    assert "計算節点" * 6 + "🚀1 " in screen.text()
+    assert info.hostname in screen.text()
+
+
+def test_sparklines_stay_as_long_as_there_is_room_for_one() -> None:
+    def sparks(width: int) -> int:
+        line = next(line for line in Screen(example_registry(), width, 30).text().splitlines() if "Node-1000" in line)
+        return len(re.findall(r"[▁▂▃▄▅▆▇█]{5,} ", line))
+
+    assert [sparks(width) for width in (160, 147, 140, 133)] == [3, 3, 2, 1]
+
+
+def test_a_filter_shows_its_count_and_its_own_sums() -> None:
+    screen = Screen(example_registry(209)).press("/", *"h200 -state:late", "enter")
+    matching = [index for index in range(0, 209, 3) if index != 6]
+    first, second, title = screen.text().splitlines()[:3]
+    assert f"{len(matching)} of 209 nodes match" in first
+    assert second.startswith(f" matching: {8 * len(matching)} GPUs · utilization")
+    assert f"Nodes {len(matching)} of 209, 1 to " in title
+    few = Screen(example_registry(28)).press("/", *"node-1003|node-1004").text()
+    assert "Nodes 2 of 28 · /" in few
+    assert "2 of 28 nodes match " in few
+    assert " matching: 9 GPUs · " in few
+    assert "1 of 28 nodes matches  ✗ 1 lost" in Screen(example_registry(28)).press("/", *"state:lost").text()
+    half_typed = Screen(example_registry(28)).press("/", *"util<").text()
+    assert "28 nodes  ●" in half_typed
+    assert "matching" not in half_typed
+
+
+def test_the_sums_of_gpus_are_of_those_that_match() -> None:
+    registry = example_registry(9)
+    screen = Screen(registry).press("g", "/", *"util<50")
+    devices = [device for row in registry.snapshot() if row.node_id != "Node-1006" for device in row.sample.devices]
+    matching = [device for device in devices if device.utilization_percent < 50]
+    assert screen.lens.totals.gpus == len(matching) < len(devices)
+    assert screen.lens.totals.milliwatts == sum(device.power_milliwatts for device in matching)
+    assert screen.lens.totals.memory_used_bytes == sum(device.memory_used_bytes for device in matching)
+    assert f"matching: {len(matching)} GPUs" in screen.text()
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 100])
+def test_no_fact_of_a_page_is_parted_and_no_dot_stands_alone(width: int) -> None:
+    info = example_row(0).info
+    info.session_number, info.last_error, info.agent_version = 4, "the server took too long to answer, twice", " "
+    registry = example_registry(1)
+    registry.restore(example_row(0)._replace(packed_info=info.SerializeToString()))
+    lines = [line.strip() for line in Screen(registry, width, 40).press("enter").text().splitlines()[2:8]]
+    assert not [line for line in lines if line.startswith("·") or line.endswith("·") or "·  ·" in line]
+    assert "reconnected 3×" in " ".join(lines)
+    assert "agent" not in " ".join(lines)
 
 
 def test_what_is_stale_is_grey_with_its_age_and_reason() -> None:
@@ -276,7 +361,7 @@ def test_nothing_a_node_sends_moves_the_operators_cursor_or_colour(terminal: Ope
             "\x85".encode(),
         ):
             assert stolen not in screen.raw
-        screen.press("q")
+        screen.press("qq")
         assert screen.wait() == 0
         assert screen.is_restored()
     finally:
@@ -351,7 +436,10 @@ def fleet(start: Start, terminal: Open) -> Terminal:
 def test_every_key_in_a_real_terminal(fleet: Terminal) -> None:
     for keys, wanted in (
         ("?", "any key goes back"),
-        ("x", "q quit"),
+        ("q", "q quit"),
+        ("e", "Events ─"),
+        ("/kind:joined box-1\r", r"Events ─|Events · /kind:joined box-1"),
+        ("q", "q quit"),
         ("\x1b[B\x1b[B\r", "GPU 0 · NVIDIA GeForce RTX 4090"),
         ("\x1b[A", "GPU 7 · NVIDIA H200"),
         ("\x1b", "HOSTNAME"),
@@ -371,6 +459,10 @@ def test_every_key_in_a_real_terminal(fleet: Terminal) -> None:
         fleet.press(keys)
         fleet.shows(wanted)
     fleet.press("q")
+    fleet.shows("2 nodes report here: q or y ends the server, any other key goes on")
+    fleet.press("n")
+    fleet.shows("q quit")
+    fleet.press("qy")
     assert fleet.wait() == 0
     assert eventually(fleet.is_restored)
 
