@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -35,8 +36,9 @@ def fit(text: str, width: int, align: str = "<") -> str:
     return text + " " * -excess if align == "<" else " " * -excess + text
 
 
-def fit_name(text: str, width: int) -> str:
-    """`text` in at most `width` cells: cut in its middle, since names differ at their ends, and most of all at the last one."""
+def fit_name(text: str, width: int, tail: int = 0) -> str:
+    """`text` in at most `width` cells: cut in its middle, since names differ at their ends, and most of all at the last one. Of that
+    one `tail` cells stay; 0: three fifths."""
     excess = cells(text) - width
     if excess <= 0:
         return text
@@ -44,9 +46,18 @@ def fit_name(text: str, width: int) -> str:
         return ""
     from rich.cells import set_cell_size, split_text
 
-    tail = width * 3 // 5
+    tail = tail or width * 3 // 5
     _, end = split_text(text, cells(text) - tail)
     return set_cell_size(text, width - 1 - tail) + "…" + end
+
+
+def tail_for(names: Iterable[str], width: int) -> int:
+    """How many cells at their ends tell these names from each other where they are cut to `width`; 0: as many as usual."""
+    long = {name for name in names if cells(name) > width}
+    if len({fit_name(name, width) for name in long}) == len(long):
+        return 0
+    differing = max(map(cells, long)) - cells(os.path.commonprefix(list(long)))  # noqa: RUF071  # characters are meant
+    return max(min(differing, width - 4), 0)
 
 
 def fit_line(line: Line, width: int) -> Line:

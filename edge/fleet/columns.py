@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import node_pb2 as pb
 from edge import history
-from edge.drawing import Column, Line, Span, cells, fit, fit_name, meter, sparkline
+from edge.drawing import Column, Line, Span, cells, choose_columns, fit, fit_name, meter, sparkline, tail_for
 from edge.fleet.entry import Entry
 from edge.fleet.metrics import METRICS, Metric
 from edge.fleet.row import State
@@ -54,15 +54,20 @@ def natural(text: str) -> list[tuple[int, str]]:
 natural_id = functools.lru_cache(maxsize=100_000)(natural)
 
 
-def name_spans(entry: Entry, width: int) -> Line:
+def name_spans(entry: Entry, width: int, tail: int = 0) -> Line:
     """The glyph of the node's state, and the entry's name."""
     glyph, style = STATE_STYLES[entry.state]
-    return [(f"{glyph} ", style), (fit_name(entry.name, width - len(glyph) - 1), "bold")]
+    return [(f"{glyph} ", style), (fit_name(entry.name, width - 2, tail), "bold")]
 
 
-def hostname_spans(entry: Entry, width: int) -> Line:
+def hostname_of(entry: Entry) -> str:
     """What the box calls itself."""
-    return [(fit_name(visible(entry.info.hostname), width) or MISSING, "")]
+    return visible(entry.info.hostname)
+
+
+def hostname_spans(entry: Entry, width: int, tail: int = 0) -> Line:
+    """The same, as far as there is room."""
+    return [(fit_name(hostname_of(entry), width, tail) or MISSING, "")]
 
 
 def hostname_value(entry: Entry) -> Any:
@@ -164,11 +169,39 @@ def column_after(sort: str) -> TableColumn:
     return SORTED_BY[sorts[(sorts.index(sort) + 1) % len(sorts)]]
 
 
+def lay_out(entries: Sequence[Entry], longest_name: int, width: int) -> list[TableColumn]:
+    """The columns that fit, as wide as they get, for these entries. Names come before everything that is not yet there: up to a
+    quarter of the width before another column, up to two fifths before meters and graphs."""
+    hostnames = max((cells(hostname_of(entry)) for entry in entries), default=0)
+    needs = {"NODE": longest_name + 2, "HOSTNAME": -(-hostnames // 4) * 4}  # by fours: it moves less while one scrolls
+    table = [widened(TABLE[0], max(TABLE[0].layout.width, min(needs["NODE"], width // 4))), *TABLE[1:]]
+    chosen = choose_columns([column.layout for column in table], width)
+    columns = [column for column in table if column.layout in chosen]
+    widths = widths_of(columns, width, needs)
+    columns = [widened(column, widths[column.layout.title]) for column in columns]
+    return [with_tail(column, entries) for column in columns]
+
+
+def widened(column: TableColumn, width: int) -> TableColumn:
+    """As wide as that."""
+    return column._replace(layout=column.layout._replace(width=width))
+
+
+def with_tail(column: TableColumn, entries: Sequence[Entry]) -> TableColumn:
+    """A column of names cuts them where they are alike."""
+    width = column.layout.width
+    if column.layout.title == "NODE":
+        return column._replace(spans=functools.partial(name_spans, tail=tail_for((entry.name for entry in entries), width - 2)))
+    if column.layout.title == "HOSTNAME":
+        return column._replace(spans=functools.partial(hostname_spans, tail=tail_for(map(hostname_of, entries), width)))
+    return column
+
+
 def widths_of(columns: Sequence[TableColumn], width: int, needs: Mapping[str, int]) -> dict[str, int]:
     """By title, the cells of each column when what is left over is shared out: first names as long as `needs` says, by title, then
     meters, then sparklines, and what still is left to names again."""
     widths = {column.layout.title: column.layout.width for column in columns}
-    spare = width - sum(cells + 1 for cells in widths.values()) + 1
+    spare = width - sum(taken + 1 for taken in widths.values()) + 1
 
     def widen(title: str, most: int) -> None:
         nonlocal spare
@@ -189,9 +222,3 @@ def widths_of(columns: Sequence[TableColumn], width: int, needs: Mapping[str, in
         if title in widths:
             widen(title, 12)
     return widths
-
-
-def needs_of(entries: Sequence[Entry], longest_name: int) -> dict[str, int]:
-    """By title, how many cells show names whole: the ids of all that are known, the hostnames on the screen."""
-    hostnames = max((cells(visible(entry.info.hostname)) for entry in entries), default=0)
-    return {"NODE": longest_name + 2, "HOSTNAME": -(-hostnames // 4) * 4}  # by fours: it moves less while one scrolls

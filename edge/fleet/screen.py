@@ -16,7 +16,6 @@ from edge.drawing import (
     align,
     box,
     cells,
-    choose_columns,
     fit,
     fit_line,
     fit_lines,
@@ -26,7 +25,7 @@ from edge.drawing import (
     too_small,
 )
 from edge.event_log import Event
-from edge.fleet.columns import SORT_BY_NAME, STATE_STYLES, TABLE, TableColumn, needs_of, widths_of
+from edge.fleet.columns import SORT_BY_NAME, STATE_STYLES, TableColumn, lay_out
 from edge.fleet.entry import Entry, make_entries
 from edge.fleet.events import draw_events, event_lines, lowest_line, newest_lines, parse_event_filter
 from edge.fleet.filters import parse_filter
@@ -219,10 +218,7 @@ def footer(view: View, width: int) -> Line:
 
 def table_panel(view: View, width: int) -> list[Line]:
     """The table in its border: a line an entry."""
-    chosen = choose_columns([column.layout for column in TABLE], width - 4)
-    columns = [column for column in TABLE if column.layout in chosen]
-    widths = widths_of(columns, width - 4, needs_of(view.entries, view.longest_name))
-    columns = [column._replace(layout=column.layout._replace(width=widths[column.layout.title])) for column in columns]
+    columns = lay_out(view.entries, view.longest_name, width - 4)
     titles = " ".join(
         fit(column.title(view.ui.sort, view.ui.descending), column.layout.width, column.layout.align) for column in columns
     )

@@ -130,6 +130,21 @@ def test_a_long_name_keeps_what_tells_it_from_the_next(size: tuple[int, int], ke
             assert names[0][0] == f"{LONG}{number:04}"  # whole, before any graph
 
 
+@pytest.mark.parametrize("width", [40, 50, 80, 100, 120])
+@pytest.mark.parametrize("keys", [(), ("g",)])
+def test_names_that_differ_in_their_middle_are_told_apart(width: int, keys: tuple[str, ...]) -> None:
+    registry = example_registry(2)
+    info = example_row(1).info
+    for rack in range(1, 9):
+        info.hostname = name = f"cluster-of-eu-west-1a-rack{rack:02}-n2"
+        registry.restore(example_row(1)._replace(node_id=name, packed_info=info.SerializeToString()))
+    text = Screen(registry, width, 30).press(*keys, "end").text()
+    names = re.findall(r"^│ ● ([^ ]*n2)(?: 0)? +([^ ]*n2)?", text, re.MULTILINE)
+    assert len(names) == 8
+    assert len({name for name, _ in names}) == 8
+    assert len({hostname for _, hostname in names}) == (8 if "HOSTNAME" in text else 1)
+
+
 def test_names_get_their_width_before_graphs_and_by_cells() -> None:
     registry = example_registry(3)
     registry.restore(example_row(3)._replace(node_id="計算節点" * 6 + "🚀1"))
