@@ -37,8 +37,8 @@ def fit(text: str, width: int, align: str = "<") -> str:
 
 
 def fit_name(text: str, width: int, tail: int = 0) -> str:
-    """`text` in at most `width` cells: cut in its middle, since names differ at their ends, and most of all at the last one. Of that
-    one `tail` cells stay; 0: three fifths."""
+    """`text` in at most `width` cells: cut in its middle, since names differ at their ends, and most of all at the last one, of
+    which `tail` cells stay; 0: three fifths."""
     excess = cells(text) - width
     if excess <= 0:
         return text

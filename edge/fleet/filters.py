@@ -92,6 +92,7 @@ SIGN, NUMBER = "|".join(COMPARE), r"-?\d+(?:\.\d+)?"
 COMPARISON = re.compile(rf"({'|'.join(QUANTITIES)})([a-z]*?)({SIGN})({NUMBER})([^\d.-]*)", re.ASCII)
 BEFORE_SIGN, AFTER_SIGN = re.compile(rf"(?<=[a-z])\s+(?={SIGN})"), re.compile(rf"(?<=[a-z])({SIGN})\s+(?=-?\d)")
 BEFORE_UNIT = re.compile(rf"((?:{SIGN}){NUMBER})\s+(?=(?:{'|'.join(map(re.escape, UNITS))})(?:[\s|]|$))")
+AROUND_BAR = re.compile(r"\s*\|\s*")
 TERM = re.compile(r'(?:[^\s"]|"[^"]*(?:"|$))+')
 
 
@@ -100,7 +101,7 @@ def parse_terms(text: str, parse: Callable[[str], Test[T] | None]) -> tuple[list
 
     These restrict nothing, and the screen says so: one may only be half typed.
     """
-    text = BEFORE_UNIT.sub(r"\1", AFTER_SIGN.sub(r"\1", BEFORE_SIGN.sub("", text.lower())))
+    text = BEFORE_UNIT.sub(r"\1", AFTER_SIGN.sub(r"\1", BEFORE_SIGN.sub("", AROUND_BAR.sub("|", text.lower()))))
     tests = {term: parse_term(term, parse) for term in TERM.findall(text)}
     return [test for test in tests.values() if test], [term for term, test in tests.items() if not test]
 

@@ -209,6 +209,11 @@ def ask_to_quit(turn: Turn) -> Ui:
     return turn.ui._replace(question=Question(Place.QUIT.value, node_ids)) if node_ids else turn.ui._replace(closed=True)
 
 
+def leave_events(turn: Turn) -> Ui:
+    """First its filter goes, then the view."""
+    return with_filter(turn.ui, "") if turn.ui.event_filter else turn.ui._replace(events=False)
+
+
 def filter_of(ui: Ui) -> str:
     """The filter of what is shown: the events', or the table's and the grid's."""
     return ui.event_filter if ui.events else ui.filter
@@ -271,7 +276,7 @@ BINDINGS = (
     Binding(("enter",), LISTS, open_page, "Enter", PAGE_HELP, Footer(3, say("page"))),
     Binding(("escape",), LISTS, change(filter=""), "Esc", PAGE_HELP),
     Binding(("escape",), (Place.PAGE,), change(page="", scroll=0), "Esc", BACK_HELP),
-    Binding(("escape",), (Place.EVENTS,), change(events=False), "Esc", BACK_HELP),
+    Binding(("escape",), (Place.EVENTS,), leave_events, "Esc", "clears the filter; back"),
     Binding(("s",), (Place.TABLE,), sort_by_next, "s", SORT_HELP, Footer(5, lambda ui: f"sort: {ui.sort}")),
     Binding(("s",), (Place.GRID,), next_metric, "s", "the next metric", Footer(5, lambda ui: f"metric: {ui.metric}")),
     Binding(("S",), (Place.TABLE,), turn_round, "S", SORT_HELP),

@@ -48,6 +48,7 @@ HEADER_LINES, FOOTER_LINES = 2, 1
 KEYS_CELLS = 15  # of the help
 GLYPHS = {f"{glyph} " for glyph, _ in STATE_STYLES.values()}
 GRID_CELLS = (26, 9, 2, 1)  # widths of a cell: with name and value, with its value, apart, side by side: the widest that fits all
+GRID_NAME_CELLS = 15  # of the widest
 GRID_STEPS = "▁▂▃▄▅▆▇█"
 GRID_STYLES = ("blue", "blue", "cyan", "cyan", "green", "green", "yellow", "bold red")
 
@@ -280,7 +281,7 @@ def grey(line: Line) -> Line:
 def grid_panel(view: View, width: int) -> list[Line]:
     """One cell an entry: its height and colour are the metric, its glyph the state where it is not online."""
     lines_most, per_line = view.room.lines, view.room.per_line
-    cell_width = min((width - 4) // per_line, GRID_CELLS[0])
+    cell_width = min((width - 4) // per_line, max(GRID_CELLS[0], view.longest_name + GRID_CELLS[0] - GRID_NAME_CELLS))
     shown = [grid_cell(entry, cell_width, view.ui) for entry in view.entries]
     lines = [list(itertools.chain(*shown[start : start + per_line])) for start in range(0, len(shown), per_line)]
     if not view.matching:
@@ -315,7 +316,8 @@ def grid_cell(entry: Entry, width: int, ui: Ui) -> Line:
         glyph, style = ("·", "dim") if part is None else (GRID_STEPS[step], GRID_STYLES[step])
     words = fit(metric.text(entry.vitals), 7, ">") if width >= GRID_CELLS[1] else ""
     if width >= GRID_CELLS[0]:
-        words = f" {fit(fit_name(entry.name, 15), 15)}{words}"
+        name_cells = width - GRID_CELLS[0] + GRID_NAME_CELLS
+        words = f" {fit(fit_name(entry.name, name_cells), name_cells)}{words}"
     reverse = " reverse" if entry.id == ui.selected else ""
     spans: Line = [(glyph, style + reverse)]
     if words:
@@ -406,6 +408,6 @@ def event_view(view: View, width: int, height: int) -> list[Line]:
     title += f" · {len(lines) - end:,} newer below" if end < len(lines) else ""
     drawn = draw_events(lines[start:end], width - 4)
     if not lines:
-        drawn = [[], [("Nothing matches the filter." if ui.event_filter else "Nothing has happened yet.", "")]]
+        drawn = [[], [("Nothing matches the filter: Esc clears it." if ui.event_filter else "Nothing has happened yet.", "")]]
     title += filter_title(ui.event_filter, parse_event_filter(ui.event_filter)[1])
     return box(title, drawn + [[]] * (room - len(drawn)), width)

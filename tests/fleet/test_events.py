@@ -153,7 +153,7 @@ def test_it_is_short_where_little_has_happened() -> None:
     screen = Screen(told(example_registry(0), lost(2)), 80, 24).press("e", "up", "page up", "home", "wheel up")
     assert screen.ui.last_event is None
     assert len(shown(screen)) == 2
-    assert "Nothing matches the filter." in screen.press("/", *"xyz", "up").text()
+    assert "Nothing matches the filter: Esc clears it." in screen.press("/", *"xyz", "up").text()
 
 
 def test_its_filter_is_its_own_and_is_typed_as_the_table_s() -> None:
@@ -164,6 +164,10 @@ def test_its_filter_is_its_own_and_is_typed_as_the_table_s() -> None:
     assert screen.ui.filter == ""
     assert len(screen.press("q").nodes()) == 28
     assert len(shown(screen.press("e"))) == 2
+    assert len(shown(screen.press("escape"))) == 2  # first its filter goes: all, the thirty in one line
+    assert "Events ─" in screen.text()
+    assert not screen.press("escape").ui.events
+    assert screen.press("e").ui.events
     assert len(shown(screen.press("/", "ctrl-u", *"zzz", "escape"))) == 2
     assert screen.ui.event_filter == ""
 

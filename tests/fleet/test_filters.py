@@ -27,6 +27,8 @@ from tests.fixtures.screens import Screen
         ("temp>", set(range(28))),
         ("state:foo edge-03", {3}),
         ("edge-03|edge-05|10.0.0.127", {3, 5, 27}),
+        ("edge-03 | edge-05 state:online", {3, 5}),
+        ("edge-03 | ", {3}),
         ("state:lost,left", {11, 17}),
         ("s:lost|edge-03", {3, 11}),
         ("-state:online", {6, 11, 17}),
