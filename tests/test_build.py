@@ -769,11 +769,11 @@ def test_a_signal_ends_the_demo(checkout: Path, start: Callable[..., Program], n
 
 @pytest.mark.usefixtures("port_taken")
 def test_the_demo_on_a_terminal(checkout: Path, terminal: Callable[..., Terminal]) -> None:
-    """`q` ends it."""
+    """`q` ends it, after a question."""
     screen = terminal(str(checkout / "build.py"), "demo", "--nodes", "2", EDGE_CACHE=str(checkout))
     screen.shows("h200", 60)
     assert len(find_started(checkout)) == 3
-    screen.press("q")
+    screen.press("qq")
     assert screen.wait() == 0
     screen.shows("python3 node.pyz --server")
     assert not find_started(checkout)

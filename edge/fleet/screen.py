@@ -167,9 +167,11 @@ def clock_span(view: View, width: int) -> Span:
     clock = time.strftime("%H:%M:%S", time.localtime(view.wall))
     if not view.ui.frozen:
         return (f" {clock} ", "dim")
+    if not view.since:
+        return (f" FROZEN at {clock} ", "bold reverse")
     changes = [f"{number:,} {word}" for word, number in view.since]
-    since = f" · {', '.join(changes if width >= 120 else changes[:1])} since" if changes else ""
-    return (f" FROZEN{f' at {clock}' if width >= 120 or not since else ''}{since} ", "bold reverse")
+    said = f"{', '.join(changes)} since {clock}" if width >= 120 else f"{changes[0]} since"
+    return (f" FROZEN · {said} ", "bold reverse")
 
 
 def totals_parts(view: View) -> list[Line]:

@@ -9,11 +9,11 @@ import pytest
 
 import node_pb2 as pb
 from edge.fleet.entry import EntryId
-from edge.fleet.keys import ANY, BINDINGS, PASTE, Binding, Place, change, footer_of, help_lines
+from edge.fleet.keys import ANY, BINDINGS, PASTE, WHEEL, Binding, Place, change, footer_of, help_lines
 from edge.fleet.lens import Ui
 from edge.terminal import KEY_NAMES
 from tests.fixtures.examples import example_registry, example_row
-from tests.fixtures.screens import Screen
+from tests.fixtures.screens import Screen, exact
 
 # ---- The selection ----
 
@@ -102,12 +102,27 @@ def test_the_filter_narrows_as_one_types_and_keys_are_text_then() -> None:
 
 def test_random_keys_never_break_the_screen() -> None:
     chance = random.Random(1)
-    keys = [*"sSgvpf?/q0a>", "up", "down", "left", "right", "page up", "page down", "home", "end", "enter", "escape", "backspace"]
+    keys = [
+        *"sSgvpfFe?/qy0a>",
+        f"{PASTE}q\nq",
+        *WHEEL,
+        "up",
+        "down",
+        "left",
+        "right",
+        "page up",
+        "page down",
+        "home",
+        "end",
+        "enter",
+        "escape",
+        "backspace",
+    ]
     for size in ((160, 45), (50, 15)):
         screen = Screen(example_registry(40), *size)
         for _ in range(400):
             frame = screen.press(chance.choice(keys)).frame()
-            assert len(frame) == size[1]
+            assert exact(frame, *size)
 
 
 WAYS = {  # the keys that lead to each place, with an entry selected
