@@ -35,6 +35,7 @@ class EventLine(NamedTuple):
 
     first: Event
     node_ids: Sequence[str] = ()  # of many
+    said: str = ""  # of all of these
 
 
 def newest_lines(events: Sequence[Event]) -> Iterator[EventLine]:
@@ -45,17 +46,19 @@ def newest_lines(events: Sequence[Event]) -> Iterator[EventLine]:
 
 def lines_of_second(events: Sequence[Event]) -> list[EventLine]:
     """Each event on its own, but those of many nodes in one line, where the first of them is."""
-    nodes: dict[str, dict[str, None]] = collections.defaultdict(dict)
+    kinds: dict[str, list[Event]] = collections.defaultdict(list)
     for event in events:
-        nodes[event.kind][event.node_id] = None
-    lines, told = [], set()
-    for event in events:
-        if len(nodes[event.kind]) < MANY:
-            lines.append(EventLine(event))
-        elif event.kind not in told:
-            told.add(event.kind)
-            lines.append(EventLine(event, list(nodes[event.kind])))
-    return lines
+        kinds[event.kind].append(event)
+    many = {kind: line for kind, group in kinds.items() if (line := line_of_many(group))}
+    lines = (many.get(event.kind, EventLine(event)) for event in events)
+    return [line for event, line in zip(events, lines, strict=True) if line.first is event]
+
+
+def line_of_many(events: Sequence[Event]) -> EventLine | None:
+    """Those of one kind in one line, with what is said of all of them. None: they are few."""
+    node_ids = list(dict.fromkeys(event.node_id for event in events))
+    texts = {event.text for event in events}
+    return EventLine(events[0], node_ids, texts.pop() if len(texts) == 1 else "") if len(node_ids) >= MANY else None
 
 
 def event_lines(events: Sequence[Event], text: str) -> list[EventLine]:
@@ -100,11 +103,13 @@ def draw_event(line: EventLine, width: int, name_width: int) -> Line:
         name = fit(fit_name(event.node_id, name_width), name_width)
         return [*drawn, (fit(event.kind, 13), style), (f"{name} {event.text}", "")]
     count = f"{len(line.node_ids):,} {event.kind}"
-    room, names, left = width - 9 - cells(count) - 2, "", len(line.node_ids)
+    said = f" · {line.said}" if line.said else ""
+    said = said if cells(said) <= width // 2 else ""
+    room, names, left = width - 9 - cells(count) - 2 - cells(said), "", len(line.node_ids)
     for node_id in line.node_ids:
         more = f"{', ' if names else ''}{fit_name(node_id, 24)}"
         if cells(names + more) + (cells(f", +{left - 1:,}") if left > 1 else 0) > room:
             break
         names, left = names + more, left - 1
     rest = f"{', ' if names else ''}+{left:,}" if left else ""
-    return [*drawn, (count, style), (f": {names}{rest}", "")]
+    return [*drawn, (count, style), (f": {names}{rest}{said}", "")]
