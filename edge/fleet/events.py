@@ -1,6 +1,6 @@
 """What happened, as the server's screen shows it: the newest events in its panel, all of them in the event view.
 
-Many nodes of which one kind of event comes within a second are one line: a switch that fails must not hide what came before.
+Many events of one kind within a second are one line: a switch that fails must not hide what came before.
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ EVENT_STYLES = {
     "left": "dim",
     "forgotten": "dim",
 }
-MANY = 4  # nodes of which the same is said within a second
+MANY = 4  # events of one kind within a second
 
 
 class EventLine(NamedTuple):
     """One event, or the many of one kind within a second."""
 
     first: Event
+    number: int = 1  # of events
     node_ids: Sequence[str] = ()  # of many
     said: str = ""  # of all of these
 
@@ -45,7 +46,7 @@ def newest_lines(events: Sequence[Event]) -> Iterator[EventLine]:
 
 
 def lines_of_second(events: Sequence[Event]) -> list[EventLine]:
-    """Each event on its own, but those of many nodes in one line, where the first of them is."""
+    """Each event on its own, but many of one kind in one line, where the first of them is."""
     kinds: dict[str, list[Event]] = collections.defaultdict(list)
     for event in events:
         kinds[event.kind].append(event)
@@ -55,10 +56,13 @@ def lines_of_second(events: Sequence[Event]) -> list[EventLine]:
 
 
 def line_of_many(events: Sequence[Event]) -> EventLine | None:
-    """Those of one kind in one line, with what is said of all of them. None: they are few."""
+    """Those of one kind in one line: where many nodes are named, or the same is said many times. None: they stand alone."""
     node_ids = list(dict.fromkeys(event.node_id for event in events))
     texts = {event.text for event in events}
-    return EventLine(events[0], node_ids, texts.pop() if len(texts) == 1 else "") if len(node_ids) >= MANY else None
+    said = texts.pop() if len(texts) == 1 else ""
+    if len(node_ids) < MANY and (len(events) < MANY or not said):
+        return None
+    return EventLine(events[0], len(events), node_ids, said)
 
 
 def event_lines(events: Sequence[Event], text: str) -> list[EventLine]:
@@ -102,7 +106,7 @@ def draw_event(line: EventLine, width: int, name_width: int) -> Line:
     if not line.node_ids:
         name = fit(fit_name(event.node_id, name_width), name_width)
         return [*drawn, (fit(event.kind, 13), style), (f"{name} {event.text}", "")]
-    count = f"{len(line.node_ids):,} {event.kind}"
+    count = f"{line.number:,} {event.kind}"
     said = f" · {line.said}" if line.said else ""
     said = said if cells(said) <= width // 2 else ""
     room, names, left = width - 9 - cells(count) - 2 - cells(said), "", len(line.node_ids)
