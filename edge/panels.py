@@ -46,6 +46,7 @@ GAUGE_WIDTH = 50  # at least, where boxes stand side by side
 GRAPH_WIDTH = 20  # at least
 LEAST_GRAPH_LINES, MOST_GRAPH_LINES = 3, 15  # its title counted
 MOST_CORES = 256  # that are drawn; an agent sends a few dozen
+WHEEL_LINES = 3  # that a notch of the mouse's wheel moves
 TABLE_LINES = 3  # of the processes: two borders, and the titles
 THROTTLE_WORDS = {  # the reasons that hold a device back
     ThrottleReason.APPLICATION_CLOCKS: "application clocks",
@@ -70,7 +71,7 @@ class Subject(NamedTuple):
 
 
 class Reach(NamedTuple):
-    """What of a page is out of sight."""
+    """What of a page, or of a list, is out of sight."""
 
     most: int  # the largest useful scroll, in lines; 0: all is in sight
     page: int  # lines that scroll, of those in sight
@@ -105,9 +106,10 @@ def reach_of(subject: Subject, width: int, room: int) -> Reach:
 
 
 def scrolled(scroll: int, key: str, reach: Reach) -> int:
-    """Where a page stands after a key, by its name in terminal.py; keys that do not scroll leave it where it is."""
+    """Where what is scrolled stands after a key, by its name; keys that do not scroll leave it where it is."""
     step = max(reach.page - 1, 1)  # a page leaves one line in sight, to read on from
-    steps = {"up": -1, "down": 1, "wheel up": -3, "wheel down": 3, "page up": -step, "page down": step}
+    notch = min(WHEEL_LINES, step)
+    steps = {"up": -1, "down": 1, "wheel up": -notch, "wheel down": notch, "page up": -step, "page down": step}
     steps |= {"home": -reach.most, "end": reach.most}
     return min(max(min(scroll, reach.most) + steps.get(key, 0), 0), reach.most)
 

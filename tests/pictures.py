@@ -150,3 +150,7 @@ def colours(words: str) -> tuple[str, str, bool]:
     if style.reverse:
         return THEME.background_color.hex, ink.hex, bool(style.bold)
     return ink.hex, "", bool(style.bold)
+
+
+if __name__ == "__main__":
+    draw_all(pathlib.Path("docs"))

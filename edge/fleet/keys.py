@@ -14,9 +14,9 @@ from edge.fleet.entry import EntryId
 from edge.fleet.events import event_lines, lowest_line
 from edge.fleet.lens import EVENTS_KEPT, Lens, Question, Ui
 from edge.fleet.metrics import METRICS, metric_after
+from edge.panels import WHEEL_LINES, Reach, scrolled
 
 MOST_FILTER = 120  # characters
-WHEEL_LINES = 3  # that a notch of the mouse's wheel moves
 PASTE = "paste:"  # a key that begins so is text that was pasted: it is never taken for keys
 
 
@@ -38,8 +38,7 @@ class Room(NamedTuple):
 
     lines: int  # of the table or grid
     per_line: int  # entries beside each other: one in the table
-    view_lines: int = 0  # of a page, the help or the event view, which stands before them
-    beyond: int = 0  # lines of a page or of the help that there is no room for
+    reach: Reach = Reach(0, 0)  # of a page, the help or the event view, which stands before them
 
     @property
     def entries(self) -> int:
@@ -151,31 +150,22 @@ def move(turn: Turn) -> Ui:
     return ui._replace(selected=selected, page=page, scroll=ui.scroll if page == ui.page else 0)
 
 
-def steps_of(room: Room) -> dict[str, int]:
-    """How many lines each key scrolls: by pages, one line stays."""
-    page = max(room.view_lines - 1, 1)
-    return {
-        "up": -1, "down": 1, "wheel up": -WHEEL_LINES, "wheel down": WHEEL_LINES,
-        "page up": -page, "page down": page, "home": -10**6, "end": 10**6,
-    }  # fmt: skip
-
-
 def scroll(turn: Turn) -> Ui:
     """A page or the help, as far as there is more of it."""
-    lines = turn.ui.scroll + steps_of(turn.room)[turn.key]
-    return turn.ui._replace(scroll=max(min(lines, turn.room.beyond), 0))
+    return turn.ui._replace(scroll=scrolled(turn.ui.scroll, turn.key, turn.room.reach))
 
 
 def scroll_help(turn: Turn) -> Ui:
     """Where all of it is on the screen, every key goes back."""
-    return scroll(turn) if turn.room.beyond else turn.ui._replace(help=False)
+    return scroll(turn) if turn.room.reach.most else turn.ui._replace(help=False)
 
 
 def scroll_events(turn: Turn) -> Ui:
     """The event view; at its end it follows the newest again."""
     lines = event_lines(turn.lens.events(EVENTS_KEPT), turn.ui.event_filter)
-    highest, newest = turn.room.view_lines - 1, len(lines) - 1  # where the lowest line of the screen can be
-    lowest = max(max(lowest_line(lines, turn.ui.last_event), highest) + steps_of(turn.room)[turn.key], highest)
+    highest, newest = turn.room.reach.page - 1, len(lines) - 1  # where the lowest line of the screen can be
+    place = max(lowest_line(lines, turn.ui.last_event) - highest, 0)
+    lowest = highest + scrolled(place, turn.key, Reach(max(newest - highest, 0), turn.room.reach.page))
     return turn.ui._replace(last_event=lines[lowest].first if lowest < newest else None)
 
 
@@ -341,7 +331,7 @@ def follow(ui: Ui, lens: Lens, room: Room) -> Ui:
     """The Ui with its selection on the screen: the selection stays on its node when rows move."""
     if ui.page and lens.rows([ui.page]) == [None]:  # forgotten
         ui = ui._replace(page="", scroll=0)
-    ui = ui._replace(scroll=min(ui.scroll, room.beyond))
+    ui = ui._replace(scroll=min(ui.scroll, room.reach.most))
     place = lens.place(ui.selected)
     first = ui.first
     if place is not None:  # else it is hidden by the filter, and may come back

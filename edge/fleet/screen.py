@@ -33,7 +33,7 @@ from edge.fleet.keys import Place, Room, behind_help, filter_of, footer_of, help
 from edge.fleet.lens import Lens, Totals, Ui
 from edge.fleet.metrics import METRIC_NAMED, METRICS
 from edge.fleet.row import Row, State, reason_of, state_of
-from edge.panels import Subject, node_panels, process_panel
+from edge.panels import Reach, Subject, node_panels, reach_of
 from edge.protocol import DEFAULT_PORT, LATE_INTERVALS, LOST_INTERVALS, LOST_SECONDS
 from edge.text import show_bytes, show_celsius, show_percent, show_seconds, show_watts, visible
 
@@ -107,7 +107,7 @@ def render(view: View, width: int, height: int) -> list[Line]:
     elif view.ui.events:
         body = event_view(view, width, room)
     elif view.page:
-        body = scrolled(page_panels(view.page, view.now, width, room), view.ui.scroll, room)
+        body = page_panels(view.page, view.now, width, room, view.ui.scroll)
     else:
         panel = grid_panel if view.ui.grid else table_panel
         body = [*panel(view, width), *event_panel(view.events, width, event_panel_height(height))]
@@ -121,23 +121,20 @@ def event_panel_height(height: int) -> int:
 
 def room_of(ui: Ui, lens: Lens, width: int, height: int) -> Room:
     """What header, borders, titles, log and footer leave."""
-    view_lines = max(height - HEADER_LINES - FOOTER_LINES, 1)
+    view_lines = max(height - HEADER_LINES - FOOTER_LINES, 3)
     lines = max(view_lines - 3 - event_panel_height(height), 1)
-    beyond = 0
+    reach = Reach(0, view_lines)
     if ui.help:
-        view_lines = max(view_lines - 2, 1)
-        beyond = max(len(help_text(behind_help(ui), width)) - view_lines, 0)
+        reach = Reach(max(len(help_text(behind_help(ui), width)) - (view_lines - 2), 0), view_lines - 2)
     elif ui.events:
-        view_lines = max(view_lines - 2, 1)
+        reach = Reach(0, view_lines - 2)
     elif page := ui.page and lens.rows([ui.page])[0]:
-        beyond = max(len(page_panels(page, lens.now, width, view_lines)) - view_lines, 0)
-    if not ui.grid:
-        return Room(lines, 1, view_lines, beyond)
-    rooms = [Room(lines, max((width - 4) // cell, 1), view_lines, beyond) for cell in GRID_CELLS]
+        reach = reach_of(subject_of(page), width, view_lines - len(page_head(page, lens.now, width, view_lines)))
+    rooms = [Room(lines, max((width - 4) // cell, 1), reach) for cell in GRID_CELLS] if ui.grid else [Room(lines, 1, reach)]
     return next((room for room in rooms if room.entries >= len(lens.order)), rooms[-1])
 
 
-def scrolled(lines: list[Line], scroll: int, room: int) -> list[Line]:
+def cut(lines: list[Line], scroll: int, room: int) -> list[Line]:
     """So many lines, from the one on that was scrolled to; the last one says how many there are below it."""
     below = len(lines) - scroll - room
     shown = lines[scroll : scroll + room]
@@ -330,24 +327,29 @@ def grid_cell(entry: Entry, width: int, ui: Ui) -> Line:
 # ---- A node's page, the help, the events ----
 
 
-def page_panels(row: Row, now: float, width: int, room: int) -> list[Line]:
-    """A node's page: its session, and the panels of its own screen; all grey when it is not online. It has more lines than there is
-    room for where there are many devices or processes: all of them are there, and it is scrolled."""
+def page_panels(row: Row, now: float, width: int, room: int, scroll: int) -> list[Line]:
+    """A node's page: its session, and the panels of its own screen, so far scrolled; all grey when it is not online."""
+    head = page_head(row, now, width, room)
+    panels = node_panels(subject_of(row), width, room - len(head), scroll)
+    if state_of(row, now) is not State.ONLINE:
+        panels = [[(text, "dim") for text, _ in line] for line in panels]
+    return [*head, *panels]
+
+
+def subject_of(row: Row) -> Subject:
+    """What the panels show."""
+    return Subject(row.info, row.sample, row.processes, row.history)
+
+
+def page_head(row: Row, now: float, width: int, room: int) -> list[Line]:
+    """Which node it is, its state, and what there is to know of its session."""
     state = state_of(row, now)
     glyph, style = STATE_STYLES[state]
     reason = reason_of(row, state, now)
     names = [fit_name(name, max(width // 3, 16)) for name in (row.node_id, visible(row.info.hostname))]
     first: Line = [(f" {names[0]}", "bold"), (f"  {names[1]}  ", ""), (f"{glyph} {state.value}", style)]
     first.append((f"  {reason}" if reason else f"  {visible(row.info.notice)}", "" if reason else "dim"))
-    facts = page_facts(row, now, width)[: max(room // 6, 1)]
-    processes, devices = row.processes, len(row.info.devices)
-    for_processes = min(len(processes) + 3, max(room // 6, 4)) if processes else 0
-    for_others = max(room - 1 - len(facts) - for_processes, devices + 9)  # at least a line each, and the host
-    panels = node_panels(Subject(row.info, row.sample, (), row.history), width, for_others)
-    panels += process_panel(processes, width, len(processes) + 3)
-    if state is not State.ONLINE:
-        panels = [[(text, "dim") for text, _ in line] for line in panels]
-    return [first, *facts, *panels]
+    return [first, *page_facts(row, now, width)[: max(room // 6, 1)]]
 
 
 def page_facts(row: Row, now: float, width: int) -> list[Line]:
@@ -375,8 +377,8 @@ def page_facts(row: Row, now: float, width: int) -> list[Line]:
 def help_panel(view: View, width: int, room: int) -> list[Line]:
     """All keys of a place, and all states; what does not fit is scrolled to."""
     text = help_text(behind_help(view.ui), width)
-    back = "↑↓ scroll, q goes back" if view.room.beyond else "any key goes back"
-    return box(f"Help · {back}", scrolled(text, view.ui.scroll, max(room - 2, 1)), width)
+    back = "↑↓ scroll, q goes back" if view.room.reach.most else "any key goes back"
+    return box(f"Help · {back}", cut(text, view.ui.scroll, max(room - 2, 1)), width)
 
 
 def help_text(place: Place, width: int) -> list[Line]:

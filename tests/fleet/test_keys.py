@@ -300,12 +300,13 @@ def test_all_of_a_page_is_seen_where_it_is_cut() -> None:
     for size in ((160, 45), (80, 24), (50, 15), (40, 10)):
         screen = Screen(registry, *size).press(*"/1003", "enter", "down", "enter")
         seen = screen.text()
-        assert "more lines: PgDn" in seen
-        for key in ("wheel down", *("page down",) * 20):
+        assert re.search(r"(Processes|lines) 1 to \d+ of \d+ · PgDn", seen)
+        for key in ("wheel down", *("page down",) * 60):
             seen += screen.press(key).text()
         assert all(str(50_000 + index) in seen for index in range(40))
         assert set(re.findall(r"(?:^ +|GPU )([0-7]) ", seen, re.MULTILINE)) == set("01234567")
-        assert "more lines" not in screen.text()
+        assert "· PgUp" in screen.text()
+        assert "PgUp PgDn" not in screen.text()
         end = screen.ui.scroll
         assert screen.press("page up").ui.scroll < end
         assert screen.press("page down").ui.scroll == end
