@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import platform
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +20,7 @@ VERSION = "0.1.0"
 FRAMES_PER_SECOND = 60  # at most; a frame is drawn only when something changed
 FAILED = 1  # exit codes; 2 is argparse's, for a command line that can't be understood
 SIGNALLED = 128  # and the number of the signal
+LOOK_SECONDS = 0.5  # after which a write that still waits is looked at; and again
 HANGUP, INTERRUPT, BROKEN_PIPE = 1, 2, 13  # signals, by number: Windows does not name them all
 
 
@@ -44,6 +47,8 @@ def main_of(
     Raises SystemExit as argparse does: with 0 after --help and --version, with 2 for the command line.
     """
     open_missing_streams()
+    if isinstance(sys.stdout.buffer, io.RawIOBase):  # PYTHONUNBUFFERED; what a signal cuts off would be lost there, and we flush
+        sys.stdout = io.TextIOWrapper(io.BufferedWriter(sys.stdout.buffer), sys.stdout.encoding)
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal that is not UTF-8 must not end the program
     debug = False
     try:
@@ -69,10 +74,17 @@ def main_of(
 
 
 def open_missing_streams() -> None:
-    """A stream that was closed before the start (`>&-`) is None: what goes there goes nowhere."""
-    for name in ("stdout", "stderr"):
+    """A stream that was closed before the start (`>&-`) is None: what goes there goes nowhere.
+
+    Its number is filled first. Whatever is opened next would get it, and then what a library of C writes to number 1 or 2.
+    """
+    if None in (sys.stdin, sys.stdout, sys.stderr):
+        while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+            pass
+        os.close(descriptor)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115  # for as long as we live
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115  # for as long as we live
 
 
 def put(text: str, file: TextIO | None = None) -> None:
@@ -83,7 +95,11 @@ def put(text: str, file: TextIO | None = None) -> None:
 
 @contextlib.contextmanager
 def writing() -> Iterator[None]:
-    """Around each write to a terminal, pipe or file: makes OutputClosed or Failure of the system's errors."""
+    """Around each write to a terminal, pipe or file: makes OutputClosed or Failure of the system's errors.
+
+    While it waits for a reader, SIGALRM comes each LOOK_SECONDS, if it has a handler.
+    """
+    set_alarm(LOOK_SECONDS)
     try:
         yield
     except BrokenPipeError as error:
@@ -92,6 +108,13 @@ def writing() -> Iterator[None]:
         if error.errno == errno.EIO:  # the terminal was closed
             raise OutputClosed(HANGUP) from error
         raise Failure(f"cannot write: {(error.strerror or str(error)).lower()}") from error
+    finally:
+        set_alarm(0)
+
+
+def set_alarm(seconds: float) -> None:
+    if hasattr(signal, "setitimer") and callable(signal.getsignal(signal.SIGALRM)):  # Windows has neither
+        signal.setitimer(signal.ITIMER_REAL, seconds, seconds)
 
 
 def abandon_stdout() -> None:
@@ -99,12 +122,20 @@ def abandon_stdout() -> None:
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
     with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        turn_to_nowhere(sys.stdout)
+
+
+def turn_to_nowhere(stream: TextIO) -> None:
+    """What is written there from now on is lost, a write that a signal interrupts included. Raises OSError."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 def is_screen() -> bool:
-    """Whether stdout is a terminal that can show a full screen."""
-    return sys.stdout.isatty() and os.environ.get("TERM", "") not in ("", "dumb")
+    """Whether stdout is a terminal that can show a full screen, and may: 0 in TTY_COMPATIBLE or TTY_INTERACTIVE forbids it."""
+    forbidden = "0" in (os.environ.get("TTY_COMPATIBLE"), os.environ.get("TTY_INTERACTIVE"))
+    return sys.stdout.isatty() and not forbidden and os.environ.get("TERM", "").lower() not in ("", "dumb", "unknown")
 
 
 def time_stamp(wall: float) -> str:

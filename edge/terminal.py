@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
-import re
 import select
 import signal
 import socket
 import sys
+import time
+from typing import Any
 
 from edge.drawing import Line
-from edge.program import HANGUP, SIGNALLED, OutputClosed, abandon_stdout, writing
+from edge.keyboard import Keyboard
+from edge.program import HANGUP, SIGNALLED, Failure, OutputClosed, abandon_stdout, turn_to_nowhere, writing
 
-KEY_NAMES = {
-    "\x1b[A": "up", "\x1b[B": "down", "\x1b[C": "right", "\x1b[D": "left",
-    "\x1bOA": "up", "\x1bOB": "down", "\x1bOC": "right", "\x1bOD": "left",
-    "\x1b[5~": "page up", "\x1b[6~": "page down",
-    "\x1b[H": "home", "\x1b[F": "end", "\x1bOH": "home", "\x1bOF": "end",
-    "\x1b[1~": "home", "\x1b[4~": "end", "\x1b[7~": "home", "\x1b[8~": "end",
-    "\x1b": "escape", "\r": "enter", "\n": "enter", "\x7f": "backspace", "\b": "backspace", "\x15": "ctrl-u",
-}  # fmt: skip
-KEY = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1bO.|.", re.DOTALL)
+SAME_SECONDS = 0.5  # a second SIGINT that comes sooner is the first: npm, uv and other wrappers send two
+# Ours in the alternate screen: a character wider than we think must not wrap into the next line; what others left on is off, mouse
+# (1000 to 1003, its encodings 1005, 1006 and 1015) and focus (1004); a paste is marked as one (2004).
+TAKE_TERMINAL = "\x1b[?7l\x1b[?1000;1002;1003;1004;1005;1006;1015l\x1b[?2004h"
+GIVE_TERMINAL = "\x1b[?2026l\x1b[?2004l\x1b[?7h"
+GIVE_UP_TERMINAL = f"{GIVE_TERMINAL}\x1b[m\x1b[?25h\x1b[?1049l".encode()  # and what rich would do
 ASCII_ONLY = str.maketrans("█▉▊▋▌▍▎▏─│╭╮╰╯·—…°●◐○✗◌×↑↓�▁▂▃▄▅▆▇←→", "#####----|++++.-~o*o.x.x^v?___--==<>")
 
 
@@ -33,31 +33,44 @@ def writable(text: str) -> str:
 class Inputs:
     """Keys and signals, waited for together by the main thread.
 
-    The handlers of SIGINT, SIGTERM and SIGHUP only note their number; a second SIGINT raises KeyboardInterrupt. Everything is
-    restored at the end. With `keyboard`, stdin is read key by key if it is a terminal (termios; not on Windows), and Ctrl-Z only
-    sets `wants_suspend`: the screen has to go first.
+    The handlers of SIGINT, SIGTERM and SIGHUP only note their number; a second SIGINT raises KeyboardInterrupt. A signal that was
+    ignored at the start (nohup, `&` in a script) stays so. Everything is restored at the end. With `keyboard`, stdin is read key by
+    key if it is a terminal (termios; not on Windows), and Ctrl-Z only sets `wants_suspend`: the screen has to go first.
+
+    A write that nobody reads (a full pipe, Ctrl-S) must not keep a signal waiting, and Python takes up each write again after it.
+    So, when a write waits, an alarm comes each LOOK_SECONDS; once a signal has come, it turns what takes no more to nowhere: the
+    write is taken up there, and all goes on to its ordinary end. Windows has no such alarm.
     """
 
     def __init__(self, keyboard: bool) -> None:
         self.received = 0  # the number of the signal that ends the program; 0: none has come
         self.wants_suspend = False
-        self._keyboard = keyboard and sys.stdin is not None and sys.stdin.isatty() and os.name == "posix"
+        self.last_words = b""  # what a terminal that is given up has to be told
+        self._received_at = -math.inf
+        self._reads_keys = keyboard and sys.stdin is not None and sys.stdin.isatty() and os.name == "posix"
+        self._keyboard = Keyboard()
+        self._before: list[Any] | None = None  # the terminal's attributes, while the keyboard is ours
+        self._handlers: dict[int, Any] = {}
 
     def __enter__(self) -> Inputs:
         self._wake, self._woken = socket.socketpair()
         for end in (self._wake, self._woken):
             end.setblocking(False)
-        names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-        self._handlers = {number: signal.signal(number, self._note) for number in (getattr(signal, name) for name in names)}
         self._wakeup = signal.set_wakeup_fd(self._woken.fileno(), warn_on_full_buffer=False)
-        if self._keyboard:
-            self._handlers[signal.SIGTSTP] = signal.signal(signal.SIGTSTP, self._note_suspend)
-            self._handlers[signal.SIGWINCH] = signal.signal(signal.SIGWINCH, lambda *_: None)  # that it wakes is enough
+        wanted = {"SIGINT": self._note, "SIGTERM": self._note, "SIGHUP": self._note, "SIGALRM": self._look_for_readers}
+        if self._reads_keys:
+            wanted |= {"SIGTSTP": self._note_suspend, "SIGWINCH": lambda *_: None}  # that it wakes is enough
+        for name, handler in wanted.items():
+            number = getattr(signal, name, None)  # Windows has not all of them
+            if number and (signal.getsignal(number) is not signal.SIG_IGN or name == "SIGALRM"):
+                self._handlers[number] = signal.signal(number, handler)
         self._take_keyboard()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._give_keyboard()
+        with contextlib.suppress(OutputClosed, Failure), writing():  # main_of meets them too, but then there is no alarm
+            sys.stdout.flush()
         signal.set_wakeup_fd(self._wakeup)
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
@@ -69,30 +82,45 @@ class Inputs:
         self.wants_suspend = False
         self._give_keyboard()
         os.kill(os.getpid(), signal.SIGSTOP)
-        self._take_keyboard()
+        if not self.received:  # in the background the keyboard is not ours: to take it would stop us again
+            self._take_keyboard()
 
     def _take_keyboard(self) -> None:
-        if self._keyboard:
+        """Without waiting until the terminal has taken what was written: it may stand still."""
+        if self._reads_keys:
             import termios
             import tty
 
-            self._terminal = termios.tcgetattr(sys.stdin)
-            tty.setcbreak(sys.stdin)
+            self._before = termios.tcgetattr(sys.stdin)
+            tty.setcbreak(sys.stdin, termios.TCSANOW)
+            termios.tcflush(sys.stdin, termios.TCIFLUSH)  # typed before there was something to see
 
     def _give_keyboard(self) -> None:
-        if self._keyboard:
+        if self._before:
             import termios
 
             with contextlib.suppress(termios.error):  # the terminal is gone
-                termios.tcsetattr(sys.stdin, termios.TCSADRAIN, self._terminal)
+                termios.tcsetattr(sys.stdin, termios.TCSANOW, self._before)
+            self._before = None
 
     def _note_suspend(self, _number: int, _frame: object) -> None:
         self.wants_suspend = True
 
     def _note(self, number: int, _frame: object) -> None:
-        if self.received and number == signal.SIGINT:
+        now = time.monotonic()
+        if not self.received:
+            self.received, self._received_at = number, now
+        elif number == signal.SIGINT and now > self._received_at + SAME_SECONDS:
             raise KeyboardInterrupt
-        self.received = number
+
+    def _look_for_readers(self, _number: int, _frame: object) -> None:
+        for stream in (sys.stdout, sys.stderr) if self.received else ():
+            with contextlib.suppress(OSError, ValueError):
+                if not takes_more(stream.fileno()):
+                    if self.last_words and stream is sys.stdout:
+                        words, self.last_words = self.last_words, b""  # once: they may wait as well, until the next alarm
+                        give_up_terminal(stream.fileno(), words)
+                    turn_to_nowhere(stream)
 
     def take(self, closed: OutputClosed) -> None:
         """Nobody reads stdout any more: that ends the program as a signal does, if none has come before."""
@@ -110,17 +138,36 @@ class Inputs:
 
     def wait(self, seconds: float) -> list[str]:
         """Wait for a key, a signal, another size, `wake`, or `seconds`; return the keys pressed, by their names."""
-        watched = [self._wake, sys.stdin] if self._keyboard else [self._wake]
+        watched = [self._wake, sys.stdin] if self._reads_keys else [self._wake]
+        seconds = min(seconds, self._keyboard.due - time.monotonic())  # an unfinished key is finished by the wait itself
         ready, _, _ = select.select(watched, [], [], max(seconds, 0))
         if self._wake in ready:
             self._wake.recv(4096)
         if sys.stdin not in ready:
-            return []
+            return self._keyboard.rest(time.monotonic())
         with contextlib.suppress(OSError):  # EIO: the terminal was closed
-            if pressed := os.read(sys.stdin.fileno(), 4096):
-                return [KEY_NAMES.get(key, key) for key in KEY.findall(pressed.decode(errors="replace"))]
+            if sent := os.read(sys.stdin.fileno(), 4096):
+                return self._keyboard.feed(sent, time.monotonic())
         self.received = self.received or HANGUP
         return []
+
+
+def takes_more(descriptor: int) -> bool:
+    """Whether a write would not wait."""
+    return bool(select.select([], [descriptor], [], 0)[1])
+
+
+def give_up_terminal(descriptor: int, words: bytes) -> None:
+    """Have a terminal that stands still (Ctrl-S, a line that is too slow) forget what it was told, and tell it these last words."""
+    import termios
+
+    signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # in the background, this would stop us
+    with contextlib.suppress(termios.error):
+        termios.tcflush(descriptor, termios.TCOFLUSH)
+        termios.tcflow(descriptor, termios.TCOOFF)  # TCOON alone goes on only after this
+        termios.tcflow(descriptor, termios.TCOON)
+    if takes_more(descriptor):
+        os.write(descriptor, words)
 
 
 class Screen:
@@ -136,7 +183,8 @@ class Screen:
         from rich.live import Live
 
         self._inputs = inputs
-        self._console = Console(no_color=no_color or None, highlight=False)
+        # That this is a screen is_screen has said: by rich's own rules it may not be, and then it keeps no alternate screen.
+        self._console = Console(force_terminal=True, no_color=no_color or None, highlight=False)
         self._colors = ColorSystem.STANDARD if self._console.color_system else None
         self._live = Live(console=self._console, screen=True, auto_refresh=False, redirect_stdout=False, redirect_stderr=False)
         self._codes: dict[str, tuple[str, str]] = {"": ("", "")}
@@ -144,16 +192,20 @@ class Screen:
         self._size = (0, 0)
 
     def __enter__(self) -> Screen:
+        self._inputs.last_words = GIVE_UP_TERMINAL
         with writing():
             self._live.start()
-        self._write("\x1b[?7l")  # a character wider than we think must not wrap into the next line
+        self._write(TAKE_TERMINAL)
         return self
 
     def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(OSError):  # the terminal is gone
-            self._console.file.write("\x1b[?7h")
+        if not self._live.is_started:  # it ends while it was suspended
+            return
+        with contextlib.suppress(OutputClosed, Failure), writing():  # the terminal is gone
+            self._console.file.write(GIVE_TERMINAL)
             self._console.file.flush()
             self._live.stop()
+        self._inputs.last_words = b""
 
     def keys(self, seconds: float) -> list[str]:
         """Wait for a key, a signal, another size, `wake`, or `seconds`; return the keys pressed. Ctrl-Z is done here."""
@@ -166,6 +218,8 @@ class Screen:
         """Leave the terminal to the shell, and take it again at `fg`."""
         self.__exit__()
         self._inputs.suspend()
+        if self._inputs.received:
+            return
         lines, self._size = self._drawn, (0, 0)
         self.__enter__()
         self.draw(lines)

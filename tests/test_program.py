@@ -18,7 +18,7 @@ from typing import IO, Any
 import pytest
 
 from edge.program import VERSION, Failure, OutputClosed, main_of, put, time_stamp, version_text
-from tests.fixtures.processes import ROOT, Program, Terminal, environment, eventually
+from tests.fixtures.processes import ROOT, Program, Terminal, environment, eventually, fill, waits_to_write
 from tests.fixtures.sessions import unary
 
 Start = Callable[..., Program]
@@ -30,6 +30,14 @@ NODE = ("node.py", "--headless", "--server", "127.0.0.1:1", *SIMULATED)
 ONCE = ("node.py", "--once", *SIMULATED)
 ALL = pytest.mark.parametrize("program", [SERVER, NODE, ONCE], ids=["server", "node", "once"])
 BOTH = pytest.mark.parametrize("program", [SERVER, NODE], ids=["server", "node"])
+SCREENS = pytest.mark.parametrize(
+    ("program", "shown"),
+    [
+        (("server.py", "--listen", "127.0.0.1:0"), "listening on"),
+        (("node.py", "--server", "127.0.0.1:1", *SIMULATED), "disconnected"),
+    ],
+    ids=["server", "node"],
+)
 BUFFERED = pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])  # as containers have it
 
 
@@ -127,20 +135,110 @@ def test_a_reader_that_goes_while_it_runs(program: tuple[str, ...]) -> None:
         assert re.sub(r"\S+ \S+ listening on \S+\n", "", process.stderr.read()) == ""
 
 
-@pytest.mark.parametrize(
-    ("program", "shown"),
-    [
-        (("server.py", "--listen", "127.0.0.1:0"), "listening on"),
-        (("node.py", "--server", "127.0.0.1:1", *SIMULATED), "disconnected"),
-    ],
-    ids=["server", "node"],
-)
+@SCREENS
 def test_a_terminal_that_is_closed_ends_it_as_a_hangup(terminal: Open, program: tuple[str, ...], shown: str) -> None:
     screen = terminal(*program)
     screen.shows(shown)
     os.close(screen.slave)
     os.close(screen.master)
     assert screen.wait() == 129
+
+
+# ---- Nobody reads ----
+
+GOODBYES = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT], ids=lambda number: number.name)
+
+
+@pytest.fixture
+def full_pipe() -> Iterator[int]:
+    reading, writing = os.pipe()
+    fill(writing)
+    yield writing
+    os.close(reading)
+    os.close(writing)
+
+
+@GOODBYES
+@pytest.mark.parametrize("options", [[], ["--json"]], ids=["lines", "json"])
+def test_a_node_leaves_though_nobody_reads_its_lines(start: Start, full_pipe: int, options: list[str], number: int) -> None:
+    server = start(*SERVER)
+    address = server.line(r"listening on (\S+)")[1]
+    node = ("node.py", "--headless", "--server", address, "--id", "box-1", *SIMULATED, *options)
+    with closed("", *node, stdout=full_pipe, stderr=full_pipe) as process:
+        server.line("joined box-1")
+        eventually(lambda: waits_to_write(process.pid))
+        process.send_signal(number)
+        assert process.wait(10) == 128 + number
+    server.line("left box-1")
+
+
+@GOODBYES
+@pytest.mark.parametrize("option", ["--headless", "--json"])
+def test_a_server_says_goodbye_though_nobody_reads_its_lines(start: Start, full_pipe: int, option: str, number: int) -> None:
+    port = free_port()
+    with closed("", "server.py", option, "--listen", f"127.0.0.1:{port}", stdout=full_pipe, stderr=full_pipe) as process:
+        node = start("node.py", "--headless", "--server", f"127.0.0.1:{port}", *SIMULATED)
+        node.line("connected to")
+        eventually(lambda: waits_to_write(process.pid))
+        process.send_signal(number)
+        assert process.wait(10) == 128 + number
+        node.line("going away")
+
+
+def test_who_reads_the_errors_still_has_them(full_pipe: int) -> None:
+    with closed("", *SERVER[:-1], "--json", stdout=full_pipe, stderr=subprocess.PIPE) as process:
+        eventually(lambda: waits_to_write(process.pid))
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 143
+        assert process.stderr
+        assert process.stderr.read().endswith("stopped by SIGTERM\n")
+
+
+@GOODBYES
+@SCREENS
+def test_a_terminal_that_nobody_reads_is_given_back(terminal: Open, program: tuple[str, ...], shown: str, number: int) -> None:
+    screen = terminal(*program)
+    screen.shows(shown)
+    with screen.unread():
+        screen.process.send_signal(number)
+        assert screen.wait() == 128 + number
+    assert eventually(screen.is_restored)
+
+
+@SCREENS
+def test_a_terminal_that_stands_still_is_given_back(terminal: Open, program: tuple[str, ...], shown: str) -> None:
+    screen = terminal(*program)
+    screen.shows(shown)
+    screen.press("\x13")  # Ctrl-S
+    screen.resize(100, 30)
+    eventually(lambda: waits_to_write(screen.process.pid))
+    for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGHUP):
+        screen.process.send_signal(number)
+    assert screen.wait() in (143, 129)
+    assert eventually(screen.is_restored)
+
+
+PUT_MUCH = """
+import argparse, sys
+from edge.program import main_of, put
+from edge.terminal import Inputs
+def run(_):
+    with Inputs(keyboard=False):
+        put("x" * 300_000)
+    return 0
+sys.exit(main_of("edge", lambda _: argparse.Namespace(debug=True), run, []))
+"""
+
+
+@BUFFERED
+def test_a_slow_reader_gets_it_all(unbuffered: str) -> None:
+    command = [sys.executable, "-c", PUT_MUCH]
+    with subprocess.Popen(command, cwd=ROOT, env=environment(PYTHONUNBUFFERED=unbuffered), stdout=subprocess.PIPE) as process:
+        eventually(lambda: waits_to_write(process.pid))
+        process.send_signal(signal.SIGALRM)  # sooner than by itself
+        assert process.stdout
+        assert len(process.stdout.read()) == 300_001
+        assert process.wait(10) == 0
 
 
 # ---- Streams that were closed before the start ----
@@ -153,8 +251,7 @@ def closed(streams: str, *program: str, **pipes: int) -> subprocess.Popen[str]:
 
 
 def test_a_server_without_stdout_runs_until_it_is_stopped() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     with closed(">&-", "server.py", "--headless", "--listen", f"127.0.0.1:{port}", stderr=subprocess.PIPE) as process:
         eventually(lambda: listens(port))
         assert unary(f"127.0.0.1:{port}", node_id="box").acknowledged
@@ -177,6 +274,11 @@ def test_a_signal_that_ends_the_reader_too_is_what_ended_it(program: tuple[str, 
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 130
         assert process.stderr.read() == ""
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return int(free.getsockname()[1])
 
 
 def listens(port: int) -> bool:
@@ -253,7 +355,7 @@ def test_a_second_interrupt_does_not_wait_for_the_goodbye(start: Start) -> None:
     server.process.send_signal(signal.SIGSTOP)
     eventually(lambda: stands_still(server.process.pid))  # it can't answer
     node.process.send_signal(signal.SIGINT)
-    time.sleep(0.5)
+    time.sleep(0.7)  # sooner it would be the same one
     assert node.end() == 130
     assert "connected to" in node.lines[-1]  # no word of the goodbye, and no traceback
 

@@ -15,55 +15,13 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from edge.terminal import ASCII_ONLY, KEY, KEY_NAMES, Inputs, writable
+from edge.terminal import ASCII_ONLY, Inputs, writable
 from tests.fixtures.processes import Terminal, eventually
 
 Open = Callable[..., Terminal]
 
 
-def names(pressed: str) -> list[str]:
-    """The keys in what a terminal sends."""
-    return [KEY_NAMES.get(key, key) for key in KEY.findall(pressed)]
-
-
 # ---- Keys ----
-
-
-def test_every_key_with_a_name_is_found_alone_and_between_others() -> None:
-    for sequence, name in KEY_NAMES.items():
-        assert names(sequence) == [name]
-        assert names(f"x{sequence}") == ["x", name]
-        if sequence != "\x1b":  # it begins others
-            assert names(f"{sequence}{sequence}q") == [name, name, "q"]
-
-
-def test_the_names_are_those_that_the_programs_bind() -> None:
-    assert set(KEY_NAMES.values()) == {
-        *("up", "down", "left", "right", "page up", "page down", "home", "end"),
-        *("escape", "enter", "backspace", "ctrl-u"),
-    }
-
-
-@pytest.mark.parametrize(
-    ("pressed", "keys"),
-    [
-        ("", []),
-        ("abc/?", ["a", "b", "c", "/", "?"]),
-        ("é機", ["é", "機"]),
-        ("\x1b[A\x1b[B", ["up", "down"]),
-        ("\x1bOA\x1bOD", ["up", "left"]),
-        ("\x1b", ["escape"]),
-        ("\x1b\x1b[A", ["escape", "up"]),
-        ("\x1bq", ["escape", "q"]),
-        ("\r\n", ["enter", "enter"]),
-        ("\x7f\b\x15", ["backspace", "backspace", "ctrl-u"]),
-        ("\x1b[1;5Aq", ["\x1b[1;5A", "q"]),  # Ctrl and an arrow: one key without a name, not five letters
-        ("\x1b[?1;2cq", ["\x1b[?1;2c", "q"]),  # a terminal that says what it is
-        ("\x1bOPq", ["\x1bOP", "q"]),  # F1
-    ],
-)
-def test_what_a_terminal_sends_is_read_key_by_key(pressed: str, keys: list[str]) -> None:
-    assert names(pressed) == keys
 
 
 READ_KEYS = """
@@ -151,10 +109,14 @@ def test_signals_are_noted_and_the_handlers_are_restored() -> None:
         assert [signal.getsignal(number) for number in numbers] == before
 
 
-def test_a_second_interrupt_is_not_held_back() -> None:
+def test_a_second_interrupt_is_the_same_for_a_moment_and_then_not_held_back(monkeypatch: pytest.MonkeyPatch) -> None:
     with Inputs(keyboard=False) as inputs:
+        monkeypatch.setattr("edge.terminal.SAME_SECONDS", 60.0)
         os.kill(os.getpid(), signal.SIGTERM)
         eventually(lambda: inputs.received)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert inputs.wait(0) == []
+        monkeypatch.setattr("edge.terminal.SAME_SECONDS", 0.0)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(5)

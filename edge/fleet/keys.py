@@ -14,10 +14,10 @@ from edge.fleet.entry import EntryId
 from edge.fleet.events import event_lines, lowest_line
 from edge.fleet.lens import EVENTS_KEPT, Lens, Question, Ui
 from edge.fleet.metrics import METRICS, metric_after
+from edge.keyboard import PASTE
 from edge.panels import WHEEL_LINES, Reach, scrolled
 
 MOST_FILTER = 120  # characters
-PASTE = "paste:"  # a key that begins so is text that was pasted: it is never taken for keys
 
 
 class Place(enum.Enum):
@@ -66,7 +66,7 @@ class Footer(NamedTuple):
 class Binding(NamedTuple):
     """What some keys do in some places."""
 
-    keys: tuple[str, ...]  # by their names in terminal.py
+    keys: tuple[str, ...]  # by their names in keyboard.py
     places: tuple[Place, ...]
     action: Callable[[Turn], Ui]
     label: str  # what help and footer call the keys

@@ -9,9 +9,9 @@ import pytest
 
 import node_pb2 as pb
 from edge.fleet.entry import EntryId
-from edge.fleet.keys import ANY, BINDINGS, PASTE, WHEEL, Binding, Place, change, footer_of, help_lines
+from edge.fleet.keys import ANY, BINDINGS, WHEEL, Binding, Place, change, footer_of, help_lines
 from edge.fleet.lens import Ui
-from edge.terminal import KEY_NAMES
+from edge.keyboard import CONTROLS, FINAL_NAMES, NUMBER_NAMES, PASTE
 from tests.fixtures.examples import example_registry, example_row
 from tests.fixtures.screens import Screen, exact
 
@@ -136,7 +136,8 @@ WAYS = {  # the keys that lead to each place, with an entry selected
     Place.FORGET: ("down", "F"),
 }
 EXPLAINED = (Place.TABLE, Place.GRID, Place.PAGE, Place.EVENTS)  # by a help of their own
-ALL_KEYS = sorted({*KEY_NAMES.values(), "wheel up", "wheel down", *map(chr, range(ord(" "), 0x7F))})
+NAMED = {*CONTROLS.values(), *FINAL_NAMES.values(), *NUMBER_NAMES.values(), *WHEEL}
+ALL_KEYS = sorted({*NAMED, *map(chr, range(ord(" "), 0x7F))})
 WORDS = {  # for the keys, in help and footer
     "up": "↑", "down": "↓", "left": "←", "right": "→", "page up": "PgUp", "page down": "…", "home": "…", "end": "End",
     "wheel up": "…", "wheel down": "…",
