@@ -34,7 +34,7 @@ class Inputs:
     """Keys and signals, waited for together by the main thread.
 
     The handlers of SIGINT, SIGTERM and SIGHUP only note their number; a second SIGINT raises KeyboardInterrupt. A signal that was
-    ignored at the start (nohup, `&` in a script) stays so. Everything is restored at the end. With `keyboard`, stdin is read key by
+    ignored at the start (nohup, `&` in a script) stays so. All is restored at the end. With `keyboard`, stdin is read key by
     key if it is a terminal (termios; not on Windows), and Ctrl-Z only sets `wants_suspend`: the screen has to go first.
 
     A write that nobody reads (a full pipe, Ctrl-S) must not keep a signal waiting, and Python takes up each write again after it.
@@ -72,6 +72,8 @@ class Inputs:
         with contextlib.suppress(OutputClosed, Failure), writing():  # main_of meets them too, but then there is no alarm
             sys.stdout.flush()
         signal.set_wakeup_fd(self._wakeup)
+        if self.received:  # the program ends: the second SIGINT of a wrapper must not end it once more
+            self._handlers[signal.SIGINT] = signal.SIG_IGN
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._wake.close()

@@ -28,7 +28,11 @@ SIMULATED = ("--hardware", "simulated", "--seed", "1")
 SERVER = ("server.py", "--listen", "127.0.0.1:0", "--headless")
 NODE = ("node.py", "--headless", "--server", "127.0.0.1:1", *SIMULATED)
 ONCE = ("node.py", "--once", *SIMULATED)
-ALL = pytest.mark.parametrize("program", [SERVER, NODE, ONCE], ids=["server", "node", "once"])
+ALL = pytest.mark.parametrize(
+    "program",
+    [SERVER, NODE, ONCE, (*NODE, "--json"), (*ONCE, "--json")],
+    ids=["server", "node", "once", "node-json", "once-json"],
+)
 BOTH = pytest.mark.parametrize("program", [SERVER, NODE], ids=["server", "node"])
 SCREENS = pytest.mark.parametrize(
     ("program", "shown"),
@@ -218,6 +222,23 @@ def test_a_terminal_that_stands_still_is_given_back(terminal: Open, program: tup
     assert eventually(screen.is_restored)
 
 
+def test_a_node_leaves_and_a_server_says_goodbye_though_nobody_reads_their_screens(terminal: Open) -> None:
+    port = free_port()
+    server = terminal("server.py", "--listen", f"127.0.0.1:{port}")
+    server.shows("listening on")
+    for number in (1, 2):
+        node = terminal("node.py", "--server", f"127.0.0.1:{port}", "--id", f"box-{number}", *SIMULATED)
+        node.shows("● connected")
+    server.shows("● box-1")
+    with node.unread():
+        node.process.send_signal(signal.SIGTERM)
+        assert node.wait() == 143
+    server.shows("◌ box-2")
+    with server.unread():
+        server.process.send_signal(signal.SIGTERM)
+        assert server.wait() == 143
+
+
 PUT_MUCH = """
 import argparse, sys
 from edge.program import main_of, put
@@ -239,6 +260,93 @@ def test_a_slow_reader_gets_it_all(unbuffered: str) -> None:
         assert process.stdout
         assert len(process.stdout.read()) == 300_001
         assert process.wait(10) == 0
+
+
+# ---- Whether there is a screen ----
+
+
+@SCREENS
+@pytest.mark.parametrize("environ", ["TERM=", "TERM=dumb", "TERM=unknown", "TERM=Unknown", "TTY_COMPATIBLE=0", "TTY_INTERACTIVE=0"])
+def test_plain_lines_where_there_can_be_no_screen(terminal: Open, program: tuple[str, ...], shown: str, environ: str) -> None:
+    name, _, value = environ.partition("=")
+    screen = terminal(*program, **{name: value})
+    screen.shows("listening on" if shown == "listening on" else "next try in")
+    screen.press("\x03")
+    assert screen.wait() == 130
+    assert b"\x1b" not in screen.raw
+
+
+@SCREENS
+@pytest.mark.parametrize("environ", ["FORCE_COLOR=", "TTY_COMPATIBLE=1", "COLORTERM=truecolor"])
+def test_a_screen_is_one_whatever_rich_thinks_of_it(terminal: Open, program: tuple[str, ...], shown: str, environ: str) -> None:
+    name, _, value = environ.partition("=")
+    screen = terminal(*program, **{name: value})
+    screen.shows(shown)
+    assert screen.raw.startswith(b"\x1b[?1049h")
+    screen.process.send_signal(signal.SIGTERM)
+    assert screen.wait() == 143
+    assert eventually(screen.is_restored)
+
+
+@pytest.mark.parametrize("program", [SERVER, NODE, ONCE, (*NODE, "--json")], ids=["server", "node", "once", "json"])
+def test_a_pipe_is_no_screen_even_if_told_so(program: tuple[str, ...]) -> None:
+    environ = environment(TTY_COMPATIBLE="1", TTY_INTERACTIVE="1", FORCE_COLOR="1")
+    command = [sys.executable, *(word for word in program if word != "--headless")]
+    with subprocess.Popen(command, cwd=ROOT, env=environ, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        said = process.stdout.readline()
+        process.terminate()
+        assert b"\x1b" not in said + process.stdout.read()
+
+
+# ---- Signals that were ignored, or come twice ----
+
+
+@BOTH
+def test_a_signal_that_was_ignored_stays_ignored(program: tuple[str, ...]) -> None:
+    command = ["sh", "-c", 'trap "" HUP INT; exec "$0" "$@"', sys.executable, *program]  # nohup; & in a script
+    with subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        process.stdout.readline()
+        for number in (signal.SIGHUP, signal.SIGINT):
+            process.send_signal(number)
+            eventually(lambda: not pending(process.pid))
+        process.terminate()
+        assert process.wait(10) == 143
+
+
+def pending(pid: int) -> int:
+    """Signals that wait for a process, as bits."""
+    return int(re.findall(r"ShdPnd:\s+(\w+)", pathlib.Path(f"/proc/{pid}/status").read_text())[0], 16)
+
+
+def test_two_interrupts_at_once_are_one(start: Start) -> None:
+    server = start(*SERVER)
+    address = server.line(r"listening on (\S+)")[1]
+    nodes = [start("node.py", "--headless", "--server", address, "--id", f"box-{number}", *SIMULATED) for number in (1, 2, 3)]
+    for node in nodes:
+        node.line("connected to")
+    for node, apart_seconds in zip(nodes, (0.0, 0.005, 0.03), strict=True):
+        node.process.send_signal(signal.SIGINT)
+        time.sleep(apart_seconds)
+        assert node.end() == 130
+        assert "goodbye acknowledged" in node.lines[-1]
+    for number in (1, 2, 3):
+        server.line(f"left box-{number}")
+
+
+@SCREENS
+def test_a_program_that_was_suspended_ends(terminal: Open, program: tuple[str, ...], shown: str) -> None:
+    screen = terminal(*program)
+    screen.shows(shown)
+    screen.press("\x1a")
+    eventually(lambda: stands_still(screen.process.pid))
+    start = len(screen.raw)
+    screen.process.send_signal(signal.SIGTERM)
+    screen.process.send_signal(signal.SIGCONT)  # as a shell's kill does
+    assert screen.wait() == 143
+    assert screen.is_restored()
+    assert b"\x1b" not in screen.raw[start:]  # the screen is the shell's
 
 
 # ---- Streams that were closed before the start ----
@@ -287,7 +395,11 @@ def listens(port: int) -> bool:
     return False
 
 
-@pytest.mark.parametrize("program", [ONCE, ("node.py", "--version"), ("server.py", "--help")], ids=["once", "version", "help"])
+@pytest.mark.parametrize(
+    "program",
+    [ONCE, (*ONCE, "--json"), ("node.py", "--version"), ("server.py", "--help")],
+    ids=["once", "once-json", "version", "help"],
+)
 @pytest.mark.parametrize("streams", [">&-", "<&- >&-"])
 def test_without_stdout_it_does_what_it_does(program: tuple[str, ...], streams: str) -> None:
     with closed(streams, *program, stderr=subprocess.PIPE) as process:
@@ -314,6 +426,35 @@ def test_without_any_stream_a_node_reports_and_leaves(start: Start) -> None:
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 143
     server.line("left box-1")
+
+
+@pytest.mark.parametrize("streams", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize(
+    "program", [SERVER, (*SERVER[:-1], "--json"), NODE, (*NODE, "--json")], ids=["server", "json", "node", "node-json"]
+)
+def test_a_stream_that_was_closed_is_as_if_it_led_nowhere(program: tuple[str, ...], streams: str) -> None:
+    with closed(streams, *program, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        eventually(lambda: catches_terminate(process.pid))
+        assert {str(pathlib.Path(f"/proc/{process.pid}/fd/{number}").readlink()) for number in range(3)} == {os.devnull}
+        process.terminate()
+        assert process.wait(10) == 143
+
+
+def catches_terminate(pid: int) -> bool:
+    """Whether a process has its own way to end."""
+    caught = re.findall(r"SigCgt:\s+(\w+)", pathlib.Path(f"/proc/{pid}/status").read_text())
+    return bool(caught and int(caught[0], 16) & 1 << (signal.SIGTERM - 1))
+
+
+@SCREENS
+def test_a_screen_without_stdin_has_no_keys(terminal: Open, program: tuple[str, ...], shown: str) -> None:
+    code = f"import os, sys; os.close(0); os.execv(sys.executable, [sys.executable, *{program!r}])"
+    screen = terminal("-c", code)
+    screen.shows(shown)
+    screen.press("q")
+    screen.press("\x03")
+    assert screen.wait() == 130
+    assert eventually(screen.is_restored)
 
 
 # ---- What is unexpected ----

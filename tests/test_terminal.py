@@ -67,6 +67,31 @@ def test_keys_that_come_at_once_are_read_at_once(typed: int) -> None:
         assert not inputs.received
 
 
+def test_what_is_unfinished_is_waited_for_by_the_wait_itself(typed: int) -> None:
+    with Inputs(keyboard=True) as inputs:
+        os.write(typed, b"\x1b")
+        assert inputs.wait(10) == []
+        assert inputs.wait(10) == ["escape"]
+        os.write(typed, b"\xe6")
+        assert inputs.wait(10) == []
+        os.write(typed, b"\xa9\x9f\x1b]11;rgb:1e1e/1e1e/1e1e\x1b\\q")
+        assert inputs.wait(10) == ["機", "q"]
+
+
+def test_bytes_that_come_apart_are_one_key(terminal: Open) -> None:
+    screen = terminal("-c", READ_KEYS)
+    screen.shows("ready")
+    most_seconds = 1.0
+    while most_seconds > 0.03:  # a machine under load may not write so fast; then it was Escape, and two letters
+        most_seconds = 0.0
+        for byte in ("\x1b", "[", "B"):
+            begun = time.monotonic()
+            screen.press(byte)
+            time.sleep(0.005)
+            most_seconds = max(most_seconds, time.monotonic() - begun)
+    screen.shows("<down>")
+
+
 def test_without_the_keyboard_what_is_typed_stays_for_the_shell(typed: int) -> None:
     with Inputs(keyboard=False) as inputs:
         os.write(typed, b"ls\n")
@@ -94,9 +119,19 @@ def test_ctrl_z_is_only_noted_while_the_screen_is_there(typed: int) -> None:
 # ---- Signals ----
 
 
+@pytest.fixture(autouse=True)
+def interrupt_as_before() -> Iterator[None]:
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def test_signals_are_noted_and_the_handlers_are_restored() -> None:
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = [signal.getsignal(number) for number in numbers]
+    with Inputs(keyboard=False):
+        assert not {*map(signal.getsignal, numbers)} & {*before}
+    assert [signal.getsignal(number) for number in numbers] == before
     for number in numbers:
         with Inputs(keyboard=False) as inputs:
             assert inputs.exit_code() == 0
@@ -106,7 +141,7 @@ def test_signals_are_noted_and_the_handlers_are_restored() -> None:
             assert time.monotonic() - begun < 15  # a signal ends the wait
             assert inputs.received == number
             assert inputs.exit_code() == 128 + number
-        assert [signal.getsignal(number) for number in numbers] == before
+        assert [signal.getsignal(number) for number in numbers] == [signal.SIG_IGN, *before[1:]]  # it ends
 
 
 def test_a_second_interrupt_is_the_same_for_a_moment_and_then_not_held_back(monkeypatch: pytest.MonkeyPatch) -> None:
