@@ -34,8 +34,9 @@ class Inputs:
     """Keys and signals, waited for together by the main thread.
 
     The handlers of SIGINT, SIGTERM and SIGHUP only note their number; a second SIGINT raises KeyboardInterrupt. A signal that was
-    ignored at the start (nohup, `&` in a script) stays so. All is restored at the end. With `keyboard`, stdin is read key by
-    key if it is a terminal (termios; not on Windows), and Ctrl-Z only sets `wants_suspend`: the screen has to go first.
+    ignored at the start (nohup, `&` in a script) stays so. All is restored at the end; when a signal ended the program, SIGINT is
+    ignored from then on. With `keyboard`, stdin is read key by key if it is a terminal (termios; not on Windows), and Ctrl-Z only
+    sets `wants_suspend`: the screen has to go first.
 
     A write that nobody reads (a full pipe, Ctrl-S) must not keep a signal waiting, and Python takes up each write again after it.
     So, when a write waits, an alarm comes each LOOK_SECONDS; once a signal has come, it turns what takes no more to nowhere: the
@@ -83,19 +84,27 @@ class Inputs:
         """Stop this process until the shell's `fg`, with the keyboard as the shell wants it."""
         self.wants_suspend = False
         self._give_keyboard()
+        self._stop_here()
+        self._take_keyboard()
+
+    def _stop_here(self) -> None:
         os.kill(os.getpid(), signal.SIGSTOP)
-        if not self.received:  # in the background the keyboard is not ours: to take it would stop us again
-            self._take_keyboard()
+        select.select([self._wake], [], [], 0.1)  # a signal that another thread was woken by is known here too by now
 
     def _take_keyboard(self) -> None:
         """Without waiting until the terminal has taken what was written: it may stand still."""
-        if self._reads_keys:
+        # In the background (`bg`) this would stop us, where a signal does not end it.
+        while self._reads_keys and not self.received and not is_in_foreground():
+            self._stop_here()
+        if self._reads_keys and not self.received:
             import termios
             import tty
 
-            self._before = termios.tcgetattr(sys.stdin)
-            tty.setcbreak(sys.stdin, termios.TCSANOW)
-            termios.tcflush(sys.stdin, termios.TCIFLUSH)  # typed before there was something to see
+            with contextlib.suppress(termios.error):  # the terminal is gone
+                before = termios.tcgetattr(sys.stdin)
+                tty.setcbreak(sys.stdin, termios.TCSANOW)
+                self._before = before
+                termios.tcflush(sys.stdin, termios.TCIFLUSH)  # typed before there was something to see
 
     def _give_keyboard(self) -> None:
         if self._before:
@@ -154,6 +163,13 @@ class Inputs:
         return []
 
 
+def is_in_foreground() -> bool:
+    """Whether the shell has given us the terminal."""
+    with contextlib.suppress(OSError):  # no shell rules it
+        return os.tcgetpgrp(sys.stdin.fileno()) == os.getpgrp()
+    return True
+
+
 def takes_more(descriptor: int) -> bool:
     """Whether a write would not wait."""
     return bool(select.select([], [descriptor], [], 0)[1])
@@ -194,6 +210,8 @@ class Screen:
         self._size = (0, 0)
 
     def __enter__(self) -> Screen:
+        if self._inputs.received:  # it ended before it had the terminal, or while the shell had it
+            return self
         self._inputs.last_words = GIVE_UP_TERMINAL
         with writing():
             self._live.start()
@@ -201,7 +219,7 @@ class Screen:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if not self._live.is_started:  # it ends while it was suspended
+        if not self._live.is_started:
             return
         with contextlib.suppress(OutputClosed, Failure), writing():  # the terminal is gone
             self._console.file.write(GIVE_TERMINAL)
@@ -220,11 +238,10 @@ class Screen:
         """Leave the terminal to the shell, and take it again at `fg`."""
         self.__exit__()
         self._inputs.suspend()
-        if self._inputs.received:
-            return
         lines, self._size = self._drawn, (0, 0)
         self.__enter__()
-        self.draw(lines)
+        if self._live.is_started:
+            self.draw(lines)
 
     def size(self) -> tuple[int, int]:
         """Columns and lines of the terminal now; (0, 0) where it has none."""

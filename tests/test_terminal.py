@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import pty
+import re
 import signal
 import sys
 import termios
@@ -76,6 +77,24 @@ def test_what_is_unfinished_is_waited_for_by_the_wait_itself(typed: int) -> None
         assert inputs.wait(10) == []
         os.write(typed, b"\xa9\x9f\x1b]11;rgb:1e1e/1e1e/1e1e\x1b\\q")
         assert inputs.wait(10) == ["機", "q"]
+
+
+def test_what_is_no_key_does_nothing(terminal: Open) -> None:
+    screen = terminal("-c", READ_KEYS)
+    screen.shows("ready")
+    screen.press("\x1b]11;rgb:1e1e/1e1e/1e1e\x1b\\\x1b[<35;81;7M\x1b[M#q!\x1b[?1;2c\0")  # a late answer, the mouse
+    screen.press("\x1b[<65;81;7M\x1b[200~state:online\rq\rq\x1b[201~z")
+    screen.shows("<z>")
+    assert re.findall(r"<.*>", screen.text()) == ["<wheel down>", "<paste:state:online q q>", "<z>"]
+
+
+def test_the_mouse_is_switched_off_and_pastes_are_marked(terminal: Open) -> None:
+    screen = terminal("node.py", "--server", "127.0.0.1:1", "--hardware", "simulated")
+    screen.shows("connecting|disconnected")
+    assert b"\x1b[?1000;1002;1003;1004;1005;1006;1015l\x1b[?2004h" in screen.raw
+    screen.press("q")
+    assert screen.wait() == 0
+    assert eventually(screen.is_restored)
 
 
 def test_bytes_that_come_apart_are_one_key(terminal: Open) -> None:

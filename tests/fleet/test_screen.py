@@ -469,7 +469,7 @@ def test_every_key_in_a_real_terminal(fleet: Terminal) -> None:
         ("p", "FROZEN"),
         ("p", "p freeze"),
         ("/rtx", "Nodes .*/rtx"),
-        ("\r\x1b", "box-1"),
+        ("\r\x1b", "● box-1"),
     ):
         fleet.press(keys)
         fleet.shows(wanted)
