@@ -37,13 +37,14 @@ import grpc
 import node_pb2 as pb
 import node_pb2_grpc
 from edge import history, protocol
-from edge.command_line import Options, one_of, parse_node_id, parse_seconds, parse_server
+from edge.command_line import Options, one_of, parse_node_id, parse_seconds, parse_server, some_of
 from edge.drawing import SMALLEST_HEIGHT, SMALLEST_WIDTH, Line, fit_line, fit_lines, too_small
 from edge.event_log import Event, EventLog, Follower
 from edge.hardware.base import SLOW_READING_SECONDS
 from edge.hardware.export import reading_json, reading_text
 from edge.hardware.identity import Identity, machine_text, simulated_text
 from edge.hardware.machine import KINDS, Machine, open_machine
+from edge.hardware.simulated import FAULTS
 from edge.panels import Subject, log_panel, node_panels, reach_of, scrolled
 from edge.program import FAILED, VERSION, OutputClosed, is_screen, main_of, put, time_stamp
 from edge.terminal import Inputs, Screen
@@ -110,6 +111,24 @@ class NodeState:
         self._link = Link()
         self._unacknowledged: collections.deque[pb.Sample] = collections.deque(maxlen=protocol.BACKLOG_SAMPLES)
         self._closed = False
+        self._told: set[str] = set()  # notices
+
+    def publish_info(self, info: pb.NodeInfo) -> None:
+        """What the box is, where that has changed: to the server with the next heartbeat."""
+        with self._changed:
+            if info == self._info:
+                return
+            if len(info.devices) != len(self._info.devices):
+                self._history = b""  # its frames are of another width
+            self._info = info
+            self._touch()
+
+    def tell(self, notices: Sequence[str]) -> None:
+        """Log why something is not reported, each reason once."""
+        for notice in notices:
+            if notice not in self._told:
+                self._told.add(notice)
+                self.log(notice, "warning")
 
     def publish(self, sample: pb.Sample) -> None:
         """A new sample: into the history, and to the server with the next heartbeat."""
@@ -221,20 +240,12 @@ class NodeState:
 # ---- Telemetry thread ----
 
 
-def make_info(machine: Machine, instance_id: str) -> pb.NodeInfo:
-    """All that is static."""
-    host, devices = machine.info()
-    info = pb.NodeInfo(
-        hostname=machine.hostname,
-        agent_version=VERSION,
-        instance_id=instance_id,
-        backend=machine.backend,
-        host=host,
-        devices=devices,
-        notice="; ".join(machine.notices()),
-    )
+def make_info(machine: Machine, instance_id: str, interval_seconds: float = 1.0) -> pb.NodeInfo:
+    """What the box is, and this start of the agent."""
+    milliseconds = round(interval_seconds * 1000)
+    info = pb.NodeInfo(agent_version=VERSION, instance_id=instance_id, sampling_interval_milliseconds=milliseconds)
     info.started_at.GetCurrentTime()
-    return info
+    return machine.described(info)
 
 
 def take_sample(machine: Machine, sequence: int, started_at: float, clock: Callable[[], float]) -> pb.Sample:
@@ -247,18 +258,21 @@ def take_sample(machine: Machine, sequence: int, started_at: float, clock: Calla
 def keep_sampling(machine: Machine, state: NodeState, interval_seconds: float) -> None:
     """Body of the telemetry thread: a sample each interval, whatever the link does. A reading that takes longer skips beats."""
     due = processes_due = state.clock()
-    errors: list[str] = []
+    info, errors = state.view().info, list[str]()
     sequence = 0
     while not state.is_closed():
         sequence += 1
         sample = take_sample(machine, sequence, state.started_at, state.clock)
+        info = machine.described(info)
+        state.publish_info(info)  # before the sample, which is measured against it
         state.publish(sample)
         if state.clock() >= processes_due:
             state.publish_processes(pb.ProcessList(processes=machine.processes()))
             processes_due = state.clock() + SLOW_READING_SECONDS
+            state.tell(machine.notices())
         errors_now = [device.error for device in sample.devices]
         for index, error in enumerate(errors_now):
-            before = errors[index] if errors else ""
+            before = errors[index] if index < len(errors) else ""
             if bool(error) != bool(before):
                 state.log(f"GPU {index}: {error or 'answers again'}", "error" if error else "info")
         errors = errors_now
@@ -358,6 +372,8 @@ class Session:
         self._outbox: queue.SimpleQueue[pb.HeartbeatRequest | None] = queue.SimpleQueue()
         self._first = True
         self._unary = False
+        self._number = 0  # of this instance's sessions
+        self._sent_info: pb.NodeInfo | None = None
         self._sent_processes: Sequence[pb.Process] = ()
         self._sent_sequence = 0
         self._round_trips = RoundTrips()
@@ -441,11 +457,14 @@ class Session:
         view = self._state.view()
         request = pb.HeartbeatRequest(clock_milliseconds=round((self._state.clock() - self._state.started_at) * 1000))
         if self._first:
+            self._number = view.link.sessions + 1
+            request.backlog.extend(self._state.unacknowledged()[:-1])
+        if self._first or view.info is not self._sent_info:
             request.info.CopyFrom(view.info)
             request.info.box_id, request.info.id_is_drawn = self._identity.box_id, not self._identity.given
-            request.info.session_number = view.link.sessions + 1
+            request.info.session_number = self._number
             request.info.last_error = view.link.last_error[:200]
-            request.backlog.extend(self._state.unacknowledged()[:-1])
+            self._sent_info = view.info
         if self._first or self._unary:
             request.node_id = view.node_id
         if view.processes is not self._sent_processes:
@@ -630,11 +649,11 @@ def run_headless(state: NodeState, events: Follower, inputs: Inputs, as_json: bo
 def print_once(machine: Machine, node_id: str, as_json: bool) -> None:
     """--once: two readings, since the processor's load and the network's rates are means between two."""
     started_at = time.monotonic()
-    info = make_info(machine, os.urandom(8).hex())
     take_sample(machine, 1, started_at, time.monotonic)
     time.sleep(0.5)
-    sample = take_sample(machine, 2, started_at, time.monotonic)
-    put(reading_json(node_id, info, sample) if as_json else reading_text(node_id, Subject(info, sample, machine.processes(), b"")))
+    sample, processes = take_sample(machine, 2, started_at, time.monotonic), machine.processes()
+    info = make_info(machine, os.urandom(8).hex())  # with the notices of what could not be read
+    put(reading_json(node_id, info, sample) if as_json else reading_text(node_id, Subject(info, sample, processes, b"")))
 
 
 def guarded(state: NodeState, debug: bool, body: Callable[..., None], *arguments: Any) -> threading.Thread:
@@ -672,6 +691,8 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     about = f"{', '.join(KINDS[:-1])} or {KINDS[-1]} (default auto: NVIDIA GPUs if there are any)"
     parser.option("--hardware", about, type=one_of(KINDS), default="auto")
     parser.option("--seed", "of simulated hardware: which box, its id and its course (default random)", type=int, metavar="NUMBER")
+    about = f"of simulated hardware: some of {', '.join(FAULTS)}, with commas, to test alerts (default none)"
+    parser.option("--faults", about, type=some_of(FAULTS), default="", metavar="LIST")
     parser.option(
         "--interval", "seconds from one reading to the next (default 1)", type=parse_seconds, default="1", metavar="SECONDS"
     )
@@ -682,25 +703,25 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(argv)
     if options.json and not (options.once or options.headless or not is_screen()):
         parser.error("--json needs --once or --headless")
-    if options.seed is not None and options.hardware != "simulated":
-        parser.error("--seed is for --hardware simulated")
+    for name in ("seed", "faults"):
+        if getattr(options, name) not in (None, frozenset()) and options.hardware != "simulated":
+            parser.error(f"--{name} is for --hardware simulated")
     return options
 
 
-def run(options: argparse.Namespace, find_machine: Callable[[str, int], Machine] = open_machine) -> int:
+def run(options: argparse.Namespace, find_machine: Callable[[str, int, frozenset[str]], Machine] = open_machine) -> int:
     """The program after its command line. Raises Failure; OutputClosed where --once can't be printed."""
     seed = random.SystemRandom().randrange(2**32) if options.seed is None else options.seed
-    machine = find_machine(options.hardware, seed)
+    machine = find_machine(options.hardware, seed, options.faults)
     is_real = options.hardware != "simulated"
     identity = Identity(options.id, machine_text() if is_real else simulated_text(seed), keeps=is_real)
     if options.once:
         print_once(machine, identity.node_id, options.json)
         return 0
     server = str(options.server)
-    state = NodeState(identity.node_id, server, make_info(machine, os.urandom(8).hex()), options.interval)
+    state = NodeState(identity.node_id, server, make_info(machine, os.urandom(8).hex(), options.interval), options.interval)
     state.log(f"this is {identity.node_id}, for the server at {server}")
-    for notice in machine.notices():
-        state.log(notice, "warning")
+    state.tell(machine.notices())
     screen, events = is_screen() and not options.headless, state.events.follow()
     with Inputs(keyboard=screen) as inputs:
         state.on_change = inputs.wake
@@ -726,7 +747,7 @@ def run(options: argparse.Namespace, find_machine: Callable[[str, int], Machine]
     return FAILED if state.failure else inputs.exit_code()
 
 
-def main(argv: Sequence[str] | None = None, find_machine: Callable[[str, int], Machine] = open_machine) -> int:
+def main(argv: Sequence[str] | None = None, find_machine: Callable[[str, int, frozenset[str]], Machine] = open_machine) -> int:
     """Run the agent; return its exit code: 0, 1 for a failure, 2 for the command line, 128 + the signal that ended it."""
     return main_of("node", parse_options, functools.partial(run, find_machine=find_machine), argv)
 

@@ -105,16 +105,16 @@ def test_telemetry_logs_a_failing_device_once_and_its_return() -> None:
     assert not telemetry.is_alive()
 
 
-class Broken(LocalHost):
-    """Hardware with a bug in its driver's code."""
+class Broken(Machine):
+    """A box with a bug that no boundary of a reading holds."""
 
-    def host_sample(self) -> pb.HostSample:
+    def sample(self) -> tuple[pb.HostSample, list[pb.DeviceSample]]:
         raise ZeroDivisionError("a bug")
 
 
 def test_the_death_of_a_thread_ends_the_program_with_its_reason() -> None:
     state = node.NodeState("Node-1", "", pb.NodeInfo(), 1.0)
-    node.guarded(state, False, node.keep_sampling, Machine(Broken()), state, 1.0).join(5)
+    node.guarded(state, False, node.keep_sampling, Broken(LocalHost()), state, 1.0).join(5)
     assert state.is_closed()
     assert "ZeroDivisionError: a bug" in state.failure
 

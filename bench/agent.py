@@ -83,7 +83,7 @@ def run_restless_agent(gpus: int, port: int) -> None:
     """node.py, where every number changes sixty times a second."""
     options = node.parse_options(["--server", f"127.0.0.1:{port}", "--id", "restless", "--hardware", "simulated"])
     options.interval = 1 / FRAMES_PER_SECOND
-    sys.exit(node.run(options, lambda _kind, _seed: RestlessMachine(gpus)))
+    sys.exit(node.run(options, lambda *_: RestlessMachine(gpus)))
 
 
 class RestlessMachine(Machine):

@@ -107,6 +107,15 @@ def one_of(words: Sequence[str]) -> Callable[[str], str]:
     return parse
 
 
+def some_of(words: Sequence[str]) -> Callable[[str], frozenset[str]]:
+    """A parser of some of these words, with commas between them; of none, where the text is empty.
+
+    Raises argparse.ArgumentTypeError naming them.
+    """
+    parse_one = one_of(words)
+    return lambda text: frozenset(parse_one(part.strip()) for part in text.split(",") if text)
+
+
 class Options(argparse.ArgumentParser):
     """argparse, where each option also comes from the environment: --interval from EDGE_INTERVAL. A flag beats it."""
 

@@ -1,14 +1,19 @@
-"""What a source of readings is, and how one that may hang is asked. The other files are sources, but machine.py and identity.py."""
+"""What a source of readings is, and how one that may fail or hang is asked. The other files are sources, or parts of one, but
+machine.py and identity.py."""
 
 from __future__ import annotations
 
+import os
+import pathlib
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol, TypeVar
 
 import node_pb2 as pb
-from edge.text import show_seconds
+from edge.text import encodable, show_seconds, visible
+
+T = TypeVar("T")
 
 SLOW_READING_SECONDS = 5.0  # from one reading to the next of what changes slowly, or is costly: disks, temperatures, processes
 
@@ -17,13 +22,16 @@ class Host(Protocol):
     """The box itself. Called by the telemetry thread alone: `host_sample` once an interval."""
 
     backend: pb.Backend
-    hostname: str
+
+    @property
+    def hostname(self) -> str:
+        """What the box calls itself; empty where that is not known."""
 
     def notices(self) -> list[str]:
-        """Why something is not reported, a sentence each."""
+        """Why something is not reported, a sentence each, as of the last readings."""
 
     def host_info(self) -> pb.HostInfo:
-        """What does not change."""
+        """What seldom changes: asked with the slow readings."""
 
     def host_sample(self) -> pb.HostSample:
         """What does."""
@@ -34,18 +42,19 @@ class Host(Protocol):
 
 class Accelerators(Protocol):
     """The accelerators of one maker. Called after `host_sample`, once an interval. None of it may raise: a device that can't be
-    read has its error; what may hang is wrapped in BoundedAccelerators."""
+    read has its error; what may hang or raise is wrapped in BoundedAccelerators."""
 
     backend: pb.Backend
 
     def notices(self) -> list[str]:
-        """Why something is not reported, a sentence each."""
+        """Why something is not reported, a sentence each, as of the last readings."""
 
     def device_infos(self) -> list[pb.DeviceInfo]:
-        """What does not change. `unified_memory` without a size: it is the host's."""
+        """What seldom changes, as of the last `device_samples`; there may be more devices, or fewer, after those.
+        `unified_memory` without a size: it is the host's."""
 
     def device_samples(self) -> list[pb.DeviceSample]:
-        """What does, in the order of `device_infos`; the error of a device that can't be read."""
+        """What does, in the order of `device_infos` after this call; the error of a device that can't be read."""
 
     def processes(self) -> list[pb.Process]:
         """What runs on them: device_index is the place in `device_infos`. Without a name, the host is asked for it."""
@@ -56,11 +65,74 @@ def within(value: float | None, lowest: float, highest: float) -> int | None:
     return round(value) if value is not None and lowest <= value <= highest else None
 
 
-class BoundedCalls:
-    """Calls what may hang: on a daemon thread, one call at a time, waited for `timeout_seconds` at most."""
+def reason(error: Exception) -> str:
+    """Why something can't be read, in a few words that fit a line."""
+    kind, words = type(error), str(error)
+    if isinstance(error, OSError):
+        words = error.strerror or words
+    elif kind.__module__ == "builtins" and not isinstance(error, RuntimeError):
+        words = f"{kind.__name__}: {words}".removesuffix(": ")  # "'MemTotal'" alone says little
+    return visible(encodable(words or kind.__name__), 100)
 
-    def __init__(self, timeout_seconds: float) -> None:
+
+def read_text(path: pathlib.Path) -> str:
+    """The text of a file that the system keeps, 1 MiB at most: what is no UTF-8 in it becomes �. Raises OSError.
+
+    By os.read: where a sensor answers EAGAIN, a file of Python's own gives None, or TypeError. It does not wait for a pipe.
+    """
+    descriptor, text = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), b""
+    try:
+        while len(text) < 2**20 and (part := os.read(descriptor, 2**16)):
+            text += part
+        return text.decode(errors="replace").strip("\0 \n")
+    finally:
+        os.close(descriptor)
+
+
+class Readings:
+    """The boundary that each reading has for itself: one that fails is not reported, which is told in a notice while it lasts,
+    and costs no other."""
+
+    def __init__(self, of: str = "") -> None:
+        self._of = of
+        self._failures: dict[str, str] = {}  # a sentence each, by what is read; swapped whole, for who reads it meanwhile
+
+    def notices(self) -> list[str]:
+        """What can't be read now, and why: in the words of when that began."""
+        return list(self._failures.values())
+
+    def take(self, what: str, read: Callable[..., T], *arguments: Any) -> T | None:
+        """What `read` returns; None where it raises, whatever that is."""
+        try:
+            value = read(*arguments)
+        except Exception as error:
+            self.failed(what, error)
+            return None
+        self.succeeded(what)
+        return value
+
+    def succeeded(self, what: str) -> None:
+        """Nothing to be told of this reading, which was taken elsewhere."""
+        if what in self._failures:
+            self._failures = {other: failure for other, failure in self._failures.items() if other != what}
+
+    def failed(self, what: str, error: Exception) -> None:
+        """Tell of this reading, which was taken elsewhere, until it succeeds."""
+        if what not in self._failures:
+            self._failures = {**self._failures, what: f"{self._of}{what} can't be read ({reason(error)})"}
+
+    def forget(self) -> None:
+        """Nothing more to be told: what was read is gone, or has failed as a whole."""
+        self._failures = {}
+
+
+class BoundedCalls:
+    """Calls what may hang: on a daemon thread, one call at a time, each waited for `timeout_seconds` in all, however often it is
+    asked for again meanwhile."""
+
+    def __init__(self, timeout_seconds: float, whom: str = "the driver") -> None:
         self._timeout_seconds = timeout_seconds
+        self._whom = whom
         self._thread: threading.Thread | None = None
         self._started_at = 0.0
         self._outcome: Callable[[], Any]
@@ -68,12 +140,12 @@ class BoundedCalls:
     def call(self, function: Callable[[], Any]) -> Any:
         """What `function` returns or raises. TimeoutError when it, or the call before it, has not come back yet."""
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, args=(function,), name="driver", daemon=True)
+            self._thread = threading.Thread(target=self._run, args=(function,), name="bounded", daemon=True)
             self._started_at = time.monotonic()
             self._thread.start()
-        self._thread.join(self._timeout_seconds)
+        self._thread.join(max(self._started_at + self._timeout_seconds - time.monotonic(), 0))
         if self._thread.is_alive():
-            raise TimeoutError(f"no answer from the driver for {show_seconds(time.monotonic() - self._started_at)}")
+            raise TimeoutError(f"no answer from {self._whom} for {show_seconds(time.monotonic() - self._started_at)}")
         self._thread = None
         return self._outcome()
 
@@ -94,30 +166,29 @@ def _raiser(error: Exception) -> Callable[[], NoReturn]:
 
 
 class BoundedAccelerators:
-    """Accelerators whose driver may hang: that costs their readings, not the host's, nor another maker's, nor the heartbeat."""
+    """Accelerators whose driver may hang, or fail in any way: that costs their readings, not the host's, nor another maker's, nor
+    the heartbeat."""
 
     def __init__(self, source: Accelerators, timeout_seconds: float) -> None:
         self.backend = source.backend
         self._source = source
         self._infos = source.device_infos()
         self._samples, self._processes = BoundedCalls(timeout_seconds), BoundedCalls(timeout_seconds)
+        self._readings = Readings()
 
     def notices(self) -> list[str]:
-        return self._source.notices()
+        return [*self._source.notices(), *self._readings.notices()]
 
     def device_infos(self) -> list[pb.DeviceInfo]:
         return self._infos
 
     def device_samples(self) -> list[pb.DeviceSample]:
         try:
-            samples: list[pb.DeviceSample] = self._samples.call(self._source.device_samples)
-        except TimeoutError as error:
-            return [pb.DeviceSample(error=str(error)) for _ in self._infos]
+            samples: list[pb.DeviceSample]
+            samples, self._infos = self._samples.call(lambda: (self._source.device_samples(), self._source.device_infos()))
+        except Exception as error:
+            return [pb.DeviceSample(error=reason(error)) for _ in self._infos]
         return samples
 
     def processes(self) -> list[pb.Process]:
-        try:
-            processes: list[pb.Process] = self._processes.call(self._source.processes)
-        except TimeoutError:
-            return []  # the samples say what is wrong
-        return processes
+        return self._readings.take("processes", self._processes.call, self._source.processes) or []

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 import pathlib
 import platform
 import re
-import shutil
 import socket
 import time
+import warnings
 from collections.abc import Callable
+from typing import Any
 
 import node_pb2 as pb
-from edge.hardware.base import SLOW_READING_SECONDS, within
+from edge.hardware.base import SLOW_READING_SECONDS, BoundedCalls, Readings, read_text, within
+from edge.hardware.disks import Usage, fullest_disk
+from edge.hardware.network import Key, counted_once, rates_between, with_indexes
 from edge.protocol import MAX_CORES
+from edge.text import encodable
 
 SHORTEST_MEAN_SECONDS = 0.05  # the kernel counts a processor's time in ticks of 10 ms
+DISK_PATIENCE_SECONDS = 0.5  # a failing disk, or one in the network, may hang
+DIRECTORY_PATIENCE_SECONDS = 0.05  # a directory service that is away takes many seconds to name a user
+LONGEST_TEXT = 128  # characters of a name
+FIRST_PID_NAMESPACE = "pid:[4026531836]"  # PROC_PID_INIT_INO in Linux' include/linux/proc_ns.h
 
 
 class LocalHost:
@@ -26,110 +35,223 @@ class LocalHost:
     backend = pb.BACKEND_HOST
 
     def __init__(self, clock: Callable[[], float] = time.monotonic, root: pathlib.Path = pathlib.Path("/")) -> None:
-        self.hostname = socket.gethostname()
-        self._notices: list[str] = []
         self._clock = clock
         self._root = root
+        self._readings, self._disk_readings = Readings(), Readings()  # one for each thread that reads
+        self._disks = BoundedCalls(DISK_PATIENCE_SECONDS, "the disks")
+        self._users = Users()
         self._slow_at = -math.inf
-        self._disk_used = 0
+        self._facts: pb.HostInfo | None = None
+        self._hostname = ""
+        self._disk: Usage | None = None
         self._temperature: int | None = None
-        self._network: tuple[float, int, int] | None = None
+        self._memory: Any = None
         self._processors_at: float | None = None
+        self._counters: tuple[float, dict[Key, Any]] = -math.inf, {}
+        self._counted: list[Key] = []
+        self._psutil: Any = None
+        self._notices: list[str] = []
         try:
             import psutil
         except ImportError:
-            self._psutil = None
             self._notices.append("psutil is not there: no CPU, memory, network; install python3-psutil")
         else:
             self._psutil = psutil
+            warnings.filterwarnings("ignore", module="psutil")  # of what a container's memory lacks: across the screen
+
+    @property
+    def hostname(self) -> str:
+        """As of the last slow readings."""
+        self._known_facts()
+        return self._hostname
 
     def notices(self) -> list[str]:
-        return self._notices
+        return [*self._notices, *self._readings.notices(), *self._disk_readings.notices()]
 
     def host_info(self) -> pb.HostInfo:
-        host = pb.HostInfo(model=self._model(), operating_system=self._operating_system(), cpu_count=os.cpu_count())
-        if self._psutil:
-            host.memory_total_bytes = self._psutil.virtual_memory().total
-        host.disk_total_bytes = self._disk()[0]
-        return host
+        info = pb.HostInfo()
+        info.CopyFrom(self._known_facts())
+        if not self._memory:
+            self._read_memory()
+        total = self._memory and within(self._memory.total, 1, 2**50)
+        if total:
+            info.memory_total_bytes = total
+        return info
 
     def host_sample(self) -> pb.HostSample:
         now = self._clock()
         if now - self._slow_at >= SLOW_READING_SECONDS:
             self._slow_at = now
-            self._disk_used = self._disk()[1]
-            self._temperature = self._hottest()
-        host = pb.HostSample(disk_used_bytes=self._disk_used, temperature_celsius=self._temperature)
+            self._read_slowly()
+        self._read_memory()
+        memory, load = self._memory, None
         if hasattr(os, "getloadavg"):
-            host.load_1m = os.getloadavg()[0]
+            load = self._readings.take("load", lambda: os.getloadavg()[0])
+        host = pb.HostSample(
+            memory_used_bytes=memory and within(min(max(memory.total - memory.available, 0), memory.total), 0, 2**50),
+            disk_used_bytes=self._disk and within(self._disk.used, 0, 2**60),
+            temperature_celsius=self._temperature,
+            load_1m=load if load is not None and 0 <= load <= 10**6 else None,
+        )
         if self._psutil:
-            memory = self._psutil.virtual_memory()
+            uptime = self._readings.take("uptime", lambda: time.time() - self._psutil.boot_time())
+            host.MergeFrom(pb.HostSample(uptime_seconds=within(uptime, 0, 2**32 - 1)))
             self._add_processors(host, now)
-            host.memory_used_bytes = memory.total - memory.available
-            host.uptime_seconds = max(round(time.time() - self._psutil.boot_time()), 0)
             self._add_network(host, now)
         return host
 
     def owner(self, pid: int) -> tuple[str, str]:
         """User and name of a process; empty where it is gone, or not ours to ask."""
-        if not self._psutil:
+        if not self._psutil or not self._readings.take("owners of processes", self._knows_pids):
             return "", ""
-        user = name = ""
-        with contextlib.suppress(self._psutil.Error, KeyError):
+        user = self._readings.take("users of processes", self._user_of, pid)
+        name = self._readings.take("names of processes", self._name_of, pid)
+        return encodable(user or "")[:64], encodable(name or "")[:64]
+
+    def _user_of(self, pid: int) -> str:
+        with contextlib.suppress(self._psutil.Error):
             process = self._psutil.Process(pid)
-            name = process.name()
-            user = process.username()
-        return user[:64], name[:64]
+            return self._users.name(process.uids().real) if hasattr(process, "uids") else str(process.username())
+        return ""
+
+    def _name_of(self, pid: int) -> str:
+        with contextlib.suppress(self._psutil.Error):
+            return str(self._psutil.Process(pid).name())
+        return ""
+
+    def _knows_pids(self) -> bool:
+        """True. Raises PermissionError in a container with process ids of its own: the driver's are the host's."""
+        with contextlib.suppress(FileNotFoundError):  # no Linux, or one without such namespaces
+            if str((self._root / "proc/self/ns/pid").readlink()) != FIRST_PID_NAMESPACE:
+                raise PermissionError("this container has process ids of its own, and the driver tells the host's")
+        return True
+
+    def _known_facts(self) -> pb.HostInfo:
+        if not self._facts:
+            self._read_slowly()
+        assert self._facts
+        return self._facts
+
+    def _read_slowly(self) -> None:
+        """What changes slowly, or is costly."""
+        take = self._readings.take
+        mountinfo = self._root / "proc/self/mountinfo"
+        self._disk = take("disk", self._disks.call, functools.partial(_fullest_disk, mountinfo, self._disk_readings))
+        self._temperature = take("temperature", self._hottest)
+        self._hostname = encodable(take("hostname", socket.gethostname) or "")[:LONGEST_TEXT]
+        self._facts = pb.HostInfo(
+            model=take("model", self._model),
+            operating_system=take("operating system", self._operating_system),
+            cpu_count=within(take("number of processors", os.cpu_count), 1, 10**6),
+            disk_total_bytes=self._disk and within(self._disk.total, 1, 2**60),
+        )
+        self._counted = []
+
+    def _read_memory(self) -> None:
+        self._memory = self._psutil and self._readings.take("memory", self._psutil.virtual_memory)
 
     def _add_processors(self, host: pb.HostSample, now: float) -> None:
-        assert self._psutil
         before = self._processors_at
         if before is not None and now - before < SHORTEST_MEAN_SECONDS:
             return  # psutil would say 0
-        self._processors_at = now
-        percents = self._psutil.cpu_percent(percpu=True) or [0.0]
-        if before is None:
+        percents = self._readings.take("processors", self._percents)
+        self._processors_at = now if percents else None
+        if before is None or not percents:
             return  # the mean since this thread's call before, which there was none
         host.cpu_percent = min(round(sum(percents) / len(percents)), 100)
         group = -(-len(percents) // MAX_CORES)
         groups = [percents[start : start + group] for start in range(0, len(percents), group)]
         host.cpu_core_percents = bytes(min(round(sum(part) / len(part)), 100) for part in groups)
 
-    def _disk(self) -> tuple[int, int]:
-        usage = shutil.disk_usage(self._root)
-        return usage.total, usage.used
+    def _percents(self) -> list[float]:
+        percents: list[float] = self._psutil.cpu_percent(percpu=True)
+        if not percents:
+            raise ValueError("the system names none")
+        return percents
 
     def _add_network(self, host: pb.HostSample, now: float) -> None:
-        """Rates since the sample before, over the physical interfaces; over all but loopback where none is (a container)."""
-        assert self._psutil
-        counters = {name: counter for name, counter in self._psutil.net_io_counters(pernic=True).items() if name != "lo"}
-        physical = [counters[name] for name in counters if (self._root / "sys/class/net" / name / "device").exists()]
-        used = physical or list(counters.values())
-        received, sent = sum(counter.bytes_recv for counter in used), sum(counter.bytes_sent for counter in used)
-        if self._network and now > self._network[0]:
-            seconds = now - self._network[0]
-            host.network_received_bytes_per_second = round(max(received - self._network[1], 0) / seconds)
-            host.network_sent_bytes_per_second = round(max(sent - self._network[2], 0) / seconds)
-        self._network = now, received, sent
+        """Rates since the sample before."""
+        counters = self._readings.take("network", self._read_counters)
+        (before_at, before), self._counters = self._counters, (now, counters or {})
+        rates = rates_between(before, counters, self._counted, now - before_at) if counters else None
+        if rates:
+            host.network_received_bytes_per_second = round(min(rates.received, 2**50))
+            host.network_sent_bytes_per_second = round(min(rates.sent, 2**50))
+
+    def _read_counters(self) -> dict[Key, Any]:
+        # Without nowrap=False, psutil adds what a counter said before it started again to what it says since.
+        counters = with_indexes(self._psutil.net_io_counters(pernic=True, nowrap=False))
+        if not self._counted or counters.keys() != self._counters[1].keys():
+            self._counted = counted_once(counters, self._root)
+        return counters
 
     def _hottest(self) -> int | None:
         """Of the processor's own sensors, else of the board's zones, in °C. None in most virtual machines."""
         if not self._psutil or not hasattr(self._psutil, "sensors_temperatures"):
             return None
-        sensors = self._psutil.sensors_temperatures()
-        processor = [name for name in sensors if re.search(r"core|cpu|k10|zen|soc|package", name, re.IGNORECASE)]
-        readings = [reading.current for name in processor or sensors for reading in sensors[name]]
-        return max(filter(None, (within(reading, -60, 200) for reading in readings)), default=None)
+        try:
+            found = self._psutil.sensors_temperatures().items()
+            sensors = [(name, reading.current) for name, readings in found for reading in readings]
+        except Exception:  # TypeError where one of them answers EAGAIN: https://github.com/giampaolo/psutil/issues/2477
+            sensors = self._zones()
+            if not sensors:
+                raise
+        processor = [celsius for name, celsius in sensors if re.search(r"core|cpu|k10|zen|soc|package", name, re.IGNORECASE)]
+        readings = (within(celsius, -60, 200) for celsius in processor or [celsius for _, celsius in sensors])
+        return max((celsius for celsius in readings if celsius is not None), default=None)
+
+    def _zones(self) -> list[tuple[str, float]]:
+        """The kernel's thermal zones that answer: name and °C."""
+        zones = []
+        for zone in (self._root / "sys/class/thermal").glob("thermal_zone*"):
+            with contextlib.suppress(OSError, ValueError):
+                zones.append((read_text(zone / "type"), int(read_text(zone / "temp")) / 1000))
+        return zones
 
     def _model(self) -> str:
         for path in ("sys/class/dmi/id/product_name", "proc/device-tree/model"):
             with contextlib.suppress(OSError):
-                if text := (self._root / path).read_text(errors="replace").strip("\0 \n"):
-                    return text[:128]
-        return platform.machine()
+                if text := read_text(self._root / path):
+                    return text[:LONGEST_TEXT]
+        return encodable(platform.machine())[:LONGEST_TEXT]
 
-    @staticmethod
-    def _operating_system() -> str:
-        with contextlib.suppress(OSError):
-            return platform.freedesktop_os_release()["PRETTY_NAME"]
-        return platform.platform(terse=True)
+    def _operating_system(self) -> str:
+        for path in ("etc/os-release", "usr/lib/os-release"):  # os-release(5)
+            with contextlib.suppress(OSError):
+                if name := re.search(r"""^PRETTY_NAME=(["']?)(.+?)\1\s*$""", read_text(self._root / path), re.MULTILINE):
+                    return re.sub(r"\\(.)", r"\1", name[2])[:LONGEST_TEXT]
+        return encodable(platform.platform(terse=True))[:LONGEST_TEXT]
+
+
+def _fullest_disk(mountinfo: pathlib.Path, readings: Readings) -> Usage:
+    """Raises OSError."""
+    try:
+        text = read_text(mountinfo)
+    except FileNotFoundError:  # no Linux
+        text = ""
+    return fullest_disk(text, readings)
+
+
+class Users:
+    """Names of users, kept by uid: to look one up may take a directory service."""
+
+    def __init__(self, timeout_seconds: float = DIRECTORY_PATIENCE_SECONDS) -> None:
+        self._names: dict[int, str] = {}
+        self._lookups = BoundedCalls(timeout_seconds, "the directory of users")
+
+    def name(self, uid: int) -> str:
+        """The number where the system has no name for it; empty while it is being looked up."""
+        if uid not in self._names:
+            with contextlib.suppress(TimeoutError):  # what comes later is of the uid that was asked for then
+                found, name = self._lookups.call(functools.partial(_look_up, uid))
+                self._names[found] = name
+        return self._names.get(uid, "")
+
+
+def _look_up(uid: int) -> tuple[int, str]:
+    import pwd
+
+    try:
+        return uid, pwd.getpwuid(uid).pw_name
+    except (KeyError, OSError):
+        return uid, str(uid)

@@ -2,130 +2,284 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
+import pathlib
+import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
 import node_pb2 as pb
-from edge.hardware.base import BoundedAccelerators, BoundedCalls, within
+from edge.hardware.base import SLOW_READING_SECONDS, BoundedAccelerators, BoundedCalls, Readings, reason, within
 from edge.program import Failure
+from edge.text import encodable
 
 NVML_TIMEOUT_SECONDS = 2.0  # a driver call that takes longer hangs
+REOPEN_SECONDS, MAX_REOPEN_SECONDS = 5.0, 60.0  # from one opening to the next: twice as long each time, while it does not help
+KERNELS_LIST = pathlib.Path("/proc/driver/nvidia/gpus")  # NVML counts when it is opened: here a GPU that comes later is seen
+LONGEST_TEXT = 96  # characters of a name
+
+
+class GpuFailed(Exception):
+    """NVML says of the device itself, and not of one field, that it can't be read."""
+
+
+class Gpu:
+    """One device of NVML. Every question to it goes through `_ask`: a field that fails costs that field."""
+
+    def __init__(self, nvml: Any, index: int) -> None:
+        self.info = pb.DeviceInfo(index=index, name=f"GPU {index}")
+        self.readings = Readings(f"GPU {index}: ")
+        self.handle: Any = None
+        self._nvml = nvml
+        self._answered = False  # a field in this round
+        self._failure: Exception | None = None  # of one
+        # What the device itself says that it is not there, and what says that a field of it is not.
+        self._gone = {
+            nvml.NVML_ERROR_UNINITIALIZED,
+            nvml.NVML_ERROR_DRIVER_NOT_LOADED,
+            nvml.NVML_ERROR_GPU_IS_LOST,
+            nvml.NVML_ERROR_RESET_REQUIRED,
+            nvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH,
+            nvml.NVML_ERROR_GPU_NOT_FOUND,
+        }
+        self._absent = {
+            nvml.NVML_ERROR_NOT_SUPPORTED,
+            nvml.NVML_ERROR_FUNCTION_NOT_FOUND,
+            nvml.NVML_ERROR_NO_PERMISSION,
+            nvml.NVML_ERROR_ARGUMENT_VERSION_MISMATCH,
+        }
+
+    def open(self) -> None:
+        """Take a handle, and read what seldom changes. Raises GpuFailed."""
+        try:
+            self.handle = self._nvml.nvmlDeviceGetHandleByIndex(self.info.index)
+        except self._nvml.NVMLError as error:
+            raise GpuFailed(str(error)) from error
+        self.read_info()
+
+    def sample(self) -> pb.DeviceSample:
+        """What changes; the error where the device is lost, or answers each question with one."""
+        nvml = self._nvml
+        try:
+            if not self.handle:
+                self.open()
+            self._answered, self._failure = False, None
+            utilization = self._ask("utilization", nvml.nvmlDeviceGetUtilizationRates)
+            memory = self._memory()[0]
+            celsius = self._ask("temperature", nvml.nvmlDeviceGetTemperature, nvml.NVML_TEMPERATURE_GPU)
+            sample = pb.DeviceSample(
+                utilization_percent=within(utilization and utilization.gpu, 0, 100),
+                memory_used_bytes=within(memory and memory.used, 0, 2**50),
+                temperature_celsius=within(celsius, -60, 200),
+                power_milliwatts=within(self._ask("power", nvml.nvmlDeviceGetPowerUsage), 0, 10**7),
+                fan_percent=within(self._ask("fan", nvml.nvmlDeviceGetFanSpeed), 0, 200),
+                sm_clock_mhz=within(self._ask("clock", nvml.nvmlDeviceGetClockInfo, nvml.NVML_CLOCK_SM), 0, 10_000),
+                throttle_reasons=self._ask("throttling", nvml.nvmlDeviceGetCurrentClocksThrottleReasons),
+            )
+        except GpuFailed as failed:
+            return self._failed(str(failed))
+        return self._failed(reason(self._failure)) if self._failure and not self._answered else sample
+
+    def read_info(self) -> None:
+        """What seldom changes. What can't be read stays as it was known, if it is the same device. Raises GpuFailed."""
+        nvml = self._nvml
+        uuid = encodable(self._ask("UUID", nvml.nvmlDeviceGetUUID) or "")[:LONGEST_TEXT]
+        memory, is_unified = self._memory()
+        limit = self._ask("power limit", nvml.nvmlDeviceGetEnforcedPowerLimit)
+        slowdown = self._ask(
+            "slowdown temperature", nvml.nvmlDeviceGetTemperatureThreshold, nvml.NVML_TEMPERATURE_THRESHOLD_SLOWDOWN
+        )
+        new = pb.DeviceInfo(
+            index=self.info.index,
+            uuid=uuid,
+            name=encodable(self._ask("name", nvml.nvmlDeviceGetName) or "")[:LONGEST_TEXT],
+            memory_total_bytes=within(memory and memory.total, 1, 2**50),
+            power_limit_milliwatts=within(limit, 1, 10**7),
+            slowdown_temperature_celsius=within(slowdown, 1, 200),
+        )
+        info = pb.DeviceInfo(name=f"GPU {self.info.index}")
+        if uuid in ("", self.info.uuid):
+            info.CopyFrom(self.info)
+        info.MergeFrom(new)
+        if is_unified is not None:
+            info.unified_memory = is_unified
+        self.info = info
+
+    def processes(self) -> list[pb.Process]:
+        """Compute and graphics; a process that does both is named once."""
+        nvml, found = self._nvml, {}
+        with contextlib.suppress(GpuFailed):  # the sample says what is wrong
+            for kind in ("Compute", "Graphics"):
+                for version in ("v3", "v2"):
+                    ask = getattr(nvml, f"nvmlDeviceGet{kind}RunningProcesses_{version}")
+                    running = self._ask(f"{kind.lower()} processes", ask) if self.handle else []
+                    if running is not None:
+                        found.update({process.pid: process.usedGpuMemory for process in running})
+                        break
+        return [
+            pb.Process(device_index=self.info.index, pid=pid, memory_used_bytes=within(used, 0, 2**50))
+            for pid, used in found.items()
+        ]
+
+    def _memory(self) -> tuple[Any, bool | None]:
+        """NVML's structure; and whether it says that there is no memory but the host's. None: it does not say.
+
+        Version 2 leaves out what the driver reserves, as nvidia-smi does; old drivers have only version 1.
+        """
+        nvml, denials = self._nvml, set()
+        for version in ((nvml.nvmlMemory_v2,), ()):
+            memory, code = self._ask_with_code("memory", nvml.nvmlDeviceGetMemoryInfo, *version)
+            if memory:
+                return (memory, False) if memory.total else (None, True)
+            if code not in self._absent:
+                return None, None
+            denials.add(code)
+        if nvml.NVML_ERROR_NO_PERMISSION in denials:  # in a container with a part of a GPU
+            return None, False
+        return None, nvml.NVML_ERROR_NOT_SUPPORTED in denials
+
+    def _ask(self, what: str, function: Callable[..., Any], *arguments: Any) -> Any:
+        """One question to NVML. None for what this device or driver does not have, or what fails. Raises GpuFailed."""
+        return self._ask_with_code(what, function, *arguments)[0]
+
+    def _ask_with_code(self, what: str, function: Callable[..., Any], *arguments: Any) -> tuple[Any, int | None]:
+        """The same, with NVML's return code."""
+        try:
+            value, code = function(self.handle, *arguments), self._nvml.NVML_SUCCESS
+        except Exception as error:
+            code = getattr(error, "value", None) if isinstance(error, self._nvml.NVMLError) else None
+            if code in self._gone:
+                raise GpuFailed(str(error)) from error
+            if code not in self._absent:
+                self._failure = error
+                self.readings.failed(what, error)
+                return None, code
+            value = None
+        else:
+            self._answered = True
+        self.readings.succeeded(what)
+        return value, code
+
+    def _failed(self, error: str) -> pb.DeviceSample:
+        self.readings.forget()  # that no field can be read need not be told of each
+        return pb.DeviceSample(error=encodable(error)[:LONGEST_TEXT])
 
 
 class NvmlAccelerators:
-    """NVIDIA GPUs through NVML. Every call to it goes through `_ask`."""
+    """NVIDIA GPUs through NVML. While one fails, or none is counted, NVML is opened anew now and then: after a reset, or when the
+    driver has been loaded again, what was open answers with errors for ever."""
 
     backend = pb.BACKEND_NVML
 
-    def __init__(self, timeout_seconds: float = NVML_TIMEOUT_SECONDS) -> None:
-        """Raises Failure when NVML's library is absent, its driver does not answer, or there is no GPU."""
+    def __init__(self, timeout_seconds: float = NVML_TIMEOUT_SECONDS, clock: Callable[[], float] = time.monotonic) -> None:
+        """Raises Failure where NVML's library is absent. Where its driver does not answer, or counts no GPU, one may come later."""
         try:
             import pynvml  # 44 ms: only where it is asked for
         except ImportError as error:  # a Python that was built without _ctypes
             raise Failure(f"no NVIDIA GPU is read ({error})") from error
 
         self._nvml = pynvml
-        self._devices: list[Any] = []
-        self._infos: list[pb.DeviceInfo] = []
+        self._clock = clock
+        self._lock = threading.Lock()  # samples and processes are asked for on two threads, and one may open what the other reads
+        self._gpus: list[Gpu] = []
+        self._most = 0  # GPUs that were ever counted
+        self._problem = ""  # why none can be read
+        self._kernels_list: list[str] = []
+        self._is_open = False
+        self._slow_at = self._reopen_at = -math.inf
+        self._wait_seconds = REOPEN_SECONDS
         try:
-            BoundedCalls(5 * timeout_seconds).call(self._open)  # loading the driver can take seconds
-        except (pynvml.NVMLError, TimeoutError) as error:
-            raise Failure(f"no NVIDIA GPU is read ({error})") from error
-        if not self._devices:
-            raise Failure("no NVIDIA GPU is read (NVML counts none)")
+            BoundedCalls(5 * timeout_seconds).call(self._open_first)  # loading the driver can take seconds
+        except TimeoutError as error:
+            self._problem = str(error)
 
     def notices(self) -> list[str]:
-        return []
+        if not self._gpus:
+            return [f"no NVIDIA GPU is read ({self._problem})"]
+        fewer = [f"NVML counts {len(self._gpus)} GPUs: there were {self._most}"] if len(self._gpus) < self._most else []
+        return fewer + [notice for gpu in self._gpus for notice in gpu.readings.notices()]
 
     def device_infos(self) -> list[pb.DeviceInfo]:
-        return self._infos
+        return [gpu.info for gpu in self._gpus]
 
     def device_samples(self) -> list[pb.DeviceSample]:
-        return [self._sample_device(index) for index in range(len(self._devices))]
+        with self._lock:
+            now = self._clock()
+            if now - self._slow_at >= SLOW_READING_SECONDS:
+                self._slow_at = now
+                self._read_slowly()
+            samples = self._samples()
+            if samples and not any(sample.error for sample in samples):
+                self._wait_seconds = REOPEN_SECONDS
+            elif now >= self._reopen_at:
+                self._reopen_at = now + self._wait_seconds
+                self._wait_seconds = min(2 * self._wait_seconds, MAX_REOPEN_SECONDS)
+                self._open()
+                samples = self._samples()
+            return samples
 
     def processes(self) -> list[pb.Process]:
-        return [process for index, handle in enumerate(self._devices) if handle for process in self._processes_of(index, handle)]
+        with self._lock:
+            return [process for gpu in self._gpus for process in gpu.processes()]
 
-    def _processes_of(self, index: int, handle: Any) -> list[pb.Process]:
-        """Compute and graphics; a process that does both is named once."""
-        nvml, found = self._nvml, {}
+    def _samples(self) -> list[pb.DeviceSample]:
+        if self._problem:
+            return [pb.DeviceSample(error=self._problem[:LONGEST_TEXT]) for _ in self._gpus]
+        return [gpu.sample() for gpu in self._gpus]
+
+    def _read_slowly(self) -> None:
+        """What seldom changes: of each GPU, and how many there are."""
+        if self._problem:
+            return
         try:
-            for kind in ("Compute", "Graphics"):
-                for version in ("v3", "v2"):
-                    running = self._ask(getattr(nvml, f"nvmlDeviceGet{kind}RunningProcesses_{version}"), handle)
-                    if running is not None:
-                        found.update({process.pid: process.usedGpuMemory for process in running})
-                        break
-        except nvml.NVMLError:
-            return []  # the sample says what is wrong with this device
-        return [pb.Process(device_index=index, pid=pid, memory_used_bytes=within(used, 0, 2**50)) for pid, used in found.items()]
+            if self._nvml.nvmlDeviceGetCount() != len(self._gpus) or _kernels_list() != self._kernels_list:
+                self._open()
+                return
+        except self._nvml.NVMLError:
+            return  # the samples say so
+        for gpu in self._gpus:
+            with contextlib.suppress(GpuFailed):
+                if gpu.handle:
+                    gpu.read_info()
+
+    def _open_first(self) -> None:
+        with self._lock:
+            self._open()
 
     def _open(self) -> None:
-        self._nvml.nvmlInit()
-        for index in range(self._nvml.nvmlDeviceGetCount()):
-            info = pb.DeviceInfo(index=index, name=f"GPU {index}")
-            try:
-                handle = self._nvml.nvmlDeviceGetHandleByIndex(index)
-                info = self._info(index, handle)
-            except self._nvml.NVMLError:
-                handle = None  # told by each sample, which asks again
-            self._devices.append(handle)
-            self._infos.append(info)
-
-    def _info(self, index: int, handle: Any) -> pb.DeviceInfo:
-        nvml = self._nvml
-        memory = self._memory(handle)
-        slowdown = self._ask(nvml.nvmlDeviceGetTemperatureThreshold, handle, nvml.NVML_TEMPERATURE_THRESHOLD_SLOWDOWN)
-        return pb.DeviceInfo(
-            index=index,
-            uuid=self._ask(nvml.nvmlDeviceGetUUID, handle) or "",
-            name=self._ask(nvml.nvmlDeviceGetName, handle) or f"GPU {index}",
-            memory_total_bytes=within(memory and memory.total, 1, 2**50),
-            power_limit_milliwatts=within(self._ask(nvml.nvmlDeviceGetEnforcedPowerLimit, handle), 1, 10**7),
-            slowdown_temperature_celsius=within(slowdown, 1, 200),
-            unified_memory=memory is None,
-        )
-
-    def _sample_device(self, index: int) -> pb.DeviceSample:
-        nvml = self._nvml
+        """NVML, and a handle of each GPU, anew. Raises Failure where its library is absent."""
+        nvml, self._kernels_list = self._nvml, _kernels_list()
         try:
-            handle = self._devices[index] = self._devices[index] or nvml.nvmlDeviceGetHandleByIndex(index)
-            utilization = self._ask(nvml.nvmlDeviceGetUtilizationRates, handle)
-            memory = self._memory(handle)
-            return pb.DeviceSample(
-                utilization_percent=within(utilization and utilization.gpu, 0, 100),
-                memory_used_bytes=within(memory and memory.used, 0, 2**50),
-                temperature_celsius=within(self._ask(nvml.nvmlDeviceGetTemperature, handle, nvml.NVML_TEMPERATURE_GPU), -60, 200),
-                power_milliwatts=within(self._ask(nvml.nvmlDeviceGetPowerUsage, handle), 0, 10**7),
-                fan_percent=within(self._ask(nvml.nvmlDeviceGetFanSpeed, handle), 0, 200),
-                sm_clock_mhz=within(self._ask(nvml.nvmlDeviceGetClockInfo, handle, nvml.NVML_CLOCK_SM), 0, 10_000),
-                throttle_reasons=self._ask(nvml.nvmlDeviceGetCurrentClocksThrottleReasons, handle),
-            )
-        except nvml.NVMLError as error:
-            return pb.DeviceSample(error=str(error))
+            if self._is_open:
+                self._is_open = False
+                with contextlib.suppress(nvml.NVMLError):
+                    nvml.nvmlShutdown()
+            nvml.nvmlInit()
+            self._is_open = True
+            count = nvml.nvmlDeviceGetCount()
+        except Exception as error:  # of the library's or the driver's making: told, and tried again
+            self._problem = reason(error)
+            if isinstance(error, nvml.NVMLError) and error.value == nvml.NVML_ERROR_LIBRARY_NOT_FOUND:
+                raise Failure(f"no NVIDIA GPU is read ({self._problem})") from error
+            return
+        self._problem = "" if count else "NVML counts none"
+        if count:
+            self._gpus = [*self._gpus, *(Gpu(nvml, index) for index in range(len(self._gpus), count))][:count]
+            self._most = max(self._most, count)
+        for gpu in self._gpus:
+            gpu.handle = None
+            with contextlib.suppress(GpuFailed):  # its sample says so
+                gpu.open()
 
-    def _memory(self, handle: Any) -> Any:
-        """Version 2 leaves out what the driver reserves, as nvidia-smi does; old drivers have only version 1."""
-        nvml = self._nvml
-        return self._ask(nvml.nvmlDeviceGetMemoryInfo, handle, nvml.nvmlMemory_v2) or self._ask(
-            nvml.nvmlDeviceGetMemoryInfo, handle
-        )
 
-    def _ask(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """One call to NVML. None for what this device or driver does not support. Raises NVMLError for a device that fails."""
-        try:
-            return function(*arguments)
-        except self._nvml.NVMLError as error:
-            if error.value in (
-                self._nvml.NVML_ERROR_NOT_SUPPORTED,
-                self._nvml.NVML_ERROR_FUNCTION_NOT_FOUND,
-                self._nvml.NVML_ERROR_NO_PERMISSION,
-                self._nvml.NVML_ERROR_ARGUMENT_VERSION_MISMATCH,
-            ):
-                return None
-            raise
+def _kernels_list() -> list[str]:
+    with contextlib.suppress(OSError):
+        return sorted(entry.name for entry in KERNELS_LIST.iterdir())
+    return []
 
 
 def open_nvml() -> BoundedAccelerators:
-    """All NVIDIA GPUs of this machine. Raises Failure when there is none."""
+    """All NVIDIA GPUs of this machine, also those that come later. Raises Failure where libnvidia-ml is not there."""
     return BoundedAccelerators(NvmlAccelerators(), NVML_TIMEOUT_SECONDS)

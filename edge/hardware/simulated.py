@@ -48,6 +48,10 @@ CATALOGUE = (
 )
 
 
+FAULTS = ("hot", "failed-gpu", "hung-sensors")  # that a box can have: to see what becomes of them, and to test alerts
+HUNG_AFTER_SECONDS = 5.0  # of the box's life: "hung-sensors" answer until then
+
+
 class SimulatedDevice:
     """One device's physics.
 
@@ -57,6 +61,7 @@ class SimulatedDevice:
     """
 
     STEP_SECONDS = 0.5
+    LOWEST_CLOCK = 0.3  # of its highest
 
     def __init__(self, model: Model, ambient_celsius: float) -> None:
         self.model = model
@@ -73,21 +78,32 @@ class SimulatedDevice:
         kelvin_per_watt = (self.model.full_load_celsius - 25) / self.model.limit_watts
         return self.ambient_celsius + self.watts * kelvin_per_watt * (1.5 - 0.5 * self.fan)
 
+    def block_air(self) -> None:
+        """Take so much of its cooling that under full load not even the lowest clock brings it below its slowdown limit."""
+        self.watts = self._watts_at(load=1.0, clock=self.LOWEST_CLOCK)
+        self.fan = 1.0
+        self.ambient_celsius += self.model.slowdown_celsius + 1 - self.equilibrium()
+        self.celsius = self.equilibrium()
+
     def step(self, seconds: float, load: float, memory: float) -> None:
         """Let `seconds` pass under a load (0 to 1) with so much of the memory wanted (0 to 1)."""
         model = self.model
         self.load = load
         self.memory += (memory - self.memory) * -math.expm1(-seconds / 4)
         if self.celsius >= model.slowdown_celsius + 3:
-            self.clock = 0.3  # what the hardware does by itself
+            self.clock = self.LOWEST_CLOCK  # what the hardware does by itself
         elif self.celsius >= model.slowdown_celsius:
-            self.clock = max(self.clock - 0.05 * seconds, 0.3)
+            self.clock = max(self.clock - 0.05 * seconds, self.LOWEST_CLOCK)
         else:
             self.clock = min(self.clock + 0.02 * seconds, 1.0)
-        self.watts = model.idle_watts + (model.limit_watts - model.idle_watts) * load**0.8 * self.clock**2
+        self.watts = self._watts_at(load, self.clock)
         self.celsius += (self.equilibrium() - self.celsius) * -math.expm1(-seconds / model.time_constant_seconds)
         wanted = min(max((self.celsius - 40) / 35, 0.3), 1.0)
         self.fan += (wanted - self.fan) * -math.expm1(-seconds / 6)
+
+    def _watts_at(self, load: float, clock: float) -> float:
+        share: float = load**0.8 * clock**2  # of what it takes beyond idling
+        return self.model.idle_watts + (self.model.limit_watts - self.model.idle_watts) * share
 
     def info(self, index: int, uuid_text: str) -> pb.DeviceInfo:
         """What the catalogue says of it."""
@@ -136,12 +152,16 @@ class Job(NamedTuple):
 
 class SimulatedBox:
     """A box of the catalogue: a host and its accelerators. The same seed makes the same box, and on the same clock the same course
-    of events. Time passes in `host_sample`; the devices are read as they are then."""
+    of events. Time passes in `host_sample`; the devices are read as they are then.
+
+    Of FAULTS it can have: "hot", a first device (the processor, where there is none) that can't be cooled; "failed-gpu", a last
+    device that answers with an error; "hung-sensors", which answer no more after HUNG_AFTER_SECONDS.
+    """
 
     backend = pb.BACKEND_SIMULATED
     HISTORY_SECONDS = 600.0  # a new box is not a cold one: so much has passed when it is first looked at
 
-    def __init__(self, seed: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, seed: int, clock: Callable[[], float] = time.monotonic, faults: frozenset[str] = frozenset()) -> None:
         self.model = CATALOGUE[seed % len(CATALOGUE)]
         self.hostname = f"{self.model.hostname}-{seed % 1000:02}"
         self._random = random.Random(seed)
@@ -158,6 +178,13 @@ class SimulatedBox:
         self._noise = [0.0] * self.model.device_count
         self._uuids = [str(uuid.UUID(int=self._random.getrandbits(128), version=4)) for _ in self.devices]
         self._disk_fraction = self._random.uniform(0.2, 0.9)
+        self._is_processor_hot = "hot" in faults and not self.devices
+        if "hot" in faults:
+            (self.devices or [self._processor])[0].block_air()
+            endless = Job(math.inf, frozenset(range(len(self.devices))[:1]), 1.0, 0.8, math.inf, 4242, "ada", "torchrun")
+            self._jobs.append(endless)
+        self._failed = len(self.devices) - 1 if "failed-gpu" in faults else None
+        self._is_hanging = "hung-sensors" in faults
 
     def notices(self) -> list[str]:
         return ["simulated: nothing here is measured"]
@@ -165,7 +192,6 @@ class SimulatedBox:
     def host_info(self) -> pb.HostInfo:
         return pb.HostInfo(
             model=self.model.host,
-            operating_system="simulated",
             cpu_count=self.model.cpu_count,
             memory_total_bytes=self.model.host_memory_gib * 2**30,
             disk_total_bytes=2**40,
@@ -176,7 +202,10 @@ class SimulatedBox:
         return [device.info(index, f"GPU-{name}") for index, (device, name) in enumerate(devices)]
 
     def host_sample(self) -> pb.HostSample:
-        target = self._clock() - self._born_at + self.HISTORY_SECONDS
+        age = self._clock() - self._born_at
+        while self._is_hanging and age >= HUNG_AFTER_SECONDS:
+            time.sleep(3600)
+        target = age + self.HISTORY_SECONDS
         self._seconds = max(self._seconds, target - 3600)  # a box that slept for days need not catch up
         while self._seconds + SimulatedDevice.STEP_SECONDS <= target:  # whole steps: the course does not depend on when we look
             self._seconds += SimulatedDevice.STEP_SECONDS
@@ -184,17 +213,26 @@ class SimulatedBox:
         return self._host_sample()
 
     def device_samples(self) -> list[pb.DeviceSample]:
-        return [device.sample() for device in self.devices]
+        samples = [device.sample() for device in self.devices]
+        if samples and self._failed is not None:
+            samples[self._failed] = pb.DeviceSample(error="GPU is lost (simulated)")
+        return samples
 
     def owner(self, pid: int) -> tuple[str, str]:
         return "", ""  # `processes` names them
 
     def processes(self) -> list[pb.Process]:
-        memory = self.model.memory_mib * 2**20
         return [
-            pb.Process(device_index=index, pid=job.pid, user=job.user, name=job.name, memory_used_bytes=round(job.memory * memory))
+            pb.Process(
+                device_index=index,
+                pid=job.pid,
+                user=job.user,
+                name=job.name,
+                memory_used_bytes=round(min(job.memory, self.devices[index].memory) * self.model.memory_mib * 2**20),
+            )
             for job in self._jobs
             for index in sorted(job.devices)
+            if index != self._failed
         ]
 
     def _step(self, seconds: float) -> None:
@@ -213,7 +251,7 @@ class SimulatedBox:
             # an Ornstein-Uhlenbeck process: noise with a memory of 5 s
             self._noise[index] += -self._noise[index] * min(seconds / 5, 1) + self._random.gauss(0, 0.03) * math.sqrt(seconds)
             device.step(seconds, min(max(load + self._noise[index], 0), 1) if load else 0.0, memory)
-        self._processor.step(seconds, 0.05 + 0.5 * self._mean_load(), 0.3)
+        self._processor.step(seconds, 1.0 if self._is_processor_hot else 0.05 + 0.5 * self._mean_load(), 0.3)
 
     def _new_job(self, free: list[int]) -> Job:
         width = self._random.choice([1, max(len(free) // 2, 1), len(free)])

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
+import os
+import pathlib
 import threading
 import time
 
 import pytest
 
 import node_pb2 as pb
-from edge.hardware.base import BoundedAccelerators, BoundedCalls, within
+from edge.hardware.base import BoundedAccelerators, BoundedCalls, Readings, read_text, reason, within
 from tests.fixtures.processes import eventually
 
 
@@ -102,10 +105,71 @@ def test_a_source_that_hangs_costs_its_timeout_and_says_so_for_each_device() -> 
     assert eventually(bounded.processes) == [pb.Process(pid=7)]
 
 
-def test_a_bug_in_a_source_is_not_taken_for_a_driver_that_hangs() -> None:
+def test_a_source_that_fails_in_any_way_is_the_error_of_its_devices() -> None:
     class Broken(Hanging):
         def device_samples(self) -> list[pb.DeviceSample]:
             raise ZeroDivisionError("a bug")
 
-    with pytest.raises(ZeroDivisionError, match="a bug"):
-        BoundedAccelerators(Broken(), 5).device_samples()
+        def processes(self) -> list[pb.Process]:
+            raise OSError(5, "Input/output error")
+
+    bounded = BoundedAccelerators(Broken(), 5)
+    assert [sample.error for sample in bounded.device_samples()] == ["ZeroDivisionError: a bug"] * 2
+    assert bounded.processes() == []
+    assert bounded.notices() == ["an old driver", "processes can't be read (Input/output error)"]
+
+
+def test_a_hung_call_is_waited_for_once() -> None:
+    calls, release = BoundedCalls(0.2, "the disks"), threading.Event()
+    with pytest.raises(TimeoutError, match="no answer from the disks for 0s"):
+        calls.call(lambda: release.wait(60))
+    begun = time.monotonic()
+    for _ in range(100):
+        with pytest.raises(TimeoutError):
+            calls.call(lambda: release.wait(60))
+    assert time.monotonic() - begun < 10  # a hundred times its patience would be 20
+    release.set()
+
+
+def test_a_reading_that_fails_is_told_once_while_it_lasts_and_costs_no_other() -> None:
+    readings, attempts = Readings("GPU 1: "), itertools.count(1)
+
+    def fan() -> int:
+        if (attempt := next(attempts)) < 4:
+            raise OSError(5, f"Input/output error {attempt}")
+        return 41
+
+    for _ in range(3):
+        assert readings.take("fan", fan) is None
+        assert readings.take("clock", int, "1980") == 1980
+        assert readings.notices() == ["GPU 1: fan can't be read (Input/output error 1)"]
+    assert readings.take("fan", fan) == 41
+    assert readings.notices() == []
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(13, "Permission denied"), "Permission denied"),
+        (TimeoutError("no answer for 3s"), "no answer for 3s"),
+        (RuntimeError("line 'btime' not found"), "line 'btime' not found"),
+        (KeyError(b"MemTotal:"), "KeyError: b'MemTotal:'"),
+        (TypeError("float() argument must be\na string"), "TypeError: float() argument must be�a string"),
+        (ValueError("cut \udce8"), "ValueError: cut �"),
+        (ZeroDivisionError(), "ZeroDivisionError"),
+    ],
+)
+def test_a_reason_is_a_few_words_on_a_line(error: Exception, words: str) -> None:
+    assert reason(error) == words
+
+
+def test_files_of_the_system_are_read_whole_and_in_any_encoding(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "text"
+    path.write_bytes(b"Jetson\0" + b"\xe8\xae\n")
+    assert read_text(path) == "Jetson\0�"
+    path.write_bytes(b"x" * 3 * 2**20)
+    assert len(read_text(path)) >= 2**20
+    os.mkfifo(tmp_path / "pipe")
+    assert read_text(tmp_path / "pipe") == ""  # nobody writes into it, and nobody waits
+    with pytest.raises(FileNotFoundError):
+        read_text(tmp_path / "none")

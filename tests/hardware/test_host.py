@@ -96,7 +96,7 @@ def test_the_network_is_its_physical_interfaces_where_there_are_any(
 
     counts = {"lo": 10**9, "eth0": 0, "docker0": 10**6}
 
-    def counters(pernic: bool) -> dict[str, types.SimpleNamespace]:
+    def counters(**_: bool) -> dict[str, types.SimpleNamespace]:
         for name in counts:
             counts[name] += 1000
         return {name: types.SimpleNamespace(bytes_recv=count, bytes_sent=count // 2) for name, count in counts.items()}

@@ -169,7 +169,7 @@ def test_a_simulated_box_is_one_source_for_its_host_and_its_devices(seed: int) -
     assert machine.backend == pb.BACKEND_SIMULATED
     assert {device.backend for device in devices} <= {pb.BACKEND_SIMULATED}
     assert len(machine.sample()[1]) == len(devices)
-    assert host.operating_system == "simulated"
+    assert host.model
     assert machine.notices() == ["simulated: nothing here is measured"]
 
 
@@ -186,9 +186,9 @@ def test_auto_takes_each_maker_that_is_there_and_says_which_is_not() -> None:
 
     there = Maker(lambda: SimulatedBox(1), "plug it in")
     makers = {"one": Maker(absent, "plug it in"), "two": there, "three": there}
-    found = open_machine("auto", 0, makers)
+    found = open_machine("auto", 0, makers=makers)
     assert len(found.info()[1]) == 16
     assert found.notices()[0] == "none of these"
-    assert len(open_machine("two", 0, makers).info()[1]) == 8
+    assert len(open_machine("two", 0, makers=makers).info()[1]) == 8
     with pytest.raises(Failure, match=r"^none of these: plug it in$"):
-        open_machine("one", 0, makers)
+        open_machine("one", 0, makers=makers)

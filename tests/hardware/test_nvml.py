@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pathlib
 import sys
 import threading
 from collections.abc import Callable
@@ -13,27 +14,39 @@ import pytest
 
 import node_pb2 as pb
 from edge.hardware.base import BoundedAccelerators
-from edge.hardware.host import LocalHost
+from edge.hardware.host import FIRST_PID_NAMESPACE, LocalHost
 from edge.hardware.machine import Machine, open_machine
 from edge.hardware.nvml import NvmlAccelerators
 from edge.program import Failure
 from edge.protocol import ThrottleReason
 from tests.fixtures.nvml import Code, Driver, h200, running
 from tests.fixtures.processes import eventually
+from tests.fixtures.sessions import Clock
 
 OpenNvml = Callable[..., Machine]
+UNKNOWN, LOST = Code(pynvml.NVML_ERROR_UNKNOWN), Code(pynvml.NVML_ERROR_GPU_IS_LOST)
 
 
 @pytest.fixture
-def nvml(monkeypatch: pytest.MonkeyPatch) -> OpenNvml:
-    """A box with the GPUs given."""
+def nvml(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> OpenNvml:
+    """A box with the GPUs given, or with a driver; its kernel lists nothing else."""
 
-    def opened(*gpus: dict[str, Any], timeout_seconds: float = 5.0) -> Machine:
-        monkeypatch.setattr(pynvml, "nvmlLib", Driver(*gpus))
+    def opened(*gpus: dict[str, Any], timeout_seconds: float = 5.0, driver: Driver | None = None, **settings: Any) -> Machine:
+        monkeypatch.setattr(pynvml, "nvmlLib", driver or Driver(*gpus))
         monkeypatch.setattr(pynvml, "_nvmlGetFunctionPointer_cache", {})
-        return Machine(LocalHost(), [BoundedAccelerators(NvmlAccelerators(timeout_seconds), timeout_seconds)])
+        monkeypatch.setattr("edge.hardware.nvml.KERNELS_LIST", tmp_path / "gpus")
+        source = NvmlAccelerators(timeout_seconds, **settings)
+        return Machine(host_that_knows_pids(tmp_path), [BoundedAccelerators(source, timeout_seconds)])
 
     return opened
+
+
+def host_that_knows_pids(root: pathlib.Path) -> LocalHost:
+    """A host in the first namespace of process ids, wherever the test runs."""
+    link = root / "proc/self/ns/pid"
+    link.parent.mkdir(parents=True)
+    link.symlink_to(FIRST_PID_NAMESPACE)
+    return LocalHost(root=root)
 
 
 def test_nvml_reads_all_fields_of_several_gpus(nvml: OpenNvml) -> None:
@@ -123,12 +136,15 @@ def test_a_hanging_driver_costs_the_gpus_readings_and_not_the_hosts(nvml: OpenNv
     assert eventually(lambda: [device.error for device in hardware.sample()[1]] == ["", ""])
 
 
-def test_a_hanging_start_of_the_driver_does_not_stop_the_node(monkeypatch: pytest.MonkeyPatch) -> None:
-    release = threading.Event()
-    monkeypatch.setattr(pynvml, "nvmlInit", lambda: release.wait(60))
-    with pytest.raises(Failure, match="no answer from the driver"):
-        NvmlAccelerators(timeout_seconds=0.05)
-    release.set()
+def test_a_hanging_start_of_the_driver_does_not_stop_the_node(nvml: OpenNvml) -> None:
+    release, driver = threading.Event(), Driver(h200())
+    driver.init = lambda: release.wait(60) and None
+    hardware = nvml(driver=driver, timeout_seconds=0.05)
+    assert hardware.notices() == ["no NVIDIA GPU is read (no answer from the driver for 0s)"]
+    assert (hardware.backend, hardware.sample()[1]) == (pb.BACKEND_HOST, [])
+    release.set()  # and when it comes back at last:
+    assert eventually(lambda: [device.temperature_celsius for device in hardware.sample()[1]]) == [63]
+    assert (hardware.notices(), hardware.backend) == ([], pb.BACKEND_NVML)
 
 
 def test_a_device_that_fails_at_the_start_is_asked_again_by_each_sample(nvml: OpenNvml) -> None:
@@ -139,8 +155,10 @@ def test_a_device_that_fails_at_the_start_is_asked_again_by_each_sample(nvml: Op
 
 
 def test_without_gpus_auto_is_the_host_and_says_why(nvml: OpenNvml, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(Failure, match="counts none"):
-        nvml()
+    nvml()
+    with pytest.raises(Failure, match=r"counts none.*nvidia-smi"):
+        open_machine("nvml", 0)
+    assert open_machine("auto", 0).notices() == ["no NVIDIA GPU is read (NVML counts none)"]
     monkeypatch.setattr(pynvml, "nvmlLib", None)
     hardware = open_machine("auto", 0)
     assert hardware.backend == pb.BACKEND_HOST
@@ -178,6 +196,216 @@ def test_processes_have_their_owner_and_memory_where_nvml_tells(nvml: OpenNvml) 
 def test_an_old_driver_has_the_second_version_of_processes(nvml: OpenNvml) -> None:
     hardware = nvml(h200(nvmlDeviceGetComputeRunningProcesses_v2=running((7, 2**30))))
     assert [(process.pid, process.memory_used_bytes) for process in hardware.processes()] == [(7, 2**30)]
+
+
+# ---- One field that fails, and a device that does ----
+
+
+@pytest.mark.parametrize("code", [pynvml.NVML_ERROR_UNKNOWN, pynvml.NVML_ERROR_INVALID_ARGUMENT, pynvml.NVML_ERROR_TIMEOUT, 77])
+@pytest.mark.parametrize(
+    ("function", "field", "name"),
+    [
+        ("nvmlDeviceGetFanSpeed", "fan_percent", "fan"),
+        ("nvmlDeviceGetPowerUsage", "power_milliwatts", "power"),
+        ("nvmlDeviceGetUtilizationRates", "utilization_percent", "utilization"),
+        ("nvmlDeviceGetMemoryInfo_v2", "memory_used_bytes", "memory"),
+        ("nvmlDeviceGetTemperature", "temperature_celsius", "temperature"),
+    ],
+)
+def test_a_field_that_fails_costs_that_field_and_is_told(nvml: OpenNvml, code: int, function: str, field: str, name: str) -> None:
+    gpu = h200(nvmlDeviceGetFanSpeed=41)
+    hardware = nvml(h200(), gpu)
+    well = hardware.sample()[1][1]
+    assert hardware.notices() == []
+    gpu[function] = Code(code)
+    sample = hardware.sample()[1][1]
+    well.ClearField(field)
+    assert sample == well
+    (notice,) = hardware.notices()
+    assert notice.startswith(f"GPU 1: {name} can't be read (")
+    gpu[function] = h200(nvmlDeviceGetFanSpeed=41)[function]
+    assert hardware.sample()[1][1].HasField(field)
+    assert hardware.notices() == []
+
+
+@pytest.mark.parametrize("code", ["RESET_REQUIRED", "GPU_IS_LOST", "UNINITIALIZED", "DRIVER_NOT_LOADED", "LIB_RM_VERSION_MISMATCH"])
+def test_a_device_is_lost_when_nvml_says_so_of_any_field(nvml: OpenNvml, code: str) -> None:
+    number = getattr(pynvml, f"NVML_ERROR_{code}")
+    lost = h200(nvmlDeviceGetClockInfo=Code(number))
+    devices = nvml(lost, h200()).sample()[1]
+    assert devices == [pb.DeviceSample(error=str(pynvml.NVMLError(number))), devices[1]]
+    assert devices[1].sm_clock_mhz == 1980
+
+
+def test_a_device_is_lost_when_all_its_fields_fail(nvml: OpenNvml) -> None:
+    gpu = h200()
+    hardware = nvml(gpu)
+    gpu.update({name: UNKNOWN for name in gpu if name != "nvmlDeviceGetFanSpeed"})  # which it never had
+    assert hardware.sample()[1] == [pb.DeviceSample(error="Unknown Error")]
+    assert hardware.notices() == []  # the error says it
+    info = hardware.info()[1][0]
+    assert (info.name, info.memory_total_bytes) == ("NVIDIA H200", 143771 * 2**20)  # what it was is known
+
+
+def test_what_is_static_fails_field_by_field_and_is_read_again(nvml: OpenNvml) -> None:
+    clock = Clock()
+    gpu = h200(nvmlDeviceGetTemperatureThreshold=Code(pynvml.NVML_ERROR_INVALID_ARGUMENT), nvmlDeviceGetEnforcedPowerLimit=UNKNOWN)
+    driver = Driver(gpu)
+    hardware = nvml(driver=driver, clock=clock)
+    for _ in range(20):
+        clock.now += 1
+        sample = hardware.sample()[1][0]
+    info = hardware.info()[1][0]
+    assert (info.name, info.uuid[:4], info.memory_total_bytes) == ("NVIDIA H200", "GPU-", 143771 * 2**20)
+    assert not info.HasField("power_limit_milliwatts")
+    assert not info.HasField("slowdown_temperature_celsius")
+    assert (sample.temperature_celsius, sample.error) == (63, "")
+    assert hardware.notices() == [
+        "GPU 0: power limit can't be read (Unknown Error)",
+        "GPU 0: slowdown temperature can't be read (Invalid Argument)",
+    ]
+    assert driver.opened == 1  # what one field says is no reason to open all anew
+    gpu.update(h200(nvmlDeviceGetEnforcedPowerLimit=450_000))
+    clock.now += 5
+    hardware.sample()
+    assert hardware.info()[1][0].power_limit_milliwatts == 450_000
+    assert hardware.notices() == []
+
+
+def test_a_name_that_is_no_utf8_is_a_field_that_fails(nvml: OpenNvml) -> None:
+    hardware = nvml(h200(nvmlDeviceGetName=b"NVIDIA \xff200"))
+    assert hardware.info()[1][0].name == "GPU 0"
+    assert hardware.notices()[0].startswith("GPU 0: name can't be read (UnicodeDecodeError")
+
+
+def test_memory_that_may_not_be_read_is_not_the_hosts(nvml: OpenNvml) -> None:
+    denied = Code(pynvml.NVML_ERROR_NO_PERMISSION)
+    hardware = nvml(h200(nvmlDeviceGetMemoryInfo_v2=denied, nvmlDeviceGetMemoryInfo=denied))
+    sample, info = hardware.sample()[1][0], hardware.info()[1][0]
+    assert not info.unified_memory
+    assert not info.HasField("memory_total_bytes")
+    assert not sample.HasField("memory_used_bytes")
+    assert hardware.notices() == []
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        {"nvmlDeviceGetMemoryInfo_v2": {"total": 0, "reserved": 0, "free": 0, "used": 0}},
+        {"nvmlDeviceGetMemoryInfo_v2": Code(pynvml.NVML_ERROR_FUNCTION_NOT_FOUND), "nvmlDeviceGetMemoryInfo": {"total": 0}},
+        {"nvmlDeviceGetMemoryInfo_v2": Code(pynvml.NVML_ERROR_NOT_SUPPORTED), "nvmlDeviceGetMemoryInfo": Code(3)},
+    ],
+)
+def test_not_supported_or_a_total_of_zero_is_unified_memory(nvml: OpenNvml, answers: dict[str, Any]) -> None:
+    hardware = nvml(h200(**answers))
+    host, devices = hardware.sample()
+    assert hardware.info()[1][0].unified_memory
+    assert devices[0].memory_used_bytes == host.memory_used_bytes
+
+
+def test_zero_degrees_are_a_reading(nvml: OpenNvml) -> None:
+    device = nvml(h200(nvmlDeviceGetTemperature=0, nvmlDeviceGetPowerUsage=0, nvmlDeviceGetFanSpeed=0)).sample()[1][0]
+    for field in ("temperature_celsius", "power_milliwatts", "fan_percent"):
+        assert device.HasField(field)
+        assert getattr(device, field) == 0
+
+
+# ---- What was true at the start ----
+
+
+def test_a_driver_that_is_loaded_after_the_start_is_followed(nvml: OpenNvml) -> None:
+    clock, driver = Clock(), Driver(h200(), h200(), init=Code(pynvml.NVML_ERROR_DRIVER_NOT_LOADED))
+    hardware = nvml(driver=driver, clock=clock)
+    assert hardware.sample()[1] == hardware.info()[1] == []
+    assert hardware.backend == pb.BACKEND_HOST
+    assert hardware.notices() == ["no NVIDIA GPU is read (Driver Not Loaded)"]
+    driver.init = None
+    for _ in range(5):
+        clock.now += 1
+        devices = hardware.sample()[1]
+    assert [device.temperature_celsius for device in devices] == [63, 63]
+    assert [info.name for info in hardware.info()[1]] == ["NVIDIA H200"] * 2
+    assert (hardware.backend, hardware.notices()) == (pb.BACKEND_NVML, [])
+
+
+@pytest.mark.parametrize("stale", [pynvml.NVML_ERROR_UNINITIALIZED, pynvml.NVML_ERROR_INVALID_ARGUMENT, pynvml.NVML_ERROR_UNKNOWN])
+def test_a_driver_that_is_loaded_again_is_opened_again(nvml: OpenNvml, stale: int) -> None:
+    clock, driver = Clock(), Driver(h200(), h200())
+    driver.stale = stale
+    hardware = nvml(driver=driver, clock=clock)
+    hardware.sample()
+    driver.init = Code(pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH)
+    driver.reload()
+    errors = [device.error for device in hardware.sample()[1]]
+    assert errors == ["RM has detected an NVML/RM version mismatch."] * 2
+    assert [info.name for info in hardware.info()[1]] == ["NVIDIA H200"] * 2
+    driver.init = None
+    clock.now += 20
+    assert [device.temperature_celsius for device in hardware.sample()[1]] == [63, 63]
+
+
+def test_a_gpu_that_stays_lost_has_nvml_opened_ever_more_seldom(nvml: OpenNvml) -> None:
+    clock, driver = Clock(), Driver(h200(), h200(nvmlDeviceGetUtilizationRates=LOST))
+    hardware = nvml(driver=driver, clock=clock)
+    opened = []
+    for _ in range(600):
+        clock.now += 1
+        assert [device.error for device in hardware.sample()[1]] == ["", "GPU is lost"]
+        opened.append(driver.opened)
+    assert opened[0] == 2  # at once
+    assert 5 < opened[-1] < 20
+    assert opened[-1] - opened[-121] == 2  # at last once a minute
+
+
+def test_the_info_of_a_gpu_that_was_away_is_read_when_it_comes_back(nvml: OpenNvml) -> None:
+    clock, away = Clock(), h200(nvmlDeviceGetHandleByIndex_v2=LOST)
+    hardware = nvml(driver=Driver(h200(), away), clock=clock)
+    assert [device.error for device in hardware.sample()[1]] == ["", "GPU is lost"]
+    assert [info.name for info in hardware.info()[1]] == ["NVIDIA H200", "GPU 1"]
+    del away["nvmlDeviceGetHandleByIndex_v2"]
+    clock.now += 1
+    assert [device.error for device in hardware.sample()[1]] == ["", ""]
+    assert hardware.info()[1][1].memory_total_bytes == 143771 * 2**20
+    assert [info.name for info in hardware.info()[1]] == ["NVIDIA H200"] * 2
+
+
+def test_a_gpu_that_is_added_is_seen_and_one_that_is_taken_away_told_of(nvml: OpenNvml, tmp_path: pathlib.Path) -> None:
+    clock, driver = Clock(), Driver(h200())
+    hardware = nvml(driver=driver, clock=clock)
+    assert len(hardware.sample()[1]) == 1
+    driver.gpus.append(h200(nvmlDeviceGetName="NVIDIA L4", nvmlDeviceGetUUID="GPU-2"))
+    (tmp_path / "gpus/0000:41:00.0").mkdir(parents=True)  # the kernel lists it; NVML counts it when it is opened
+    clock.now += 5
+    assert len(hardware.sample()[1]) == len(hardware.info()[1]) == 2
+    assert [info.name for info in hardware.info()[1]] == ["NVIDIA H200", "NVIDIA L4"]
+    del driver.gpus[0]
+    (tmp_path / "gpus/0000:41:00.0").rmdir()
+    clock.now += 5
+    assert len(hardware.sample()[1]) == 1
+    (info,) = hardware.info()[1]
+    assert (info.name, info.uuid) == ("NVIDIA L4", "GPU-2")
+    assert hardware.notices() == ["NVML counts 1 GPUs: there were 2"]
+
+
+def test_opening_again_takes_no_more_than_the_drivers_patience(nvml: OpenNvml) -> None:
+    release, driver = threading.Event(), Driver(h200())
+    hardware = nvml(driver=driver, timeout_seconds=0.2)
+    driver.init = lambda: release.wait(60) and None
+    driver.reload()
+    assert hardware.sample()[1][0].error.startswith("no answer from the driver for")
+    assert hardware.processes() == []
+    release.set()
+    assert eventually(lambda: hardware.sample()[1][0].temperature_celsius == 63)
+
+
+def test_processes_of_a_container_with_its_own_ids_have_no_names(nvml: OpenNvml, tmp_path: pathlib.Path) -> None:
+    hardware = nvml(h200(nvmlDeviceGetComputeRunningProcesses_v3=running((os.getpid(), 2**30), (1, 2**20))))
+    link = tmp_path / "proc/self/ns/pid"
+    link.unlink()
+    link.symlink_to("pid:[4026532211]")
+    assert [(process.name, process.user) for process in hardware.processes()] == [("", "")] * 2
+    (notice,) = hardware.notices()
+    assert "process ids of its own" in notice
 
 
 def test_throttle_reasons_are_nvmls_bits() -> None:

@@ -1,0 +1,64 @@
+"""The disks of a box that are written to, and how full the fullest is."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from typing import NamedTuple
+
+from edge.hardware.base import Readings
+
+BOOT = re.compile(r"/(boot|efi)(/|$)")  # of a fixed size, and filled by kernels alone
+
+
+class Usage(NamedTuple):
+    """A file system's size and use, in bytes."""
+
+    total: int
+    used: int
+
+
+def mounted_disks(mountinfo: str) -> list[str]:
+    """Where the disks that are written to are mounted, each once, by the text of /proc/self/mountinfo (proc(5)).
+
+    Left out: what is mounted read-only alone (images are always full), what has no disk (memory, the kernel's own), and what is
+    elsewhere or behind a program (NFS, FUSE: they may hang, and are not this box's).
+    """
+    mounts = {}  # by place: what was mounted over another hides it
+    for line in mountinfo.splitlines():
+        before, _, after = line.partition(" - ")
+        place, options = before.split()[4:6]
+        kind, source, super_options = (*after.split(), "")[:3]
+        mounts[re.sub(r"\\(\d{3})", lambda octal: chr(int(octal[1], 8)), place)] = kind, source, f"{options},{super_options}"
+    disks: dict[str, str] = {}
+    for place, (kind, source, all_options) in mounts.items():
+        is_disk = source.startswith("/dev/") and (kind == "fuseblk" or not kind.startswith("fuse"))
+        if (is_disk or kind in ("zfs", "ubifs")) and "ro" not in all_options.split(",") and not BOOT.match(place):
+            disks.setdefault(source, place)  # bind mounts, and subvolumes, are the same disk
+    return list(disks.values())
+
+
+def is_read_only(mountinfo: str, place: str) -> bool:
+    """Whether what is mounted there can't be written to."""
+    found = [line.split() for line in mountinfo.splitlines() if line.split()[4] == place]
+    return bool(found) and "ro" in found[-1][5].split(",")
+
+
+def fullest_disk(mountinfo: str, readings: Readings) -> Usage:
+    """Of the disks that are written to; of "/" where there is none (a container's overlay, a box without a disk, no Linux).
+
+    A disk that does not answer is told of in `readings`. Raises OSError where none answers. May hang where a disk does.
+    """
+    places = mounted_disks(mountinfo)
+    if not places and not is_read_only(mountinfo, "/"):
+        places = ["/"]
+    usages = [readings.take(f"disk {place}", usage_of, place) for place in places]
+    known = [usage for usage in usages if usage and usage.total]
+    if not known:
+        raise OSError("none that is written to answers")
+    return max(known, key=lambda usage: usage.used / usage.total)
+
+
+def usage_of(place: str) -> Usage:
+    """Of the file system at a place. Raises OSError."""
+    return Usage(*shutil.disk_usage(place)[:2])
