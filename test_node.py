@@ -24,6 +24,7 @@ import pytest
 import node
 import node_pb2 as pb
 import node_pb2_grpc
+from edge import history
 from edge.drawing import cells, plain
 from edge.fleet.row import Refused
 from edge.hardware.host import LocalHost
@@ -31,8 +32,10 @@ from edge.hardware.identity import Identity, draw_id, machine_text
 from edge.hardware.machine import Machine, simulated
 from edge.hardware.simulated import CATALOGUE
 from edge.program import VERSION
+from edge.protocol import MAX_TEXT
 from server import Registry
 from tests.fixtures.processes import Program, Terminal, eventually
+from tests.fixtures.sessions import Serving
 
 Start = Callable[..., Program]
 Open = Callable[..., Terminal]
@@ -103,6 +106,35 @@ def test_telemetry_logs_a_failing_device_once_and_its_return() -> None:
     telemetry.join(5)
     assert [line.text for line in state.view().log] == ["GPU 0: GPU is lost", "GPU 0: answers again"]
     assert not telemetry.is_alive()
+
+
+def test_what_a_box_is_replaces_what_it_was_and_a_history_of_other_devices_ends() -> None:
+    one, two = pb.NodeInfo(devices=[pb.DeviceInfo()]), pb.NodeInfo(devices=[pb.DeviceInfo(), pb.DeviceInfo()])
+    state = node.NodeState("Node-1", "", one, 1.0)
+    state.publish(pb.Sample(sequence=1, devices=[pb.DeviceSample(utilization_percent=7)]))
+    version, before = state.version(), state.view()
+    state.publish_info(pb.NodeInfo(devices=[pb.DeviceInfo()]))  # the same
+    assert state.version() == version
+    assert state.view().info is before.info  # so that it is not sent again
+    renamed = pb.NodeInfo(hostname="other", devices=[pb.DeviceInfo()])
+    state.publish_info(renamed)
+    assert (state.view().info, state.view().history) == (renamed, before.history)
+    state.publish_info(two)
+    assert (state.view().info, state.view().history) == (two, b"")
+
+
+def test_each_notice_is_logged_once() -> None:
+    state = node.NodeState("Node-1", "", pb.NodeInfo(), 1.0)
+    for notices in (["no fan"], ["no fan", "no disk"], [], ["no disk"]):
+        state.tell(notices)
+    assert [(line.kind, line.text) for line in state.view().log] == [("warning", "no fan"), ("warning", "no disk")]
+
+
+def test_an_info_says_how_often_the_box_is_read_and_is_no_longer_than_a_server_takes() -> None:
+    notices = [f"reading {number} can't be read (Input/output error)" for number in range(20)]
+    info = node.make_info(Machine(LocalHost(), notices=notices), "i", 0.25)
+    assert info.sampling_interval_milliseconds == 250
+    assert (len(info.notice), info.notice[-1]) == (MAX_TEXT, "…")
 
 
 class Broken(Machine):
@@ -200,6 +232,8 @@ def test_once_as_json(start: Start) -> None:
     assert reading["info"]["backend"] == "BACKEND_SIMULATED"
     assert len(reading["sample"]["devices"]) == 8
     assert 0 <= reading["sample"]["devices"][0]["temperature_celsius"] < 100
+    assert [device["index"] for device in reading["info"]["devices"]] == list(range(8))  # the first one's 0 as well
+    assert reading["info"]["sampling_interval_milliseconds"] == 1000
 
 
 @pytest.mark.parametrize(
@@ -216,6 +250,8 @@ def test_once_as_json(start: Start) -> None:
         (["--hardware", "cuda"], "auto, nvml, host, simulated"),
         (["--seed", "x"], "--seed"),
         (["--seed", "3"], "--seed is for --hardware simulated"),
+        (["--faults", "hot"], "--faults is for --hardware simulated"),
+        (["--faults", "hot,cold", *SIMULATED], "'cold' is none of hot, failed-gpu, hung-sensors"),
         (["--servr", "x"], "--servr"),
     ],
 )
@@ -241,6 +277,16 @@ def test_each_option_comes_from_the_environment_and_a_flag_beats_it(start: Start
     assert json.loads(first.lines[0])["node_id"] == "from-env"
     assert json.loads(second.lines[0])["node_id"] == "from-flag"
     assert "from EDGE_INTERVAL in the environment" in third.lines[0]
+
+
+def test_faults_of_simulated_hardware_are_a_list(start: Start) -> None:
+    flag = start("node.py", "--once", "--json", *SIMULATED, "--faults", "hot,failed-gpu")
+    environ = start("node.py", "--once", "--json", *SIMULATED, EDGE_FAULTS="failed-gpu")
+    assert (flag.wait(), environ.wait()) == (0, 0)
+    hot, well = (json.loads(program.lines[0])["sample"]["devices"] for program in (flag, environ))
+    assert [device.get("error") for device in hot] == [device.get("error") for device in well]
+    assert (well[7]["error"], hot[0]["throttle_reasons"]) == ("GPU is lost (simulated)", "32")
+    assert hot[0]["temperature_celsius"] >= 87 > well[0]["temperature_celsius"]
 
 
 def test_version_and_help(start: Start) -> None:
@@ -283,6 +329,46 @@ def test_a_node_reports_and_leaves_cleanly(start: Start, number: int, code: int)
     assert agent.end(number) == code
     agent.line("goodbye acknowledged")
     assert server.json_line(lambda line: line["nodes"][0]["state"] == "LEFT")
+
+
+GROWING = """
+import itertools, sys
+import node, node_pb2 as pb
+from edge.hardware.host import LocalHost
+from edge.hardware.machine import Machine
+
+class Growing:
+    backend, readings = pb.BACKEND_NVML, 0
+    def notices(self):
+        return ["GPU 1: fan can't be read (Unknown Error)"] if self.readings > 5 else []
+    def device_infos(self):
+        return [pb.DeviceInfo(name=f"H{number}", memory_total_bytes=100) for number in range(1 + self.readings // 8)]
+    def device_samples(self):
+        self.readings += self.readings < 16
+        return [pb.DeviceSample(utilization_percent=7, memory_used_bytes=50) for _ in self.device_infos()]
+    def processes(self):
+        return []
+
+sys.exit(node.main(sys.argv[1:], find_machine=lambda *_: Machine(LocalHost(), [Growing()])))
+"""
+
+
+def test_what_changes_while_a_session_lasts_is_sent_and_the_history_follows(start: Start, serve: Callable[..., Serving]) -> None:
+    serving = serve(interval=0.1)
+    agent = start("-c", GROWING, "--server", serving.address, "--id", "box", "--interval", "0.1", "--headless")
+    eventually(lambda: "box" in serving.rows())
+    assert [device.name for device in serving.rows()["box"].info.devices] == ["H0"]
+    eventually(lambda: len(serving.rows()["box"].info.devices) == 3 and len(serving.rows()["box"].history) > 60)
+    row = serving.rows()["box"]
+    assert [(device.index, device.name) for device in row.info.devices] == [(0, "H0"), (1, "H1"), (2, "H2")]
+    assert row.info.notice == "GPU 1: fan can't be read (Unknown Error)"
+    assert row.info.session_number == 1
+    width = len(history.COLUMNS) * 4  # of a frame: the node and three devices
+    assert len(row.history) % width == 0
+    for start_at in range(0, len(row.history), width):
+        assert list(row.history[start_at + 3 : start_at + 5]) == [7, 50]
+    agent.line("GPU 1: fan can't be read")
+    assert not [event for event in serving.events() if "refused" in event]
 
 
 def test_headless_json_has_a_line_a_sample_and_a_line_an_event(start: Start) -> None:

@@ -19,6 +19,8 @@ DISPUTED = re.compile(
 DISPUTED_CATEGORIES = {"Mc", "Me"}  # combining characters that take room of their own, or surround another one
 VIRAMA = 9  # the class of combining characters that melt two letters of an Indic script into one
 MOST_MARKS = 3  # on one character: a pile of them is painted over the lines above and below
+
+
 def encodable(text: str) -> str:
     """`text` that the system named by bytes: those that are no UTF-8, which Python keeps as lone surrogates, become �."""
     return re.sub("[\ud800-\udfff]+", "�", text)

@@ -20,6 +20,7 @@ from edge.command_line import (
     parse_node_id,
     parse_seconds,
     parse_server,
+    some_of,
 )
 
 
@@ -141,3 +142,11 @@ def test_an_error_names_the_environment_only_where_it_comes_from_there(
     assert from_environment.endswith("'many' is no count from 1 to 9999999 (from EDGE_MAX_NODES in the environment)")
     assert from_flag == "server: argument --max-nodes: 'none' is no count from 1 to 9999999"
     assert hint == "try python3 server.pyz --help"
+
+
+def test_some_of_a_list_of_words_with_commas() -> None:
+    parse = some_of(("hot", "cold"))
+    assert (parse(""), parse("hot"), parse("cold, hot")) == (frozenset(), {"hot"}, {"hot", "cold"})
+    for text in ("warm", "hot,", "hot warm"):
+        with pytest.raises(argparse.ArgumentTypeError, match="none of hot, cold"):
+            parse(text)

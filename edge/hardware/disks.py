@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from edge.hardware.base import Readings
@@ -16,6 +17,7 @@ class Usage(NamedTuple):
 
     total: int
     used: int
+    notices: Sequence[str] = ()  # which others can't be read, and why
 
 
 def mounted_disks(mountinfo: str) -> list[str]:
@@ -25,7 +27,7 @@ def mounted_disks(mountinfo: str) -> list[str]:
     elsewhere or behind a program (NFS, FUSE: they may hang, and are not this box's).
     """
     mounts = {}  # by place: what was mounted over another hides it
-    for line in mountinfo.splitlines():
+    for line in filter(None, mountinfo.splitlines()):
         before, _, after = line.partition(" - ")
         place, options = before.split()[4:6]
         kind, source, super_options = (*after.split(), "")[:3]
@@ -40,23 +42,24 @@ def mounted_disks(mountinfo: str) -> list[str]:
 
 def is_read_only(mountinfo: str, place: str) -> bool:
     """Whether what is mounted there can't be written to."""
-    found = [line.split() for line in mountinfo.splitlines() if line.split()[4] == place]
-    return bool(found) and "ro" in found[-1][5].split(",")
+    options = [line.split()[5] for line in mountinfo.splitlines() if f" {place} " in line and line.split()[4] == place]
+    return bool(options) and "ro" in options[-1].split(",")
 
 
-def fullest_disk(mountinfo: str, readings: Readings) -> Usage:
+def fullest_disk(mountinfo: str) -> Usage:
     """Of the disks that are written to; of "/" where there is none (a container's overlay, a box without a disk, no Linux).
 
-    A disk that does not answer is told of in `readings`. Raises OSError where none answers. May hang where a disk does.
+    Raises OSError where none answers. May hang where a disk does.
     """
     places = mounted_disks(mountinfo)
     if not places and not is_read_only(mountinfo, "/"):
         places = ["/"]
+    readings = Readings()
     usages = [readings.take(f"disk {place}", usage_of, place) for place in places]
     known = [usage for usage in usages if usage and usage.total]
     if not known:
-        raise OSError("none that is written to answers")
-    return max(known, key=lambda usage: usage.used / usage.total)
+        raise OSError("; ".join(readings.notices()) or "none is written to")
+    return max(known, key=lambda usage: usage.used / usage.total)._replace(notices=readings.notices())
 
 
 def usage_of(place: str) -> Usage:

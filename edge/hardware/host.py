@@ -37,7 +37,7 @@ class LocalHost:
     def __init__(self, clock: Callable[[], float] = time.monotonic, root: pathlib.Path = pathlib.Path("/")) -> None:
         self._clock = clock
         self._root = root
-        self._readings, self._disk_readings = Readings(), Readings()  # one for each thread that reads
+        self._readings = Readings()
         self._disks = BoundedCalls(DISK_PATIENCE_SECONDS, "the disks")
         self._users = Users()
         self._slow_at = -math.inf
@@ -66,7 +66,7 @@ class LocalHost:
         return self._hostname
 
     def notices(self) -> list[str]:
-        return [*self._notices, *self._readings.notices(), *self._disk_readings.notices()]
+        return [*self._notices, *self._readings.notices(), *(self._disk.notices if self._disk else ())]
 
     def host_info(self) -> pb.HostInfo:
         info = pb.HostInfo()
@@ -136,7 +136,7 @@ class LocalHost:
         """What changes slowly, or is costly."""
         take = self._readings.take
         mountinfo = self._root / "proc/self/mountinfo"
-        self._disk = take("disk", self._disks.call, functools.partial(_fullest_disk, mountinfo, self._disk_readings))
+        self._disk = take("disk", self._disks.call, functools.partial(_fullest_disk, mountinfo))
         self._temperature = take("temperature", self._hottest)
         self._hostname = encodable(take("hostname", socket.gethostname) or "")[:LONGEST_TEXT]
         self._facts = pb.HostInfo(
@@ -166,7 +166,7 @@ class LocalHost:
     def _percents(self) -> list[float]:
         percents: list[float] = self._psutil.cpu_percent(percpu=True)
         if not percents:
-            raise ValueError("the system names none")
+            raise ValueError("there are none")
         return percents
 
     def _add_network(self, host: pb.HostSample, now: float) -> None:
@@ -223,13 +223,13 @@ class LocalHost:
         return encodable(platform.platform(terse=True))[:LONGEST_TEXT]
 
 
-def _fullest_disk(mountinfo: pathlib.Path, readings: Readings) -> Usage:
+def _fullest_disk(mountinfo: pathlib.Path) -> Usage:
     """Raises OSError."""
     try:
         text = read_text(mountinfo)
     except FileNotFoundError:  # no Linux
         text = ""
-    return fullest_disk(text, readings)
+    return fullest_disk(text)
 
 
 class Users:

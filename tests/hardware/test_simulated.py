@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import queue
+import threading
 
 import pytest
 
+import node_pb2 as pb
 from edge.hardware.machine import Machine, simulated
 from edge.hardware.simulated import CATALOGUE, SimulatedBox, SimulatedDevice
+from edge.protocol import ThrottleReason
 
 
 def test_temperature_follows_power_with_the_time_constant_of_the_heat_sink() -> None:
@@ -126,3 +131,60 @@ def test_processes_are_those_of_the_jobs_that_run_and_have_their_names() -> None
         assert len(processes) == len({process.device_index for process in processes})  # one job a device
         assert {process.device_index for process in processes} <= set(range(len(devices)))
     assert seen > 50
+
+
+def faulty(seed: int, *faults: str) -> tuple[Machine, SimulatedBox]:
+    """A box with faults, each reading of which is a second later."""
+    clock = itertools.count()
+    box = SimulatedBox(seed, lambda: next(clock), frozenset(faults))
+    return Machine(box, [box]), box
+
+
+@pytest.mark.parametrize("seed", (0, 1, 5))
+def test_a_process_never_has_more_than_its_device(seed: int) -> None:
+    machine, _ = faulty(seed)
+    for _ in range(300):
+        devices = machine.sample()[1]
+        for process in machine.processes():
+            assert process.memory_used_bytes <= devices[process.device_index].memory_used_bytes
+
+
+@pytest.mark.parametrize("seed", range(9))
+def test_a_hot_box_has_a_device_at_its_slowdown_limit_throttled(seed: int) -> None:
+    machine, box = faulty(seed, "hot")
+    for _ in range(20):
+        host, devices = machine.sample()
+        if devices:
+            limit = machine.info()[1][0].slowdown_temperature_celsius
+            assert limit <= devices[0].temperature_celsius <= limit + 5
+            assert devices[0].throttle_reasons == ThrottleReason.THERMAL_SOFTWARE
+            assert devices[0].utilization_percent > 80
+            assert machine.processes()[0].device_index == 0
+        else:
+            assert host.temperature_celsius >= box.model.slowdown_celsius
+
+
+def test_a_box_with_a_failed_gpu_has_an_error_in_its_place() -> None:
+    machine, _ = faulty(1, "failed-gpu")
+    for _ in range(20):
+        devices = machine.sample()[1]
+        assert [bool(device.error) for device in devices] == [False] * 7 + [True]
+        assert devices[7] == pb.DeviceSample(error="GPU is lost (simulated)")
+        assert 7 not in {process.device_index for process in machine.processes()}
+    assert machine.info()[1][7].name == "NVIDIA H200"
+    assert faulty(8, "failed-gpu")[0].sample()[1] == []  # which has none
+
+
+def test_hung_sensors_answer_for_a_while_and_then_no_more() -> None:
+    machine, _ = faulty(1, "hung-sensors")
+    readings: queue.SimpleQueue[int] = queue.SimpleQueue()
+
+    def read() -> None:
+        for number in itertools.count():
+            machine.sample()
+            readings.put(number)
+
+    threading.Thread(target=read, daemon=True).start()
+    assert [readings.get(timeout=10) for _ in range(4)] == [0, 1, 2, 3]
+    with pytest.raises(queue.Empty):
+        readings.get(timeout=0.2)
