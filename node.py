@@ -113,16 +113,6 @@ class NodeState:
         self._closed = False
         self._told: set[str] = set()  # notices
 
-    def publish_info(self, info: pb.NodeInfo) -> None:
-        """What the box is, where that has changed: to the server with the next heartbeat."""
-        with self._changed:
-            if info == self._info:
-                return
-            if len(info.devices) != len(self._info.devices):
-                self._history = b""  # its frames are of another width
-            self._info = info
-            self._touch()
-
     def tell(self, notices: Sequence[str]) -> None:
         """Log why something is not reported, each reason once."""
         for notice in notices:
@@ -130,9 +120,13 @@ class NodeState:
                 self._told.add(notice)
                 self.log(notice, "warning")
 
-    def publish(self, sample: pb.Sample) -> None:
-        """A new sample: into the history, and to the server with the next heartbeat."""
+    def publish(self, sample: pb.Sample, info: pb.NodeInfo | None = None) -> None:
+        """A new sample: into the history, and to the server with the next heartbeat; so what the box is, where that has changed."""
         with self._changed:
+            if info and info != self._info:
+                if len(info.devices) != len(self._info.devices):
+                    self._history = b""  # its frames are of another width
+                self._info = info
             self._sample, self._sample_at = sample, self.clock()
             self._history = history.extend(self._history, history.frame_of(self._info, sample))
             self._unacknowledged.append(sample)
@@ -245,7 +239,7 @@ def make_info(machine: Machine, instance_id: str, interval_seconds: float = 1.0)
     milliseconds = round(interval_seconds * 1000)
     info = pb.NodeInfo(agent_version=VERSION, instance_id=instance_id, sampling_interval_milliseconds=milliseconds)
     info.started_at.GetCurrentTime()
-    return machine.described(info)
+    return machine.described(info, machine.notices())
 
 
 def take_sample(machine: Machine, sequence: int, started_at: float, clock: Callable[[], float]) -> pb.Sample:
@@ -257,19 +251,20 @@ def take_sample(machine: Machine, sequence: int, started_at: float, clock: Calla
 
 def keep_sampling(machine: Machine, state: NodeState, interval_seconds: float) -> None:
     """Body of the telemetry thread: a sample each interval, whatever the link does. A reading that takes longer skips beats."""
-    due = processes_due = state.clock()
-    info, errors = state.view().info, list[str]()
+    due = slow_due = state.clock()
+    info, notices, errors = state.view().info, list[str](), list[str]()
     sequence = 0
     while not state.is_closed():
         sequence += 1
         sample = take_sample(machine, sequence, state.started_at, state.clock)
-        info = machine.described(info)
-        state.publish_info(info)  # before the sample, which is measured against it
-        state.publish(sample)
-        if state.clock() >= processes_due:
+        is_slow, found = state.clock() >= slow_due, machine.notices()
+        state.tell(found)
+        notices = found if is_slow else list(dict.fromkeys([*notices, *found]))  # told at once, and taken back with the slow readings
+        info = machine.described(info, notices)
+        state.publish(sample, info)
+        if is_slow:
             state.publish_processes(pb.ProcessList(processes=machine.processes()))
-            processes_due = state.clock() + SLOW_READING_SECONDS
-            state.tell(machine.notices())
+            slow_due = state.clock() + SLOW_READING_SECONDS
         errors_now = [device.error for device in sample.devices]
         for index, error in enumerate(errors_now):
             before = errors[index] if index < len(errors) else ""

@@ -111,16 +111,16 @@ def test_telemetry_logs_a_failing_device_once_and_its_return() -> None:
 def test_what_a_box_is_replaces_what_it_was_and_a_history_of_other_devices_ends() -> None:
     one, two = pb.NodeInfo(devices=[pb.DeviceInfo()]), pb.NodeInfo(devices=[pb.DeviceInfo(), pb.DeviceInfo()])
     state = node.NodeState("Node-1", "", one, 1.0)
-    state.publish(pb.Sample(sequence=1, devices=[pb.DeviceSample(utilization_percent=7)]))
-    version, before = state.version(), state.view()
-    state.publish_info(pb.NodeInfo(devices=[pb.DeviceInfo()]))  # the same
-    assert state.version() == version
-    assert state.view().info is before.info  # so that it is not sent again
+    sample = pb.Sample(sequence=1, devices=[pb.DeviceSample(utilization_percent=7)])
+    state.publish(sample, pb.NodeInfo(devices=[pb.DeviceInfo()]))
+    assert state.view().info is one  # the same is not sent again
     renamed = pb.NodeInfo(hostname="other", devices=[pb.DeviceInfo()])
-    state.publish_info(renamed)
-    assert (state.view().info, state.view().history) == (renamed, before.history)
-    state.publish_info(two)
-    assert (state.view().info, state.view().history) == (two, b"")
+    frame = state.view().history
+    state.publish(sample, renamed)
+    assert (state.view().info, state.view().history) == (renamed, 2 * frame)
+    state.publish(sample, two)
+    assert state.view().info is two
+    assert len(state.view().history) == len(frame) + len(history.COLUMNS)
 
 
 def test_each_notice_is_logged_once() -> None:

@@ -80,7 +80,7 @@ def read_text(path: pathlib.Path) -> str:
 
     By os.read: where a sensor answers EAGAIN, a file of Python's own gives None, or TypeError. It does not wait for a pipe.
     """
-    descriptor, text = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), b""
+    descriptor, text = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), b""
     try:
         while len(text) < 2**20 and (part := os.read(descriptor, 2**16)):
             text += part

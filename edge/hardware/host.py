@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 import node_pb2 as pb
-from edge.hardware.base import SLOW_READING_SECONDS, BoundedCalls, Readings, read_text, within
+from edge.hardware.base import SLOW_READING_SECONDS, BoundedCalls, Readings, read_text, reason, within
 from edge.hardware.disks import Usage, fullest_disk
 from edge.hardware.network import Key, counted_once, rates_between, with_indexes
 from edge.protocol import MAX_CORES
@@ -55,6 +55,8 @@ class LocalHost:
             import psutil
         except ImportError:
             self._notices.append("psutil is not there: no CPU, memory, network; install python3-psutil")
+        except Exception as error:  # it reads /proc when it is imported
+            self._notices.append(f"psutil does not start: no CPU, memory, network ({reason(error)})")
         else:
             self._psutil = psutil
             warnings.filterwarnings("ignore", module="psutil")  # of what a container's memory lacks: across the screen
@@ -84,18 +86,19 @@ class LocalHost:
             self._slow_at = now
             self._read_slowly()
         self._read_memory()
-        memory, load = self._memory, None
+        memory, load, uptime = self._memory, None, None
         if hasattr(os, "getloadavg"):
             load = self._readings.take("load", lambda: os.getloadavg()[0])
+        if self._psutil:
+            uptime = self._readings.take("uptime", lambda: time.time() - self._psutil.boot_time())
         host = pb.HostSample(
             memory_used_bytes=memory and within(min(max(memory.total - memory.available, 0), memory.total), 0, 2**50),
             disk_used_bytes=self._disk and within(self._disk.used, 0, 2**60),
             temperature_celsius=self._temperature,
             load_1m=load if load is not None and 0 <= load <= 10**6 else None,
+            uptime_seconds=within(uptime, 0, 2**32 - 1),
         )
         if self._psutil:
-            uptime = self._readings.take("uptime", lambda: time.time() - self._psutil.boot_time())
-            host.MergeFrom(pb.HostSample(uptime_seconds=within(uptime, 0, 2**32 - 1)))
             self._add_processors(host, now)
             self._add_network(host, now)
         return host

@@ -55,10 +55,10 @@ class Machine:
                 devices.append(device)
         return host, devices
 
-    def described(self, info: pb.NodeInfo) -> pb.NodeInfo:
+    def described(self, info: pb.NodeInfo, notices: Sequence[str]) -> pb.NodeInfo:
         """A copy of `info`, which may have been published, with what the box says of itself as of the last sample."""
         host, devices = self.info()
-        notice, fresh = "; ".join(self.notices()), pb.NodeInfo()
+        notice, fresh = "; ".join(notices), pb.NodeInfo()
         fresh.CopyFrom(info)
         for field in ("host", "devices", "notice"):
             fresh.ClearField(field)

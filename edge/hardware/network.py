@@ -42,7 +42,7 @@ def with_indexes(counters: Mapping[str, Any]) -> dict[Key, Any]:
 def counted_once(keys: Iterable[Key], root: pathlib.Path) -> list[Key]:
     """The interfaces that count: those of the lowest rank, so that a byte which passes several is counted at one of them."""
     folder = root / "sys/class/net"
-    ranks = {key: _rank(folder / key[0], key[1], folder) for key in keys if key[0] != "lo"}
+    ranks = {key: _rank(folder / key[0], key[1], folder) for key in keys if key[0] not in ("lo", "lo0")}
     lowest = min(ranks.values(), default=0)
     return [key for key, rank in ranks.items() if rank == lowest]
 

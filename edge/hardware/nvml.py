@@ -55,8 +55,8 @@ class Gpu:
         """Take a handle, and read what seldom changes. Raises GpuFailed."""
         try:
             self.handle = self._nvml.nvmlDeviceGetHandleByIndex(self.info.index)
-        except self._nvml.NVMLError as error:
-            raise GpuFailed(str(error)) from error
+        except Exception as error:
+            raise GpuFailed(reason(error)) from error
         self.read_info()
 
     def sample(self) -> pb.DeviceSample:
@@ -237,7 +237,7 @@ class NvmlAccelerators:
             if self._nvml.nvmlDeviceGetCount() != len(self._gpus) or _kernels_list() != self._kernels_list:
                 self._open()
                 return
-        except self._nvml.NVMLError:
+        except Exception:
             return  # the samples say so
         for gpu in self._gpus:
             with contextlib.suppress(GpuFailed):
@@ -254,7 +254,7 @@ class NvmlAccelerators:
         try:
             if self._is_open:
                 self._is_open = False
-                with contextlib.suppress(nvml.NVMLError):
+                with contextlib.suppress(Exception):
                     nvml.nvmlShutdown()
             nvml.nvmlInit()
             self._is_open = True
