@@ -259,7 +259,7 @@ def keep_sampling(machine: Machine, state: NodeState, interval_seconds: float) -
         sample = take_sample(machine, sequence, state.started_at, state.clock)
         is_slow, found = state.clock() >= slow_due, machine.notices()
         state.tell(found)
-        notices = found if is_slow else list(dict.fromkeys([*notices, *found]))  # told at once, and taken back with the slow readings
+        notices = found if is_slow else list(dict.fromkeys([*notices, *found]))  # told at once, taken back with the slow readings
         info = machine.described(info, notices)
         state.publish(sample, info)
         if is_slow:

@@ -15,7 +15,7 @@ from edge.text import encodable, show_seconds, visible
 
 T = TypeVar("T")
 
-SLOW_READING_SECONDS = 5.0  # from one reading to the next of what changes slowly, or is costly: disks, temperatures, processes
+SLOW_READING_SECONDS = 5.0  # from one reading to the next of what changes slowly, or is costly: disks, names, processes
 
 
 class Host(Protocol):

@@ -161,14 +161,14 @@ class LocalHost:
         self._processors_at = now if percents else None
         if before is None or not percents:
             return  # the mean since this thread's call before, which there was none
-        host.cpu_percent = min(round(sum(percents) / len(percents)), 100)
+        host.cpu_percent = round(sum(percents) / len(percents))
         group = -(-len(percents) // MAX_CORES)
         groups = [percents[start : start + group] for start in range(0, len(percents), group)]
-        host.cpu_core_percents = bytes(min(round(sum(part) / len(part)), 100) for part in groups)
+        host.cpu_core_percents = bytes(round(sum(part) / len(part)) for part in groups)
 
     def _percents(self) -> list[float]:
-        percents: list[float] = self._psutil.cpu_percent(percpu=True)
-        if not percents:
+        percents = [min(max(percent, 0.0), 100.0) for percent in self._psutil.cpu_percent(percpu=True)]
+        if not percents or math.isnan(sum(percents)):
             raise ValueError("there are none")
         return percents
 

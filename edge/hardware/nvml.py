@@ -16,7 +16,7 @@ from edge.program import Failure
 from edge.text import encodable
 
 NVML_TIMEOUT_SECONDS = 2.0  # a driver call that takes longer hangs
-REOPEN_SECONDS, MAX_REOPEN_SECONDS = 5.0, 60.0  # from one opening to the next: twice as long each time, while it does not help
+REOPEN_SECONDS, MAX_REOPEN_SECONDS = 2.5, 60.0  # from one opening to the next: twice as long each time that it did not help
 KERNELS_LIST = pathlib.Path("/proc/driver/nvidia/gpus")  # NVML counts when it is opened: here a GPU that comes later is seen
 LONGEST_TEXT = 96  # characters of a name
 
@@ -188,7 +188,7 @@ class NvmlAccelerators:
         self._problem = ""  # why none can be read
         self._kernels_list: list[str] = []
         self._is_open = False
-        self._slow_at = self._reopen_at = -math.inf
+        self._slow_at = self._opened_at = -math.inf
         self._wait_seconds = REOPEN_SECONDS
         try:
             BoundedCalls(5 * timeout_seconds).call(self._open_first)  # loading the driver can take seconds
@@ -198,7 +198,7 @@ class NvmlAccelerators:
     def notices(self) -> list[str]:
         if not self._gpus:
             return [f"no NVIDIA GPU is read ({self._problem})"]
-        fewer = [f"NVML counts {len(self._gpus)} GPUs: there were {self._most}"] if len(self._gpus) < self._most else []
+        fewer = [f"NVML counts {len(self._gpus)} of {self._most} GPUs"] if len(self._gpus) < self._most else []
         return fewer + [notice for gpu in self._gpus for notice in gpu.readings.notices()]
 
     def device_infos(self) -> list[pb.DeviceInfo]:
@@ -213,8 +213,8 @@ class NvmlAccelerators:
             samples = self._samples()
             if samples and not any(sample.error for sample in samples):
                 self._wait_seconds = REOPEN_SECONDS
-            elif now >= self._reopen_at:
-                self._reopen_at = now + self._wait_seconds
+            elif now - self._opened_at >= self._wait_seconds:
+                self._opened_at = now
                 self._wait_seconds = min(2 * self._wait_seconds, MAX_REOPEN_SECONDS)
                 self._open()
                 samples = self._samples()

@@ -340,7 +340,7 @@ def test_a_driver_that_is_loaded_again_is_opened_again(nvml: OpenNvml, stale: in
     assert errors == ["RM has detected an NVML/RM version mismatch."] * 2
     assert [info.name for info in hardware.info()[1]] == ["NVIDIA H200"] * 2
     driver.init = None
-    clock.now += 20
+    clock.now += 5
     assert [device.temperature_celsius for device in hardware.sample()[1]] == [63, 63]
 
 
@@ -384,7 +384,7 @@ def test_a_gpu_that_is_added_is_seen_and_one_that_is_taken_away_told_of(nvml: Op
     assert len(hardware.sample()[1]) == 1
     (info,) = hardware.info()[1]
     assert (info.name, info.uuid) == ("NVIDIA L4", "GPU-2")
-    assert hardware.notices() == ["NVML counts 1 GPUs: there were 2"]
+    assert hardware.notices() == ["NVML counts 1 of 2 GPUs"]
 
 
 def test_opening_again_takes_no_more_than_the_drivers_patience(nvml: OpenNvml) -> None:
