@@ -37,7 +37,7 @@ import grpc
 import node_pb2 as pb
 import node_pb2_grpc
 from edge import history, protocol
-from edge.command_line import Options, one_of, parse_node_id, parse_seconds, parse_server, some_of
+from edge.command_line import Options, one_of, parse_node_id, parse_seconds, parse_server, some_of, target_of
 from edge.drawing import SMALLEST_HEIGHT, SMALLEST_WIDTH, Line, fit_line, fit_lines, too_small
 from edge.event_log import Event, EventLog, Follower
 from edge.hardware.base import SLOW_READING_SECONDS
@@ -378,7 +378,7 @@ class Session:
 
     def run(self) -> None:
         """Send heartbeats until the node is closed, then say goodbye. Raises SessionEnded when it ends otherwise."""
-        with grpc.insecure_channel(self._server, options=protocol.CHANNEL_OPTIONS) as channel:
+        with grpc.insecure_channel(target_of(self._server), options=protocol.CHANNEL_OPTIONS) as channel:
             stub = node_pb2_grpc.NodeServiceStub(channel)
             try:
                 self._stream(stub)

@@ -40,7 +40,7 @@ from google.protobuf.message import DecodeError
 
 import node_pb2 as pb
 import node_pb2_grpc
-from edge.command_line import Endpoint, Listed, Options, parse_count, parse_endpoints, parse_seconds
+from edge.command_line import Endpoint, Listed, Options, parse_count, parse_endpoints, parse_seconds, target_of
 from edge.event_log import Event, EventLog, Follower
 from edge.fleet.export import snapshot_json
 from edge.fleet.intake import (
@@ -567,7 +567,7 @@ class Network:
     @staticmethod
     def _bind(server: grpc.aio.Server, endpoint: Endpoint) -> Endpoint:
         try:
-            return endpoint._replace(port=server.add_insecure_port(str(endpoint)))
+            return endpoint._replace(port=server.add_insecure_port(target_of(str(endpoint))))
         except RuntimeError as error:
             raise Failure(why_not_bound(endpoint)) from error
 

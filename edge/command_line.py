@@ -26,6 +26,11 @@ class Endpoint(NamedTuple):
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
+def target_of(address: str) -> str:
+    """An address as gRPC takes it: a URI, in which the sign before an IPv6 zone is escaped (fe80::1%eth0)."""
+    return address.replace("%", "%25")
+
+
 def parse_endpoint(text: str) -> Endpoint:
     """HOST[:PORT], where HOST is a name, an IPv4 address, or an IPv6 address with or without brackets.
 
@@ -44,6 +49,18 @@ def parse_endpoint(text: str) -> Endpoint:
 def parse_endpoints(text: str) -> list[Endpoint]:
     """HOST[:PORT], and more of them after commas. Raises argparse.ArgumentTypeError."""
     return [parse_endpoint(part.strip()) for part in text.split(",")]
+
+
+class Once(argparse.Action):
+    """An option that means one thing: given again with another value, one of them would go unheard."""
+
+    value: Any = None  # that was given
+
+    def __call__(self, _parser: object, options: argparse.Namespace, values: Any, _flag: object = None) -> None:
+        if self.value not in (None, values):
+            raise argparse.ArgumentError(self, f"give it once, not as {self.value} and {values}")
+        self.value = values
+        setattr(options, self.dest, values)
 
 
 class Listed(argparse.Action):
@@ -131,7 +148,7 @@ class Options(argparse.ArgumentParser):
         """Add an option that takes a value."""
         name = self._environment(flag)
         settings["default"] = os.environ.get(name, settings.get("default"))
-        self.add_argument(flag, help=f"{about} [{name}]", **settings)
+        self.add_argument(flag, help=f"{about} [{name}]", **{"action": Once, **settings})
 
     def switch(self, flag: str, about: str) -> None:
         """Add an option that takes none."""

@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, TextIO
 
+from edge import limits
+
 if TYPE_CHECKING:
     import argparse
 
@@ -55,6 +57,8 @@ def main_of(
         try:
             options = parse_options(argv)
             debug = options.debug
+            if lacking := limits.lacking():
+                raise Failure(lacking)
             return run(options)
         finally:
             with writing():
@@ -68,6 +72,8 @@ def main_of(
         abandon_stdout()
         if debug:
             raise
+        if reached := limits.reached(error):
+            error = Failure(reached)
         unexpected = "" if isinstance(error, Failure) else f"{type(error).__name__} (see --debug, and please report it): "
         print(f"{program}: {unexpected}{error}", file=sys.stderr)
         return FAILED

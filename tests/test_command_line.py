@@ -21,6 +21,7 @@ from edge.command_line import (
     parse_seconds,
     parse_server,
     some_of,
+    target_of,
 )
 
 
@@ -34,6 +35,7 @@ from edge.command_line import (
         ("[::1]", "::1", 50051),
         ("[fd00::5]:6000", "fd00::5", 6000),
         ("fe80::1%eth0", "fe80::1%eth0", 50051),
+        ("[fe80::1%12]:6000", "fe80::1%12", 6000),
         ("gpu-07.lab.example:1", "gpu-07.lab.example", 1),
     ],
 )
@@ -48,6 +50,12 @@ def test_addresses(text: str, host: str, port: int) -> None:
 def test_bad_addresses_say_what_to_write(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match=r"HOST:PORT|no port"):
         parse_endpoint(text)
+
+
+def test_grpc_gets_a_zone_escaped() -> None:
+    """Else it takes %be for the escape of one byte."""
+    assert target_of(str(parse_endpoint("fe80::1%be0"))) == "[fe80::1%25be0]:50051"
+    assert target_of("10.0.0.5:6000") == "10.0.0.5:6000"
 
 
 def test_several_addresses_and_port_0() -> None:
@@ -121,6 +129,14 @@ def test_a_flag_beats_the_environment_and_that_the_default(monkeypatch: pytest.M
     monkeypatch.setenv("EDGE_MAX_NODES", "7")
     assert options_of().max_nodes == 7
     assert options_of("--max-nodes", "8").max_nodes == 8
+
+
+def test_what_means_one_thing_is_given_once(capsys: pytest.CaptureFixture[str]) -> None:
+    assert options_of("--max-nodes", "8", "--max-nodes", "8").max_nodes == 8
+    with pytest.raises(SystemExit) as error:
+        options_of("--max-nodes", "8", "--max-nodes", "9")
+    assert error.value.code == 2
+    assert capsys.readouterr().err.startswith("server: argument --max-nodes: give it once, not as 8 and 9\n")
 
 
 @pytest.mark.parametrize(("value", "is_on"), [("1", True), ("Yes", True), ("0", False), ("off", False), ("", False)])

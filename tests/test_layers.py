@@ -13,7 +13,8 @@ ROOT = Path(build.__file__).parent
 # A module may import from the lines above its own, and from no other. hardware/ and fleet/ never meet.
 LAYERS = (
     ("node_pb2", "node_pb2_grpc"),
-    ("edge.text", "edge.program", "edge.keyboard"),
+    ("edge.text", "edge.limits", "edge.keyboard"),
+    ("edge.program",),
     ("edge.protocol",),
     ("edge.history", "edge.event_log"),
     ("edge.command_line", "edge.drawing"),

@@ -1145,7 +1145,7 @@ def test_a_full_disk_is_one_line() -> None:
 def test_a_limit_on_open_files_that_is_too_low_is_said(start: Start) -> None:
     low = "from resource import *; setrlimit(RLIMIT_NOFILE, (300, 300)); " + RUN_SERVER
     program = start("-c", low, "--listen", "127.0.0.1:0")
-    program.line("warning server: only 300 files may be open here, so about 200 nodes: raise it with ulimit -Hn 15100")
+    program.line("warning server: only 300 files may be open here, so about 276 nodes: raise it with ulimit -Hn 15024")
 
 
 def test_an_exception_in_the_network_thread_is_an_event_and_not_on_the_screen(start: Start) -> None:

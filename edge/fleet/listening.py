@@ -8,9 +8,11 @@ import socket
 from urllib.parse import unquote
 
 from edge.command_line import Endpoint
+from edge.limits import allow_open_files
 from edge.protocol import DEFAULT_PORT
 from edge.text import visible
 
+OWN_FILES = 24  # that are open before the first node comes
 
 def default_endpoint() -> Endpoint:
     """All addresses, IPv6 and IPv4; IPv4 alone where IPv6 is off."""
@@ -42,25 +44,17 @@ def why_not_bound(endpoint: Endpoint) -> str:
 
 
 def raise_open_files(max_nodes: int) -> str:
-    """Raise the soft limit on open files to what `max_nodes` connections need. Returns a warning when the system allows less."""
-    try:
-        import resource
-    except ImportError:  # Windows has no such limit
-        return ""
-    wanted = max_nodes + 100
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-    if soft != resource.RLIM_INFINITY and soft < allowed:
-        try:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
-        except (OSError, ValueError):  # macOS allows less than its hard limit says
-            allowed = soft
+    """Raise the limit on open files to what `max_nodes` connections need. Returns a warning when the system allows less."""
+    wanted = max_nodes + OWN_FILES
+    allowed = allow_open_files(wanted)
     if allowed == wanted:
         return ""
-    return f"only {allowed} files may be open here, so about {allowed - 100} nodes: raise it with ulimit -Hn {wanted}"
+    return f"only {allowed} files may be open here, so about {allowed - OWN_FILES} nodes: raise it with ulimit -Hn {wanted}"
 
 
 def peer_address(peer: str) -> str:
-    """gRPC's "ipv4:10.0.0.7:41234" or "ipv6:%5Bfd00::7%5D:41234" as an address a person reads, without the port."""
-    address = unquote(peer).partition(":")[2].rpartition(":")[0].strip("[]")
-    return visible(address.removeprefix("::ffff:")) or visible(peer)
+    """gRPC's "ipv4:10.0.0.7:41234" or "ipv6:%5Bfe80::7%252%5D:41234" as an address a person reads, without the port."""
+    address, _, zone = unquote(peer).partition(":")[2].rpartition(":")[0].strip("[]").partition("%")
+    with contextlib.suppress(OSError, ValueError, OverflowError):
+        zone = socket.if_indextoname(int(zone))
+    return visible(address.removeprefix("::ffff:") + (f"%{zone}" if zone else "")) or visible(peer)

@@ -1,0 +1,75 @@
+"""What the system lets a process have: too little ends both programs with a sentence, before gRPC aborts."""
+
+from __future__ import annotations
+
+import _thread
+import errno
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from edge import limits
+from tests.fixtures.processes import ROOT, Program, environment
+
+SIMULATED = ("--hardware", "simulated", "--seed", "1", "--headless")
+BOTH = pytest.mark.parametrize(
+    "program", [("server.py", "--listen", "127.0.0.1:0", "--headless"), ("node.py", *SIMULATED)], ids=["server", "node"]
+)
+
+
+@BOTH
+@pytest.mark.parametrize("files", [8, 16, limits.LEAST_OPEN_FILES - 1])
+def test_too_few_files(program: tuple[str, ...], files: int) -> None:
+    done = subprocess.run(
+        ["prlimit", f"--nofile={files}", sys.executable, *program],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    name = program[0].removesuffix(".py")
+    assert done.stderr == (
+        f"{name}: only {files} files may be open here, and 32 are needed: "
+        "raise what limits them (ulimit -n, a service's LimitNOFILE)\n"
+    )
+    assert done.returncode == 1
+    assert done.stdout == ""
+
+
+def as_few_files_as_may_be(soft: int, hard: int) -> tuple[str, ...]:
+    code = "import os, sys; os.execvp('prlimit', ['prlimit', '--nofile=' + sys.argv[1], sys.executable, *sys.argv[2:]])"
+    return "-c", code, f"{soft}:{hard}"
+
+
+def test_the_least_is_enough_for_both(start: Callable[..., Program]) -> None:
+    """And where the soft limit alone is too low, it is raised."""
+    server = start(*as_few_files_as_may_be(32, 32), "server.py", "--listen", "127.0.0.1:0", "--headless")
+    address = server.line(r"listening on (\S+)")[1]
+    node = start(*as_few_files_as_may_be(16, 32), "node.py", "--server", address, *SIMULATED)
+    server.line(" joined ")
+    assert node.end() == 130
+    assert server.end() == 130
+
+
+def test_too_few_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert limits.lacking() == ""
+    started: list[object] = []
+
+    def start_new_thread(body: object, _arguments: object) -> None:
+        if len(started) > 3:
+            raise RuntimeError("can't start new thread")
+        started.append(body)
+
+    monkeypatch.setattr(_thread, "start_new_thread", start_new_thread)
+    assert limits.lacking().startswith("too few threads may be started here, and ")
+    assert "ulimit -u" in limits.lacking()
+
+
+def test_a_limit_that_is_reached_later_is_told_as_one() -> None:
+    assert limits.reached(RuntimeError("can't start new thread")) == limits.too_few_threads()
+    assert limits.reached(OSError(errno.EMFILE, os.strerror(errno.EMFILE))).startswith("no more files may be open here (ulimit -n ")
+    assert limits.reached(OSError(errno.ENOENT, "")) == limits.reached(RuntimeError("else")) == ""
