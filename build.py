@@ -84,7 +84,7 @@ class Platform(NamedTuple):
     group: str  # what --target calls it together with others
     key: str  # what bootstrap.find_key returns there, {} standing for the Python's version
     tags: tuple[str, ...]  # pip's --platform
-    minors: tuple[int, ...] = (10, 11, 12, 13, 14)  # of the Pythons to build for: 10 for 3.10
+    minors: tuple[int, ...] = (10, 11, 12, 13, 14, 15)  # of the Pythons to build for: 10 for 3.10
     blob: str = ""  # where its own files are packed, if not in a blob of its name
     lacks: tuple[str, ...] = ()  # the packages that have no wheel for it
 
@@ -95,7 +95,7 @@ PLATFORMS = (
     Platform("linux-aarch64", "linux", "cpython-{}-aarch64-linux-gnu", ("manylinux2014_aarch64", "manylinux_2_17_aarch64")),
     Platform("musl-x86_64", "musl", "cpython-{}-x86_64-linux-musl", ("musllinux_1_1_x86_64", "musllinux_1_2_x86_64")),
     Platform("musl-aarch64", "musl", "cpython-{}-aarch64-linux-musl", ("musllinux_1_1_aarch64", "musllinux_1_2_aarch64")),
-    Platform("linux-armv7l", "armv7l", "cpython-{}-arm-linux-gnueabihf", ("linux_armv7l",), minors=(11, 13), lacks=("psutil",)),
+    Platform("linux-armv7l", "armv7l", "cpython-{}-arm-linux-gnueabihf", ("linux_armv7l",), (11, 12, 13, 14, 15), "", ("psutil",)),
     # One universal build of grpcio and protobuf, but two of psutil.
     Platform("macos-arm64", "macos", "cpython-{}-darwin-arm64", ("macosx_11_0_universal2", "macosx_11_0_arm64"), blob="macos"),
     Platform("macos-x86_64", "macos", "cpython-{}-darwin-x86_64", ("macosx_11_0_universal2", "macosx_11_0_x86_64"), blob="macos"),
@@ -138,7 +138,7 @@ def this_target() -> Target:
     for target in TARGETS.values():
         if target.key == key:
             return target
-    raise BuildError(f"nothing can be built for this Python ({key}); run it with CPython 3.10 to 3.14")
+    raise BuildError(f"nothing can be built for this Python ({key}); run it with CPython 3.10 to 3.15")
 
 
 # --- Fetching: wheels from PyPI, as requirements.txt pins them ---
