@@ -310,6 +310,8 @@ def explain(error: grpc.RpcError, server: str) -> SessionEnded:
         "Connection reset": f"{server} broke the connection",
         "Socket closed": f"{server} broke the connection",
         "ping timeout": f"{server} does not answer: the connection is half-open",
+        "recvmsg:Connection timed out": f"{server} does not answer: the connection is half-open",
+        "Connection timed out": f"{server} does not answer (is it on, and its port open in the firewall?)",
     }
     if code is grpc.StatusCode.UNAVAILABLE:
         for part, reason in known.items():

@@ -18,6 +18,7 @@ import grpc
 
 from bench.agent import agent
 from bench.cadence import cadence
+from bench.chaos import chaos
 from bench.figures import Failed, Figure, print_table, say, show
 from bench.processes import CORES, LOAD_CORE, SERVER_CORE, raise_open_files
 from bench.restart import restart
@@ -29,9 +30,9 @@ from bench.start import start
 NODES = 10_000
 Section = Callable[[argparse.Namespace], Iterator[Figure]]
 SECTIONS: dict[str, Section] = {
-    section.__name__: section for section in (scale, cost, restart, rows, agent, cadence, start, soak)
+    section.__name__: section for section in (scale, cost, restart, rows, agent, cadence, start, soak, chaos)
 }  # fmt: skip
-LONG = ("soak",)
+LONG = ("soak", "chaos")
 
 
 def measure_all(options: argparse.Namespace) -> Iterator[Figure]:

@@ -1,0 +1,118 @@
+"""What befalls a network, a server and a clock, and what the two programs make of it: the cases of `bench chaos`, shorter.
+
+All are played side by side, each with a server, a node and a network of its own, and each test waits for its own: the whole file
+takes as long as the longest, in which a node is silent until it is lost.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import signal
+import struct
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from bench.chaos import CASES, FAKETIME, Case, Course, clock_is_set, play, server_stands_still
+from bench.network import Lossy, Nat, Wire, at_most_300_bytes
+from edge.protocol import LOST_SECONDS, silent_after_seconds
+from tests.fixtures.processes import Program
+
+UNTIL_LOST_SECONDS = LOST_SECONDS + 2
+UNTIL_SILENT_SECONDS = silent_after_seconds(1) + 2
+
+
+def shorter(case: Case) -> Case:
+    """As long as it takes to be noticed."""
+    enough = UNTIL_SILENT_SECONDS if case.trouble is server_stands_still else UNTIL_LOST_SECONDS
+    return case._replace(seconds=min(case.seconds, enough))
+
+
+def events_of_a_standstill(stop: threading.Event) -> list[str]:
+    """What a server says that is stopped for a while, and goes on."""
+    server = Program("server.py", "--headless", "--listen", "127.0.0.1:0")
+    node = Program("node.py", "--server", server.line(r"listening on (\S+:\d+)")[1], "--hardware", "simulated", "--seed", "1")
+    try:
+        server.line("joined")
+        server.process.send_signal(signal.SIGSTOP)
+        stop.wait(UNTIL_LOST_SECONDS)
+        server.process.send_signal(signal.SIGCONT)
+        server.line("stood still")
+        node.end()
+        server.line("left")
+        return server.lines
+    finally:
+        node.kill()
+        server.kill()
+
+
+@pytest.fixture(scope="module")
+def playing() -> Iterator[dict[str, concurrent.futures.Future[Any]]]:
+    """All cases by their names, on their way."""
+    try:
+        Wire().close()
+    except OSError as error:
+        pytest.skip(str(error))
+    stop = threading.Event()
+    with concurrent.futures.ThreadPoolExecutor(len(CASES) + 1) as pool, contextlib.ExitStack() as stack:
+        stack.callback(stop.set)
+        known = [case for case in CASES if FAKETIME or case.trouble is not clock_is_set]
+        courses = {case.name: pool.submit(play, shorter(case), stop) for case in known}
+        yield {**courses, "standstill": pool.submit(events_of_a_standstill, stop)}
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_the_states_stand_in_their_order_and_the_node_comes_back(playing: dict[str, Any], case: Case) -> None:
+    if case.name not in playing:
+        pytest.skip("the wall clock can't be set: install faketime")
+    course: Course = playing[case.name].result()
+    if case.states:
+        assert course.sequence() == case.states, course
+    if case.ends_session:
+        assert course.ended
+    if case.trouble is clock_is_set:
+        assert course.oldest_sample < 3600, "a clock that was set by days is in no age"
+
+
+def test_a_cut_is_explained(playing: dict[str, Any]) -> None:
+    first, *later = (line.text for line in playing["a partition, both ways"].result().ended)
+    assert "orchestrator:50051 does not answer: the connection is half-open; next try in" in first
+    assert later
+    assert all("does not answer (is it on, and its port open in the firewall?); next try in" in text for text in later)
+    (silent, *_) = playing["the server stopped"].result().ended
+    assert "has been silent for" in silent.text
+
+
+def test_a_server_that_stood_still_says_so_and_takes_nobody_for_lost(playing: dict[str, Any]) -> None:
+    events = playing["standstill"].result()
+    assert sum("stood still" in line for line in events) == 1
+    assert not [line for line in events if " late " in line or " lost " in line]
+
+
+# ---- The network itself ----
+
+
+def packet(size: int, port: int, flags: int = 0) -> bytes:
+    """A TCP packet from this port to itself."""
+    return b"\x45".ljust(20, b"\0") + struct.pack("!HH8xBB", port, port, 0, flags).ljust(size - 20, b"\0")
+
+
+def test_rules_lose_what_they_say() -> None:
+    assert at_most_300_bytes(packet(300, 1), True)
+    assert not at_most_300_bytes(packet(301, 1), True)
+    lossy, same = Lossy(0.3, seed=1), Lossy(0.3, seed=1)
+    arrived = [lossy(b"", True) for _ in range(1000)]
+    assert 650 < sum(arrived) < 750
+    assert arrived == [same(b"", True) for _ in range(1000)]
+
+
+def test_a_nat_carries_what_it_has_seen_begin_until_it_forgets() -> None:
+    nat, syn = Nat(), 0x02
+    assert not nat(packet(40, 5), True)
+    assert not nat(packet(40, 5, syn), False)  # from outside nothing begins
+    assert nat(packet(40, 5, syn), True)
+    assert nat(packet(40, 5), False)
+    assert not nat(packet(40, 6), False)
