@@ -70,7 +70,8 @@ def hangs_here_after_seconds(interval_seconds: float) -> float:
 CHANNEL_OPTIONS = (
     ("grpc.http2.bdp_probe", 0),  # it answers nearly every heartbeat with a ping
     ("grpc.keepalive_time_ms", 1000 * NODE_PING_SECONDS),
-    ("grpc.keepalive_timeout_ms", 1000 * NODE_PING_TIMEOUT_SECONDS),
+    ("grpc.keepalive_timeout_ms", 1000 * NODE_PING_TIMEOUT_SECONDS),  # this one is TCP's: for bytes that nobody acknowledges
+    ("grpc.http2.ping_timeout_ms", 1000 * NODE_PING_TIMEOUT_SECONDS),  # else a ping has a minute, whatever the line above says
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.use_local_subchannel_pool", 1),  # else a new channel inherits the backoff of the one before
@@ -86,6 +87,7 @@ SERVER_OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.keepalive_time_ms", 1000 * SERVER_PING_SECONDS),
     ("grpc.keepalive_timeout_ms", 1000 * SERVER_PING_TIMEOUT_SECONDS),
+    ("grpc.http2.ping_timeout_ms", 1000 * SERVER_PING_TIMEOUT_SECONDS),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 1000 * LEAST_PING_SECONDS),
     ("grpc.http2.max_ping_strikes", 0),

@@ -95,7 +95,8 @@ def test_the_nodes_channel_has_its_timings_and_bounds() -> None:
     options = dict(CHANNEL_OPTIONS)
     assert len(options) == len(CHANNEL_OPTIONS)
     assert options["grpc.keepalive_time_ms"] == 1000 * NODE_PING_SECONDS
-    assert options["grpc.keepalive_timeout_ms"] == 1000 * NODE_PING_TIMEOUT_SECONDS
+    assert options["grpc.keepalive_timeout_ms"] == options["grpc.http2.ping_timeout_ms"] == 1000 * NODE_PING_TIMEOUT_SECONDS
+    assert options["grpc.keepalive_permit_without_calls"] == 1, "between two unary heartbeats there is no call"
     assert options["grpc.http2.max_pings_without_data"] == 0, "no bound: a node pings while it waits for its next beat"
     assert options["grpc.max_receive_message_length"] == MAX_RESPONSE_BYTES
 
@@ -104,7 +105,8 @@ def test_the_server_has_its_timings_and_bounds() -> None:
     options = dict(SERVER_OPTIONS)
     assert len(options) == len(SERVER_OPTIONS)
     assert options["grpc.keepalive_time_ms"] == 1000 * SERVER_PING_SECONDS
-    assert options["grpc.keepalive_timeout_ms"] == 1000 * SERVER_PING_TIMEOUT_SECONDS
+    assert options["grpc.keepalive_timeout_ms"] == options["grpc.http2.ping_timeout_ms"] == 1000 * SERVER_PING_TIMEOUT_SECONDS
+    assert options["grpc.keepalive_permit_without_calls"] == 1, "a connection that began no call may be dead as well"
     assert options["grpc.http2.min_recv_ping_interval_without_data_ms"] == 1000 * LEAST_PING_SECONDS
     assert options["grpc.http2.max_ping_strikes"] == 0, "0 is no bound: a clock that is a little off must not cost a session"
     assert options["grpc.max_receive_message_length"] == MAX_MESSAGE_BYTES
