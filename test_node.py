@@ -35,7 +35,7 @@ from edge.program import VERSION
 from edge.protocol import MAX_TEXT
 from server import Registry
 from tests.fixtures.processes import Program, Terminal, eventually
-from tests.fixtures.sessions import Serving
+from tests.fixtures.sessions import Clock, Serving
 
 Start = Callable[..., Program]
 Open = Callable[..., Terminal]
@@ -123,6 +123,36 @@ def test_what_a_box_is_replaces_what_it_was_and_a_history_of_other_devices_ends(
     assert len(state.view().history) == len(frame) + len(history.COLUMNS)
 
 
+class Slow(Shaky):
+    """One device whose readings take these seconds of the clock."""
+
+    def __init__(self, clock: Clock, *seconds: float) -> None:
+        self.clock, self.seconds = clock, list(seconds)
+
+    def device_samples(self) -> list[pb.DeviceSample]:
+        self.clock.now += self.seconds.pop(0)
+        return [pb.DeviceSample()]
+
+
+class Waiting(node.NodeState):
+    """A state in which a wait takes no time but the clock's, and that is closed where the device has nothing left to say."""
+
+    slow: Slow
+
+    def wait(self, condition: Callable[[], object], seconds: float) -> None:
+        self.slow.clock.now += seconds
+        if not self.slow.seconds:
+            self.close()
+
+
+def test_samples_keep_their_cadence_and_a_slow_reading_skips_beats() -> None:
+    clock = Clock()
+    state = Waiting("Node-1", "", pb.NodeInfo(), 1.0, clock)
+    state.slow = Slow(clock, 0.25, 0.5, 2.5, 0.25, 0.25)
+    node.keep_sampling(Machine(LocalHost(), [state.slow]), state, 1.0)
+    assert [sample.taken_milliseconds for sample in state.unacknowledged()] == [0, 1000, 2000, 4500, 5500]
+
+
 def test_each_notice_is_logged_once() -> None:
     state = node.NodeState("Node-1", "", pb.NodeInfo(), 1.0)
     for notices in (["no fan"], ["no fan", "no disk"], [], ["no disk"]):
@@ -149,6 +179,16 @@ def test_the_death_of_a_thread_ends_the_program_with_its_reason() -> None:
     node.guarded(state, False, node.keep_sampling, Broken(LocalHost()), state, 1.0).join(5)
     assert state.is_closed()
     assert "ZeroDivisionError: a bug" in state.failure
+
+
+def test_what_is_acknowledged_is_kept_no_longer() -> None:
+    state = node.NodeState("Node-1", "", pb.NodeInfo(), 1.0)
+    for sequence in (1, 2, 3):
+        state.publish(pb.Sample(sequence=sequence))
+    state.acknowledge(2)
+    assert [sample.sequence for sample in state.unacknowledged()] == [3]
+    state.acknowledge(1)  # an old answer
+    assert [sample.sequence for sample in state.unacknowledged()] == [3]
 
 
 def test_a_round_trip_is_from_a_sample_to_its_acknowledgement_and_told_once() -> None:
@@ -409,11 +449,16 @@ def test_half_open_connections_are_found_within_15_seconds(start: Start) -> None
     server, address = started_server(start)
     frozen = start("node.py", "--server", address, *SIMULATED)
     frozen.line("connected to")
+    seldom, its_address = started_server(start, "--interval", "5")  # its silence counts after 22 s: a ping is not answered before
+    pinging = start("node.py", "--server", its_address, *SIMULATED)
+    pinging.line("connected to")
     with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts, and never says a word
         mute = start("node.py", "--server", f"127.0.0.1:{silent.getsockname()[1]}", *SIMULATED)
         server.process.send_signal(signal.SIGSTOP)
+        seldom.process.send_signal(signal.SIGSTOP)
         frozen_at = time.monotonic()
         mute.line("half-open.*next try in", 15)
+        pinging.line("does not answer: the connection is half-open; next try in", 20)
         frozen.line("half-open.*next try in", 20)
         assert time.monotonic() - frozen_at < 17  # 15 s, and 2 for a busy machine
     server.process.send_signal(signal.SIGCONT)
@@ -489,6 +534,35 @@ class Scripted(node_pb2_grpc.NodeServiceServicer):
             session.append((time.monotonic(), request))
             if len(session) == 1:
                 yield pb.HeartbeatResponse(acknowledged=True, heartbeat_interval_milliseconds=self.interval_milliseconds)
+
+
+class Fickle(node_pb2_grpc.NodeServiceServicer):
+    """A server that ends each session at once, and has acknowledged only some."""
+
+    def __init__(self, *acknowledges: bool) -> None:
+        self.acknowledges = list(acknowledges)
+
+    def StreamHeartbeats(self, requests: Iterator[pb.HeartbeatRequest], context: Any) -> Iterator[pb.HeartbeatResponse]:
+        if self.acknowledges.pop(0):
+            yield pb.HeartbeatResponse(acknowledged=True)
+        context.abort(grpc.StatusCode.UNAVAILABLE, "ended")
+
+
+def test_waits_grow_until_a_session_has_been_acknowledged(grpc_server: Callable[..., str]) -> None:
+    servicer = Fickle(False, False, True, False, False)
+    address = grpc_server(servicer)
+    state = node.NodeState("Node-1", address, pb.NodeInfo(), 0.1)
+    state.publish(pb.Sample(sequence=1))
+    arguments = (state, Identity("Node-1", None), address, 0.1, lambda: (tenths / 10 for tenths in itertools.count()))
+    thread = node.guarded(state, False, node.keep_connected, *arguments)
+
+    def waits() -> list[str]:
+        return re.findall(r"next try in (\S+) s", "\n".join(line.text for line in state.view().log))
+
+    eventually(lambda: len(waits()) == 5)
+    state.close()
+    thread.join(5)
+    assert waits() == ["0.0", "0.1", "0.0", "0.1", "0.2"]
 
 
 def test_the_first_message_of_a_session_has_all_and_the_rest_what_is_new(start: Start, grpc_server: Callable[..., str]) -> None:

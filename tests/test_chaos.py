@@ -83,7 +83,7 @@ def test_a_cut_is_explained(playing: dict[str, Any]) -> None:
     assert later
     assert all("does not answer (is it on, and its port open in the firewall?); next try in" in text for text in later)
     (silent, *_) = playing["the server stopped"].result().ended
-    assert "has been silent for" in silent.text
+    assert "the connection is half-open" in silent.text
 
 
 def test_a_server_that_stood_still_says_so_and_takes_nobody_for_lost(playing: dict[str, Any]) -> None:

@@ -59,6 +59,17 @@ def test_a_history_starts_anew_when_the_devices_change() -> None:
     assert len(registry.snapshot()[0].history) == 2 * 3
 
 
+def test_a_backlog_adds_only_what_has_not_come() -> None:
+    def reading(sequence: int) -> pb.Sample:
+        return pb.Sample(sequence=sequence, host=pb.HostSample(cpu_percent=10 * sequence))
+
+    registry = Registry(1.0, 10)
+    registry.heartbeat(opened(registry, "box", sample=reading(1)), pb.HeartbeatRequest(sample=reading(2)))
+    opened(registry, "box", backlog=[reading(1), reading(2), reading(3)], sample=reading(4))  # no answer came to the first two
+    (row,) = registry.snapshot()
+    assert list(row.history[:: len(history.COLUMNS)]) == [10, 20, 30, 40]
+
+
 # ---- What is refused ----
 
 
