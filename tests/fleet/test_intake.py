@@ -12,8 +12,9 @@ import pytest
 
 import node_pb2 as pb
 from edge import history
-from edge.fleet.intake import RANGES, capacities_of, check_fields, vitals_of
+from edge.fleet.intake import RANGES, capacities_of, check_fields, is_only_a_sample, vitals_of
 from edge.fleet.row import Capacities, Vitals
+from edge.protocol import MAX_DEVICES, MAX_TEXT
 from server import Registry
 from tests.fixtures.sessions import Clock, opened, refused
 
@@ -37,6 +38,38 @@ def test_what_was_not_reported_is_no_vital() -> None:
     frame = bytes([50, 25, 60])
     assert vitals_of(Capacities(host_memory_bytes=4), host) == Vitals(0.5, 0.25, celsius=60, frame=frame)
     assert history.frame_of(pb.NodeInfo(host=pb.HostInfo(memory_total_bytes=4)), host) == frame
+
+
+def test_a_reading_of_0_counts_and_watts_are_added_up() -> None:
+    capacities = Capacities(devices=((200, 90), (200, 80)))
+    devices = [
+        pb.DeviceSample(memory_used_bytes=0, temperature_celsius=0, power_milliwatts=300),
+        pb.DeviceSample(memory_used_bytes=50, temperature_celsius=-5, power_milliwatts=200),
+    ]
+    vitals = vitals_of(capacities, pb.Sample(devices=devices))
+    assert (vitals.memory_used_bytes, vitals.memory_total_bytes, vitals.memory) == (50, 400, 0.25)
+    assert (vitals.celsius, vitals.limit_celsius, vitals.milliwatts) == (0, 90, 500)
+    host = pb.Sample(host=pb.HostSample(cpu_percent=0, memory_used_bytes=30, temperature_celsius=0))
+    assert vitals_of(Capacities(host_memory_bytes=40), host) == Vitals(0, 0.75, celsius=0, frame=bytes([0, 75, 0]))
+
+
+def test_of_two_that_are_equally_hot_the_first_one_says_the_limit() -> None:
+    devices = [pb.DeviceSample(temperature_celsius=70)] * 2
+    assert vitals_of(Capacities(devices=((0, 90), (0, 80))), pb.Sample(devices=devices)).limit_celsius == 90
+
+
+@pytest.mark.parametrize(
+    ("fields", "only"),
+    [
+        ({}, False),
+        ({"sample": pb.Sample()}, True),
+        ({"sample": pb.Sample(), "info": pb.NodeInfo()}, False),
+        ({"sample": pb.Sample(), "processes": pb.ProcessList()}, False),
+        ({"sample": pb.Sample(), "leaving": True}, False),
+    ],
+)
+def test_only_a_sample_may_be_left_unread(fields: dict[str, Any], only: bool) -> None:
+    assert is_only_a_sample(pb.HeartbeatRequest(**fields)) is only
 
 
 def test_a_sample_from_the_future_is_new_and_one_without_a_clock_too() -> None:
@@ -179,6 +212,7 @@ def test_ranges_stand_in_one_table_and_the_fast_checks_agree_with_it(where: str,
         ({"info": pb.NodeInfo(devices=[pb.DeviceInfo()] * 129)}, "129 devices"),
         ({"sample": pb.Sample(devices=[pb.DeviceSample()] * 129)}, "129 devices"),
         ({"info": pb.NodeInfo(hostname="h" * 257)}, "info.hostname"),
+        ({"processes": pb.ProcessList(processes=[pb.Process(), pb.Process(name="h" * 257)])}, "processes[1].name"),
         ({"info": pb.NodeInfo(host=pb.HostInfo(model="h" * 257))}, "info.host.model"),
         ({"info": pb.NodeInfo(devices=[pb.DeviceInfo(), pb.DeviceInfo(name="h" * 257)])}, "info.devices[1].name"),
         ({"sample": pb.Sample(devices=[pb.DeviceSample(error="h" * 257)])}, "sample.devices[0].error"),
@@ -190,3 +224,11 @@ def test_what_is_too_much_to_keep_is_refused(fields: dict[str, Any], named: str)
     code, reason = refused(lambda: Registry(1.0, 10).open(pb.HeartbeatRequest(node_id="box", **fields), ""))
     assert code is grpc.StatusCode.INVALID_ARGUMENT
     assert named in reason
+
+
+def test_the_largest_box_is_taken() -> None:
+    registry = Registry(1.0, 10)
+    info = pb.NodeInfo(devices=[pb.DeviceInfo(name="h" * MAX_TEXT)] * MAX_DEVICES)
+    registry.open(pb.HeartbeatRequest(node_id="box", info=info, sample=pb.Sample(devices=[pb.DeviceSample()] * MAX_DEVICES)), "")
+    (row,) = registry.snapshot()
+    assert len(row.sample.devices) == MAX_DEVICES
