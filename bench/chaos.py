@@ -98,6 +98,8 @@ class Stage:
     """A server, a node that reports to it by name, and all that may befall them."""
 
     def __init__(self, stack: contextlib.ExitStack, sets_clock: bool) -> None:
+        if sets_clock and not FAKETIME:
+            raise Failed("the wall clock can't be set: install faketime")
         self._stack = stack
         self._sets_clock = sets_clock
         self.wire = stack.enter_context(contextlib.closing(Wire()))
