@@ -324,6 +324,25 @@ def test_the_same_instance_takes_over_from_its_own_old_stream(serve: Serve, conn
     assert [event.split()[0] for event in serving.events()] == ["joined", "back"]
 
 
+def test_an_instance_that_comes_back_is_online_from_where_it_is_now_with_what_was_known_of_it() -> None:
+    clock = Clock()
+    registry = Registry(1.0, 10, clock, heartbeats_per_second=1)
+    first = opened(registry, "box", sample=pb.Sample(sequence=7), round_trip_microseconds=1500)
+    registry.heartbeat(first, pb.HeartbeatRequest(leaving=True))
+    for other in ("b", "c"):
+        opened(registry, other)
+    registry.tick()
+    clock.now += 20
+    again = pb.HeartbeatRequest(node_id="box", info=pb.NodeInfo(instance_id="a"))
+    session = registry.open(again, "10.0.0.9", lambda _end: None)
+    (row,) = registry.rows(["box"])
+    assert row
+    assert (row.session, row.address, row.heartbeat_at, row.reason) == (session, "10.0.0.9", clock.now, "")
+    assert state_of(row, clock.now) is State.ONLINE
+    assert row.interval_seconds == 2  # two were beating when it came
+    assert (row.sample.sequence, row.round_trip_seconds) == (7, None)
+
+
 def test_the_late_end_of_an_old_stream_does_not_take_a_newer_session_offline() -> None:
     registry = Registry(1.0, 10, Clock())
     old = opened(registry, "box")
