@@ -61,17 +61,19 @@ def is_expected(record: logging.LogRecord) -> bool:
 # ---- The registry ----
 
 
-def test_silence_is_logged_once_with_its_reason_and_so_is_the_return() -> None:
+@pytest.mark.parametrize("with_screen", [True, False])
+def test_silence_is_logged_once_with_its_reason_and_so_is_the_return(with_screen: bool) -> None:
     clock = Clock()
-    registry = Registry(1.0, 10, clock)
+    registry = Registry(1.0, 10, clock, keeps_history=with_screen)
     session = opened(registry, "box")
+    session.next_check_at = clock.now + 60 * (not with_screen)
     for seconds in (1, 2.5, 1, 1, 6, 1, 1):
         clock.now += seconds
         registry.tick()
     assert kinds(registry) == ["joined", "late", "lost"]
     assert registry.log.newest(1)[0].text == "no heartbeat for 11s"
-    registry.heartbeat(session, pb.HeartbeatRequest())
-    registry.heartbeat(session, pb.HeartbeatRequest())
+    registry.heartbeat(session, pb.HeartbeatRequest(sample=pb.Sample(sequence=1)))
+    registry.heartbeat(session, pb.HeartbeatRequest(sample=pb.Sample(sequence=2)))
     assert kinds(registry) == ["joined", "late", "lost", "back"]
     assert "after 13s" in registry.log.newest(1)[0].text
     assert state_of(registry.snapshot()[0], clock.now) is State.ONLINE
@@ -434,6 +436,21 @@ def test_the_cadence_is_what_the_user_asks_stretched_when_the_fleet_exceeds_the_
         registry.heartbeat(session, pb.HeartbeatRequest(leaving=True))
     registry.tick()
     assert registry.acknowledgement(sessions[0]).heartbeat_interval_milliseconds == 500  # those that left do not count
+
+
+def test_the_first_acknowledgement_is_due_at_a_time_of_its_own_and_the_next_ones_at_a_distance() -> None:
+    clock = Clock()
+    registry = Registry(1.0, 100, clock)
+    sessions = [opened(registry, f"box-{number}") for number in range(50)]
+    dues = {session.next_acknowledgement_at - clock.now for session in sessions}
+    assert len(dues) == 50
+    assert 0 <= min(dues) < ACKNOWLEDGE_SECONDS / 2 < max(dues) <= ACKNOWLEDGE_SECONDS
+    first = sessions[0].next_acknowledgement_at
+    registry.acknowledgement(sessions[0])  # the answer to the first message
+    assert sessions[0].next_acknowledgement_at == first
+    clock.now = first
+    registry.acknowledgement(sessions[0])
+    assert sessions[0].next_acknowledgement_at == first + ACKNOWLEDGE_SECONDS
 
 
 def test_acknowledgements_are_coalesced_and_spread(serve: Serve, connect: Connect) -> None:
