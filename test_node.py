@@ -581,6 +581,7 @@ def test_the_server_sets_the_cadence(start: Start, grpc_server: Callable[..., st
     servicer = Scripted(interval_milliseconds=700)
     start("node.py", "--server", grpc_server(servicer), "--interval", "0.1", *SIMULATED)
     eventually(lambda: servicer.sessions and len(servicer.sessions[0]) >= 5)
+    assert servicer.sessions[0][0][1].sample.sequence  # a box appears with its readings
     times = [at for at, _ in servicer.sessions[0]][1:5]
     assert 0.5 <= (times[-1] - times[0]) / 3 <= 1.2
 
