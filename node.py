@@ -476,10 +476,14 @@ class Session:
         return request
 
     def _wait_for_beat(self, over: Callable[[], bool]) -> None:
-        """Until the interval has passed; a new sample may bring the beat a tenth forward or back, so that it goes out fresh."""
-        slack = self._interval_seconds / 10
-        self._state.wait(over, self._interval_seconds - slack)
-        self._state.wait(lambda: over() or self._state.newest_sequence() > self._sent_sequence, 2 * slack)
+        """Until the interval has passed, as it is then: the first answer may shorten it. A new sample may bring the beat a tenth
+        forward or back, so that it goes out fresh."""
+        began, interval = self._state.clock(), 0.0
+        while interval != self._interval_seconds and not over():
+            interval = self._interval_seconds
+            left = began + 0.9 * interval - self._state.clock()
+            self._state.wait(lambda: over() or interval != self._interval_seconds, left)  # noqa: B023  # it is asked in this wait
+        self._state.wait(lambda: over() or self._state.newest_sequence() > self._sent_sequence, interval / 5)
 
     def _check_silence(self) -> None:
         most = protocol.silent_after_seconds(self._interval_seconds) if self.acknowledged else protocol.FIRST_ANSWER_SECONDS

@@ -529,31 +529,21 @@ class Scripted(node_pb2_grpc.NodeServiceServicer):
             refusal = self.refusals.pop(0)
             if not refusal:
                 yield pb.HeartbeatResponse(acknowledged=True)
-            context.abort(*(refusal or (grpc.StatusCode.UNAVAILABLE, "going away")))
+            context.abort(*(refusal or ENDED))
         for request in requests:
             session.append((time.monotonic(), request))
             if len(session) == 1:
                 yield pb.HeartbeatResponse(acknowledged=True, heartbeat_interval_milliseconds=self.interval_milliseconds)
 
 
-class Fickle(node_pb2_grpc.NodeServiceServicer):
-    """A server that ends each session at once, and has acknowledged only some."""
-
-    def __init__(self, *acknowledges: bool) -> None:
-        self.acknowledges = list(acknowledges)
-
-    def StreamHeartbeats(self, requests: Iterator[pb.HeartbeatRequest], context: Any) -> Iterator[pb.HeartbeatResponse]:
-        if self.acknowledges.pop(0):
-            yield pb.HeartbeatResponse(acknowledged=True)
-        context.abort(grpc.StatusCode.UNAVAILABLE, "ended")
+ENDED = (grpc.StatusCode.UNAVAILABLE, "ended")
 
 
 def test_waits_grow_until_a_session_has_been_acknowledged(grpc_server: Callable[..., str]) -> None:
-    servicer = Fickle(False, False, True, False, False)
-    address = grpc_server(servicer)
+    address = grpc_server(Scripted(ENDED, ENDED, None, ENDED, ENDED))
     state = node.NodeState("Node-1", address, pb.NodeInfo(), 0.1)
     state.publish(pb.Sample(sequence=1))
-    arguments = (state, Identity("Node-1", None), address, 0.1, lambda: (tenths / 10 for tenths in itertools.count()))
+    arguments = (state, Identity("Node-1", "machine"), address, 0.1, lambda: (tenths / 10 for tenths in itertools.count()))
     thread = node.guarded(state, False, node.keep_connected, *arguments)
 
     def waits() -> list[str]:
@@ -598,14 +588,21 @@ def test_a_taken_id_is_drawn_again_or_ends_a_node_with_its_own_id(start: Start, 
     drawn.line("connected to")
 
 
+def test_a_node_that_reads_seldom_beats_at_once_as_the_server_says(grpc_server: Callable[..., str]) -> None:
+    servicer = Scripted(interval_milliseconds=100)
+    state = connecting(grpc_server(servicer), Identity("box-1", "machine"), interval_seconds=60.0)
+    eventually(lambda: servicer.sessions and len(servicer.sessions[0]) >= 4)
+    state.close()
+
+
 TAKEN = (grpc.StatusCode.ALREADY_EXISTS, "taken")
 
 
-def connecting(address: str, identity: Identity) -> node.NodeState:
+def connecting(address: str, identity: Identity, interval_seconds: float = 1.0) -> node.NodeState:
     """A node of this process that keeps connected, without its backoff."""
-    state = node.NodeState(identity.node_id, address, pb.NodeInfo(), 1.0)
+    state = node.NodeState(identity.node_id, address, pb.NodeInfo(), interval_seconds)
     state.publish(pb.Sample(sequence=1))
-    arguments = (state, identity, address, 1.0, lambda: itertools.repeat(0.01))
+    arguments = (state, identity, address, interval_seconds, lambda: itertools.repeat(0.01))
     threading.Thread(target=node.keep_connected, args=arguments, daemon=True).start()
     return state
 
