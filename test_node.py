@@ -364,6 +364,7 @@ def test_a_node_reports_and_leaves_cleanly(start: Start, number: int, code: int)
     row = server.json_line(lambda line: line["nodes"] and line["nodes"][0]["sample"].get("sequence", "0") >= "2")["nodes"][0]
     assert (row["node_id"], row["state"]) == ("box-1", "ONLINE")
     assert len(row["sample"]["devices"]) == len(row["info"]["devices"]) == 8
+    assert row["info"]["devices"][0]["index"] == 0
     assert row["heartbeat_age_seconds"] < 2
     agent.line("connected to")
     assert agent.end(number) == code
@@ -409,6 +410,25 @@ def test_what_changes_while_a_session_lasts_is_sent_and_the_history_follows(star
         assert list(row.history[start_at + 3 : start_at + 5]) == [7, 50]
     agent.line("GPU 1: fan can't be read")
     assert not [event for event in serving.events() if "refused" in event]
+
+
+SLOW_DIRECTORY = """
+import os, pwd, sys, threading
+import pynvml, node
+from tests.fixtures.nvml import Driver, h200, running
+
+pwd.getpwuid = lambda uid: threading.Event().wait()  # a directory service that is away
+pynvml.nvmlLib = Driver(h200(nvmlDeviceGetComputeRunningProcesses_v3=running((os.getpid(), 2**30))))
+sys.exit(node.main(sys.argv[1:]))
+"""
+
+
+def test_samples_do_not_wait_for_a_directory_of_users(start: Start) -> None:
+    agent = start("-c", SLOW_DIRECTORY, "--server", "127.0.0.1:1", "--json", "--headless", "--interval", "0.1")
+    reading = agent.json_line(lambda line: int(line.get("sample", {}).get("sequence", 0)) >= 15)
+    assert reading["sample"]["devices"][0]["temperature_celsius"] == 63
+    assert "notice" not in reading["info"]
+    assert agent.end() == 130
 
 
 def test_headless_json_has_a_line_a_sample_and_a_line_an_event(start: Start) -> None:

@@ -33,6 +33,7 @@ class Gpu:
         self.readings = Readings(f"GPU {index}: ")
         self.handle: Any = None
         self._nvml = nvml
+        self._is_failed = False
         self._answered = False  # a field in this round
         self._failure: Exception | None = None  # of one
         # What the device itself says that it is not there, and what says that a field of it is not.
@@ -78,9 +79,12 @@ class Gpu:
                 sm_clock_mhz=within(self._ask("clock", nvml.nvmlDeviceGetClockInfo, nvml.NVML_CLOCK_SM), 0, 10_000),
                 throttle_reasons=self._ask("throttling", nvml.nvmlDeviceGetCurrentClocksThrottleReasons),
             )
-        except GpuFailed as failed:
-            return self._failed(str(failed))
-        return self._failed(reason(self._failure)) if self._failure and not self._answered else sample
+        except Exception as error:  # GpuFailed, or something that pynvml makes of what the driver says
+            return self._failed(error)
+        if self._failure and not self._answered:
+            return self._failed(self._failure)
+        self._is_failed = False
+        return sample
 
     def read_info(self) -> None:
         """What seldom changes. What can't be read stays as it was known, if it is the same device. Raises GpuFailed."""
@@ -110,13 +114,15 @@ class Gpu:
     def processes(self) -> list[pb.Process]:
         """Compute and graphics; a process that does both is named once."""
         nvml, found = self._nvml, {}
-        with contextlib.suppress(GpuFailed):  # the sample says what is wrong
+        if self._is_failed or not self.handle:
+            return []  # the sample says what is wrong
+        with contextlib.suppress(GpuFailed):  # and will
             for kind in ("Compute", "Graphics"):
                 for version in ("v3", "v2"):
                     ask = getattr(nvml, f"nvmlDeviceGet{kind}RunningProcesses_{version}")
-                    running = self._ask(f"{kind.lower()} processes", ask) if self.handle else []
-                    if running is not None:
-                        found.update({process.pid: process.usedGpuMemory for process in running})
+                    running, code = self._ask_with_code(f"{kind.lower()} processes", ask)
+                    found.update({process.pid: process.usedGpuMemory for process in running or ()})
+                    if code not in self._absent:
                         break
         return [
             pb.Process(device_index=self.info.index, pid=pid, memory_used_bytes=within(used, 0, 2**50))
@@ -162,9 +168,10 @@ class Gpu:
         self.readings.succeeded(what)
         return value, code
 
-    def _failed(self, error: str) -> pb.DeviceSample:
+    def _failed(self, error: Exception) -> pb.DeviceSample:
+        self._is_failed = True
         self.readings.forget()  # that no field can be read need not be told of each
-        return pb.DeviceSample(error=encodable(error)[:LONGEST_TEXT])
+        return pb.DeviceSample(error=reason(error))
 
 
 class NvmlAccelerators:
@@ -222,7 +229,7 @@ class NvmlAccelerators:
 
     def processes(self) -> list[pb.Process]:
         with self._lock:
-            return [process for gpu in self._gpus for process in gpu.processes()]
+            return [] if self._problem else [process for gpu in self._gpus for process in gpu.processes()]
 
     def _samples(self) -> list[pb.DeviceSample]:
         if self._problem:

@@ -247,6 +247,18 @@ def test_a_device_is_lost_when_all_its_fields_fail(nvml: OpenNvml) -> None:
     assert (info.name, info.memory_total_bytes) == ("NVIDIA H200", 143771 * 2**20)  # what it was is known
 
 
+def test_a_failing_device_costs_no_other_and_its_processes_are_not_asked_for(nvml: OpenNvml) -> None:
+    gpu = h200(nvmlDeviceGetComputeRunningProcesses_v3=lambda _: 999)
+    hardware = nvml(gpu, h200(nvmlDeviceGetComputeRunningProcesses_v3=running((7, 2**30))))
+    assert [process.pid for process in hardware.processes()] == [7]
+    assert hardware.notices() == ["GPU 0: compute processes can't be read (Unknown Error)"]
+    gpu["nvmlDeviceGetCurrentClocksThrottleReasons"] = LOST
+    for _ in range(3):
+        assert [device.error for device in hardware.sample()[1]] == ["GPU is lost", ""]
+        assert [process.pid for process in hardware.processes()] == [7]
+        assert hardware.notices() == []  # the error says it all
+
+
 def test_what_is_static_fails_field_by_field_and_is_read_again(nvml: OpenNvml) -> None:
     clock = Clock()
     gpu = h200(nvmlDeviceGetTemperatureThreshold=Code(pynvml.NVML_ERROR_INVALID_ARGUMENT), nvmlDeviceGetEnforcedPowerLimit=UNKNOWN)
