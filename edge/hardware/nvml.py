@@ -80,11 +80,17 @@ class Gpu:
                 throttle_reasons=self._ask("throttling", nvml.nvmlDeviceGetCurrentClocksThrottleReasons),
             )
         except Exception as error:  # GpuFailed, or something that pynvml makes of what the driver says
-            return self._failed(error)
+            return self.failed(reason(error))
         if self._failure and not self._answered:
-            return self._failed(self._failure)
+            return self.failed(reason(self._failure))
         self._is_failed = False
         return sample
+
+    def failed(self, error: str) -> pb.DeviceSample:
+        """The sample of a device that can't be read at all, which need not be told of each field."""
+        self._is_failed = True
+        self.readings.forget()
+        return pb.DeviceSample(error=error)
 
     def read_info(self) -> None:
         """What seldom changes. What can't be read stays as it was known, if it is the same device. Raises GpuFailed."""
@@ -109,6 +115,8 @@ class Gpu:
         info.MergeFrom(new)
         if is_unified is not None:
             info.unified_memory = is_unified
+            if not memory:
+                info.ClearField("memory_total_bytes")
         self.info = info
 
     def processes(self) -> list[pb.Process]:
@@ -167,11 +175,6 @@ class Gpu:
             self._answered = True
         self.readings.succeeded(what)
         return value, code
-
-    def _failed(self, error: Exception) -> pb.DeviceSample:
-        self._is_failed = True
-        self.readings.forget()  # that no field can be read need not be told of each
-        return pb.DeviceSample(error=reason(error))
 
 
 class NvmlAccelerators:
@@ -233,7 +236,7 @@ class NvmlAccelerators:
 
     def _samples(self) -> list[pb.DeviceSample]:
         if self._problem:
-            return [pb.DeviceSample(error=self._problem[:LONGEST_TEXT]) for _ in self._gpus]
+            return [gpu.failed(self._problem) for gpu in self._gpus]
         return [gpu.sample() for gpu in self._gpus]
 
     def _read_slowly(self) -> None:

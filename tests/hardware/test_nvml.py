@@ -291,8 +291,11 @@ def test_a_name_that_is_no_utf8_is_a_field_that_fails(nvml: OpenNvml) -> None:
 
 
 def test_memory_that_may_not_be_read_is_not_the_hosts(nvml: OpenNvml) -> None:
-    denied = Code(pynvml.NVML_ERROR_NO_PERMISSION)
-    hardware = nvml(h200(nvmlDeviceGetMemoryInfo_v2=denied, nvmlDeviceGetMemoryInfo=denied))
+    clock, denied, gpu = Clock(), Code(pynvml.NVML_ERROR_NO_PERMISSION), h200()
+    hardware = nvml(gpu, clock=clock)
+    hardware.sample()
+    gpu.update(nvmlDeviceGetMemoryInfo_v2=denied, nvmlDeviceGetMemoryInfo=denied)  # in parts from now on
+    clock.now += 5
     sample, info = hardware.sample()[1][0], hardware.info()[1][0]
     assert not info.unified_memory
     assert not info.HasField("memory_total_bytes")
