@@ -173,6 +173,7 @@ class BoundedAccelerators:
         self.backend = source.backend
         self._source = source
         self._infos = source.device_infos()
+        self._timeout_seconds = timeout_seconds
         self._samples, self._processes = BoundedCalls(timeout_seconds), BoundedCalls(timeout_seconds)
         self._readings = Readings()
 
@@ -183,12 +184,17 @@ class BoundedAccelerators:
         return self._infos
 
     def device_samples(self) -> list[pb.DeviceSample]:
+        samples: list[pb.DeviceSample]
         try:
-            samples: list[pb.DeviceSample]
-            samples, self._infos = self._samples.call(lambda: (self._source.device_samples(), self._source.device_infos()))
+            begun_at, samples, self._infos = self._samples.call(self._read)
+            if time.monotonic() - begun_at > self._timeout_seconds:  # it hung: what has come at last is old
+                _, samples, self._infos = self._samples.call(self._read)
         except Exception as error:
             return [pb.DeviceSample(error=reason(error)) for _ in self._infos]
         return samples
 
     def processes(self) -> list[pb.Process]:
         return self._readings.take("processes", self._processes.call, self._source.processes) or []
+
+    def _read(self) -> tuple[float, list[pb.DeviceSample], list[pb.DeviceInfo]]:
+        return time.monotonic(), self._source.device_samples(), self._source.device_infos()

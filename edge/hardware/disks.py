@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Sequence
 from typing import NamedTuple
 
 from edge.hardware.base import Readings
@@ -17,7 +16,13 @@ class Usage(NamedTuple):
 
     total: int
     used: int
-    notices: Sequence[str] = ()  # which others can't be read, and why
+
+
+class Disks(NamedTuple):
+    """The fullest of those that answer, and of the others a notice each."""
+
+    fullest: Usage | None
+    notices: list[str]
 
 
 def mounted_disks(mountinfo: str) -> list[str]:
@@ -46,20 +51,20 @@ def is_read_only(mountinfo: str, place: str) -> bool:
     return bool(options) and "ro" in options[-1].split(",")
 
 
-def fullest_disk(mountinfo: str) -> Usage:
+def read_disks(mountinfo: str) -> Disks:
     """Of the disks that are written to; of "/" where there is none (a container's overlay, a box without a disk, no Linux).
 
-    Raises OSError where none answers. May hang where a disk does.
+    Raises OSError where there is nothing to ask. May hang where a disk does.
     """
     places = mounted_disks(mountinfo)
     if not places and not is_read_only(mountinfo, "/"):
         places = ["/"]
+    if not places:
+        raise OSError("none is written to")
     readings = Readings()
     usages = [readings.take(f"disk {place}", usage_of, place) for place in places]
     known = [usage for usage in usages if usage and usage.total]
-    if not known:
-        raise OSError("; ".join(readings.notices()) or "none is written to")
-    return max(known, key=lambda usage: usage.used / usage.total)._replace(notices=readings.notices())
+    return Disks(max(known, key=lambda usage: usage.used / usage.total, default=None), readings.notices())
 
 
 def usage_of(place: str) -> Usage:

@@ -17,7 +17,7 @@ from typing import Any
 
 import node_pb2 as pb
 from edge.hardware.base import SLOW_READING_SECONDS, BoundedCalls, Readings, read_text, reason, within
-from edge.hardware.disks import Usage, fullest_disk
+from edge.hardware.disks import Disks, read_disks
 from edge.hardware.network import Key, counted_once, rates_between, with_indexes
 from edge.protocol import MAX_CORES
 from edge.text import encodable
@@ -38,12 +38,12 @@ class LocalHost:
         self._clock = clock
         self._root = root
         self._readings = Readings()
-        self._disks = BoundedCalls(DISK_PATIENCE_SECONDS, "the disks")
+        self._disk_calls = BoundedCalls(DISK_PATIENCE_SECONDS, "the disks")
         self._users = Users()
         self._slow_at = -math.inf
         self._facts: pb.HostInfo | None = None
         self._hostname = ""
-        self._disk: Usage | None = None
+        self._disks = Disks(None, [])
         self._temperature: int | None = None
         self._memory: Any = None
         self._processors_at: float | None = None
@@ -68,7 +68,7 @@ class LocalHost:
         return self._hostname
 
     def notices(self) -> list[str]:
-        return [*self._notices, *self._readings.notices(), *(self._disk.notices if self._disk else ())]
+        return [*self._notices, *self._readings.notices(), *self._disks.notices]
 
     def host_info(self) -> pb.HostInfo:
         info = pb.HostInfo()
@@ -86,14 +86,14 @@ class LocalHost:
             self._slow_at = now
             self._read_slowly()
         self._read_memory()
-        memory, load, uptime = self._memory, None, None
+        memory, disk, load, uptime = self._memory, self._disks.fullest, None, None
         if hasattr(os, "getloadavg"):
             load = self._readings.take("load", lambda: os.getloadavg()[0])
         if self._psutil:
             uptime = self._readings.take("uptime", lambda: time.time() - self._psutil.boot_time())
         host = pb.HostSample(
             memory_used_bytes=memory and within(min(max(memory.total - memory.available, 0), memory.total), 0, 2**50),
-            disk_used_bytes=self._disk and within(self._disk.used, 0, 2**60),
+            disk_used_bytes=disk and within(disk.used, 0, 2**60),
             temperature_celsius=self._temperature,
             load_1m=load if load is not None and 0 <= load <= 10**6 else None,
             uptime_seconds=within(uptime, 0, 2**32 - 1),
@@ -139,14 +139,15 @@ class LocalHost:
         """What changes slowly, or is costly."""
         take = self._readings.take
         mountinfo = self._root / "proc/self/mountinfo"
-        self._disk = take("disk", self._disks.call, functools.partial(_fullest_disk, mountinfo))
+        self._disks = take("disk", self._disk_calls.call, functools.partial(_read_disks, mountinfo)) or Disks(None, [])
+        disk = self._disks.fullest
         self._temperature = take("temperature", self._hottest)
         self._hostname = encodable(take("hostname", socket.gethostname) or "")[:LONGEST_TEXT]
         self._facts = pb.HostInfo(
             model=take("model", self._model),
             operating_system=take("operating system", self._operating_system),
             cpu_count=within(take("number of processors", os.cpu_count), 1, 10**6),
-            disk_total_bytes=self._disk and within(self._disk.total, 1, 2**60),
+            disk_total_bytes=disk and within(disk.total, 1, 2**60),
         )
         self._counted = []
 
@@ -226,13 +227,13 @@ class LocalHost:
         return encodable(platform.platform(terse=True))[:LONGEST_TEXT]
 
 
-def _fullest_disk(mountinfo: pathlib.Path) -> Usage:
+def _read_disks(mountinfo: pathlib.Path) -> Disks:
     """Raises OSError."""
     try:
         text = read_text(mountinfo)
     except FileNotFoundError:  # no Linux
         text = ""
-    return fullest_disk(text)
+    return read_disks(text)
 
 
 class Users:

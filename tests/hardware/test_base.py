@@ -105,6 +105,28 @@ def test_a_source_that_hangs_costs_its_timeout_and_says_so_for_each_device() -> 
     assert eventually(bounded.processes) == [pb.Process(pid=7)]
 
 
+def test_what_comes_after_its_time_is_not_taken_for_new() -> None:
+    class Counting(Hanging):
+        asked = 0
+
+        def device_samples(self) -> list[pb.DeviceSample]:
+            self.asked += 1
+            number = self.asked
+            self.goes.wait(60)
+            return [pb.DeviceSample(utilization_percent=number)]
+
+        def device_infos(self) -> list[pb.DeviceInfo]:
+            return [pb.DeviceInfo(name="one")]
+
+    source = Counting()
+    bounded = BoundedAccelerators(source, 0.1)
+    source.goes.clear()
+    assert bounded.device_samples()[0].error
+    assert source.asked == 1
+    source.goes.set()
+    assert eventually(lambda: bounded.device_samples()[0].utilization_percent) == 2
+
+
 def test_a_source_that_fails_in_any_way_is_the_error_of_its_devices() -> None:
     class Broken(Hanging):
         def device_samples(self) -> list[pb.DeviceSample]:

@@ -126,7 +126,7 @@ def well_for(root: pathlib.Path, seconds: float = 1.0) -> LocalHost:
         ),
         ("psutil", "sensors_temperatures", {"temperature_celsius"}, "temperature"),
         ("os", "getloadavg", {"load_1m"}, "load"),
-        ("shutil", "disk_usage", {"disk_used_bytes"}, "disk"),
+        ("shutil", "disk_usage", {"disk_used_bytes"}, "disk /"),
         ("socket", "gethostname", set(), "hostname"),
         ("os", "cpu_count", set(), "number of processors"),
     ],
