@@ -160,8 +160,12 @@ class Gpu:
 
     def _ask_with_code(self, what: str, function: Callable[..., Any], *arguments: Any) -> tuple[Any, int | None]:
         """The same, with NVML's return code."""
+        value, code = None, self._nvml.NVML_SUCCESS
         try:
-            value, code = function(self.handle, *arguments), self._nvml.NVML_SUCCESS
+            value = function(self.handle, *arguments)
+            self._answered = True
+        except UnicodeDecodeError as error:  # a name; pynvml wants UTF-8
+            value = error.object.decode(errors="replace")
         except Exception as error:
             code = getattr(error, "value", None) if isinstance(error, self._nvml.NVMLError) else None
             if code in self._gone:
@@ -170,9 +174,6 @@ class Gpu:
                 self._failure = error
                 self.readings.failed(what, error)
                 return None, code
-            value = None
-        else:
-            self._answered = True
         self.readings.succeeded(what)
         return value, code
 

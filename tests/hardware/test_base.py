@@ -124,7 +124,7 @@ def test_what_comes_after_its_time_is_not_taken_for_new() -> None:
     assert bounded.device_samples()[0].error
     assert source.asked == 1
     source.goes.set()
-    assert eventually(lambda: bounded.device_samples()[0].utilization_percent) == 2
+    assert eventually(lambda: bounded.device_samples()[0].utilization_percent) >= 2
 
 
 def test_a_source_that_fails_in_any_way_is_the_error_of_its_devices() -> None:

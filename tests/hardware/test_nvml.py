@@ -284,10 +284,18 @@ def test_what_is_static_fails_field_by_field_and_is_read_again(nvml: OpenNvml) -
     assert hardware.notices() == []
 
 
-def test_a_name_that_is_no_utf8_is_a_field_that_fails(nvml: OpenNvml) -> None:
+def test_a_name_that_is_no_utf8_has_a_replacement_character(nvml: OpenNvml) -> None:
     hardware = nvml(h200(nvmlDeviceGetName=b"NVIDIA \xff200"))
-    assert hardware.info()[1][0].name == "GPU 0"
-    assert hardware.notices()[0].startswith("GPU 0: name can't be read (UnicodeDecodeError")
+    assert hardware.info()[1][0].name == "NVIDIA �200"
+    assert hardware.notices() == []
+
+
+def test_what_pynvml_itself_fails_at_is_a_field_that_fails(nvml: OpenNvml, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetPowerUsage", lambda _handle: int("lots"))
+    hardware = nvml(h200())
+    sample = hardware.sample()[1][0]
+    assert (sample.HasField("power_milliwatts"), sample.temperature_celsius) == (False, 63)
+    assert hardware.notices()[0].startswith("GPU 0: power can't be read (ValueError: invalid literal")
 
 
 def test_memory_that_may_not_be_read_is_not_the_hosts(nvml: OpenNvml) -> None:
