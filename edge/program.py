@@ -52,6 +52,10 @@ def main_of(
     if isinstance(sys.stdout.buffer, io.RawIOBase):  # PYTHONUNBUFFERED; what a signal cuts off would be lost there, and we flush
         sys.stdout = io.TextIOWrapper(io.BufferedWriter(sys.stdout.buffer), sys.stdout.encoding)
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal that is not UTF-8 must not end the program
+    if os.name == "posix":
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):  # whoever started us may have left it so that a write fails rather than waits
+                os.set_blocking(stream.fileno(), True)
     debug = False
     try:
         try:
@@ -60,6 +64,9 @@ def main_of(
             if lacking := limits.lacking():
                 raise Failure(lacking)
             return run(options)
+        except KeyboardInterrupt:
+            abandon_stdout()
+            raise
         finally:
             with writing():
                 sys.stdout.flush()
@@ -124,9 +131,7 @@ def set_alarm(seconds: float) -> None:
 
 
 def abandon_stdout() -> None:
-    """What is still in stdout's buffer goes nowhere, else Python complains of it once more when it ends."""
-    with contextlib.suppress(OSError, ValueError):
-        sys.stdout.flush()
+    """What is still in stdout's buffer goes nowhere, else Python complains of it once more when it ends, or waits for a reader."""
     with contextlib.suppress(OSError, ValueError):
         turn_to_nowhere(sys.stdout)
 

@@ -189,6 +189,13 @@ def test_a_server_says_goodbye_though_nobody_reads_its_lines(start: Start, full_
         node.line("going away")
 
 
+def test_one_reading_that_nobody_reads_is_interrupted(full_pipe: int) -> None:
+    with closed("", *ONCE, stdout=full_pipe, stderr=full_pipe) as process:
+        eventually(lambda: waits_to_write(process.pid))
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 130
+
+
 def test_who_reads_the_errors_still_has_them(full_pipe: int) -> None:
     with closed("", *SERVER[:-1], "--json", stdout=full_pipe, stderr=subprocess.PIPE) as process:
         eventually(lambda: waits_to_write(process.pid))
@@ -252,13 +259,15 @@ sys.exit(main_of("edge", lambda _: argparse.Namespace(debug=True), run, []))
 
 
 @BUFFERED
-def test_a_slow_reader_gets_it_all(unbuffered: str) -> None:
-    command = [sys.executable, "-c", PUT_MUCH]
-    with subprocess.Popen(command, cwd=ROOT, env=environment(PYTHONUNBUFFERED=unbuffered), stdout=subprocess.PIPE) as process:
+@pytest.mark.parametrize("blocking", [True, False], ids=["blocking", "nonblocking"])
+def test_a_slow_reader_gets_it_all(unbuffered: str, blocking: bool) -> None:
+    reading, writing = os.pipe()
+    os.set_blocking(writing, blocking)
+    with closed("", "-c", PUT_MUCH, stdout=writing, unbuffered=unbuffered) as process, os.fdopen(reading) as reader:
+        os.close(writing)
         eventually(lambda: waits_to_write(process.pid))
         process.send_signal(signal.SIGALRM)  # sooner than by itself
-        assert process.stdout
-        assert len(process.stdout.read()) == 300_001
+        assert len(reader.read()) == 300_001
         assert process.wait(10) == 0
 
 
@@ -352,10 +361,10 @@ def test_a_program_that_was_suspended_ends(terminal: Open, program: tuple[str, .
 # ---- Streams that were closed before the start ----
 
 
-def closed(streams: str, *program: str, **pipes: int) -> subprocess.Popen[str]:
+def closed(streams: str, *program: str, unbuffered: str = "", **pipes: int) -> subprocess.Popen[str]:
     """A program that a shell starts without some of its streams."""
     command = ["sh", "-c", f'exec "$0" "$@" {streams}', sys.executable, *program]
-    return subprocess.Popen(command, cwd=ROOT, env=environment(), text=True, **pipes)  # type: ignore[call-overload,no-any-return]
+    return subprocess.Popen(command, cwd=ROOT, env=environment(PYTHONUNBUFFERED=unbuffered), text=True, **pipes)  # type: ignore[call-overload,no-any-return]
 
 
 def test_a_server_without_stdout_runs_until_it_is_stopped() -> None:
