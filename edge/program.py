@@ -48,14 +48,7 @@ def main_of(
 
     Raises SystemExit as argparse does: with 0 after --help and --version, with 2 for the command line.
     """
-    open_missing_streams()
-    if isinstance(sys.stdout.buffer, io.RawIOBase):  # PYTHONUNBUFFERED; what a signal cuts off would be lost there, and we flush
-        sys.stdout = io.TextIOWrapper(io.BufferedWriter(sys.stdout.buffer), sys.stdout.encoding)
-    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal that is not UTF-8 must not end the program
-    if os.name == "posix":
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError):  # whoever started us may have left it so that a write fails rather than waits
-                os.set_blocking(stream.fileno(), True)
+    prepare_streams()
     debug = False
     try:
         try:
@@ -86,18 +79,21 @@ def main_of(
         return FAILED
 
 
-def open_missing_streams() -> None:
-    """A stream that was closed before the start (`>&-`) is None: what goes there goes nowhere.
-
-    Its number is filled first. Whatever is opened next would get it, and then what a library of C writes to number 1 or 2.
-    """
-    if None in (sys.stdin, sys.stdout, sys.stderr):
+def prepare_streams() -> None:
+    """Whatever was done to stdin, stdout and stderr before the start, they can be used."""
+    if None in (sys.stdin, sys.stdout, sys.stderr):  # closed (`>&-`): as if it led to /dev/null
         while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
-            pass
+            pass  # what is opened next must not have its number: libraries of C write to 1 and 2
         os.close(descriptor)
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115  # for as long as we live
+        for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+            if getattr(sys, name) is None:
+                setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115  # for as long as we live
+    for stream in (sys.stdout, sys.stderr) if os.name == "posix" else ():
+        with contextlib.suppress(OSError):  # where a write that would wait fails instead: others have left it so
+            os.set_blocking(stream.fileno(), True)
+    if isinstance(sys.stdout.buffer, io.RawIOBase):  # PYTHONUNBUFFERED: what a signal cuts off would be lost there, and we flush
+        sys.stdout = io.TextIOWrapper(io.BufferedWriter(sys.stdout.buffer), sys.stdout.encoding)
+    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal that is not UTF-8 must not end the program
 
 
 def put(text: str, file: TextIO | None = None) -> None:
