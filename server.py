@@ -18,6 +18,7 @@ import argparse
 import asyncio
 import collections
 import concurrent.futures
+import contextlib
 import functools
 import gc
 import itertools
@@ -29,32 +30,32 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, cast
 
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC's C core writes to stderr, across the screen; what matters comes as errors
 
 import grpc
 import grpc.aio
-from google.protobuf.message import DecodeError
 
 import node_pb2 as pb
 import node_pb2_grpc
 from edge.command_line import Endpoint, Listed, Options, parse_count, parse_endpoints, parse_seconds, target_of
 from edge.event_log import Event, EventLog, Follower
+from edge.fleet.admission import PLENTY, Lines, Memory, PerSecond, Places, WaitingRoom, network_of
 from edge.fleet.export import snapshot_json
 from edge.fleet.intake import (
     MAX_UNREAD_BYTES,
     after,
-    as_refused,
-    check_identity,
+    heartbeat_of,
+    identify,
     is_only_a_sample,
     with_unread,
     with_unread_if_sane,
 )
 from edge.fleet.keys import follow, press
 from edge.fleet.lens import EVENTS_KEPT, Lens, Ui
-from edge.fleet.listening import default_endpoint, peer_address, raise_open_files, why_not_bound
+from edge.fleet.listening import default_endpoint, most_connections, peer_address, raise_open_files, why_not_bound
 from edge.fleet.row import GOING_AWAY, End, Refused, Row, Session, State, reason_of, state_of
 from edge.fleet.screen import look, render, room_of
 from edge.program import Failure, OutputClosed, is_screen, main_of, put, time_stamp
@@ -64,8 +65,8 @@ from edge.protocol import (
     GOODBYE_SECONDS,
     LOST_SECONDS,
     MAX_NODE_ID,
-    SERVER_OPTIONS,
     late_after_seconds,
+    server_options,
 )
 from edge.terminal import Inputs, Screen
 from edge.text import MISSING, show_seconds, visible
@@ -77,7 +78,9 @@ DATA_FRAMES_PER_SECOND = 12  # heartbeats come all the time; keys are answered a
 TICK_SECONDS = 1.0  # from one look at who is late to the next: for the log, since a row's state is told from its age
 PRINT_SECONDS = 0.2  # from one look into the log to the next, without a screen
 UNHEARD_SECONDS = 0.1  # that gRPC may take at the end to say what became of an answer that was broken off
-COMPLAINTS_PER_SECOND = 10  # refusals and errors that the log takes: what a hostile sender can do to it
+UNARY_PER_SECOND = 2000  # heartbeats without a stream that are answered, half of them to one network: half a core
+TOO_MANY_UNARY = f"over {UNARY_PER_SECOND} unary heartbeats a second, or half as many of one network: use StreamHeartbeats"
+MOST_WAITING = 1000  # streams whose first message has not come: beyond them, the longest waiting one ends
 
 
 # ---- The registry: all nodes, under one lock ----
@@ -102,23 +105,24 @@ class Registry:
     ) -> None:
         self.clock = clock
         self.wall = time.time
-        self.log = EventLog(EVENTS_KEPT, self.wall)
+        self.log = EventLog(EVENTS_KEPT, self.wall, PLENTY)
         self.errors: collections.deque[str] = collections.deque(maxlen=100)  # written where the lock may be held
         self._keeps_history = keeps_history
         self._interval_seconds = interval_seconds
         self._heartbeats_per_second = heartbeats_per_second
         self._acknowledge_seconds = acknowledge_seconds
-        self._max_nodes = max_nodes
+        self.max_nodes = max_nodes
         self._lock = threading.Lock()
         self._rows: dict[str, Row] = {}
         self._beating = 0  # nodes that are not gone, as of the last tick
-        self._gone: collections.deque[Row] = collections.deque()  # the lost and left ones, longest silent first: they give way
+        self._places = Places(max_nodes)
+        self._memory = Memory(max_nodes)
         self._told: dict[str, State] = {}  # the worse states that the log has already told
-        self._complaints = (0, 0)  # second, and how many in it
+        self._lines = Lines(self.log)
 
     def open(self, request: pb.HeartbeatRequest, address: str, close: Callable[[End], object] | None = None) -> Session:
         """Take a session's first message. Raises Refused: a bad id or field, a living holder of the id, a full server."""
-        check_identity(request)
+        identify(request)
         now = self.clock()
         session = Session(request, address, close)
         with self._lock:
@@ -132,10 +136,12 @@ class Registry:
             session.next_check_at = now + random.uniform(0, CHECK_SECONDS)
         with self._lock:
             holder = self._rows.get(session.node_id)
-            self._check_holder(holder, session, now)
+            self._check_holder(holder, session, request.info, now)
             if not holder:
-                self._make_room(session.node_id)
+                self._make_room(session)
+            self._memory.swap(holder, row)
             self._admit(session, request, holder, now)
+            self._places.add(row)
             self._put(row, session, request)
         return session
 
@@ -149,28 +155,40 @@ class Registry:
         )  # fmt: skip
 
     @staticmethod
-    def _check_holder(holder: Row | None, newcomer: Session, now: float) -> None:
-        """Raises Refused when another instance lives under this id: one that is late, broken or gone gives way."""
-        if holder and holder.session and state_of(holder, now) is State.ONLINE:
-            other_kind = (holder.session.close is None) != (newcomer.close is None)
-            # The first version's nodes and scripts do not say which instance they are: the kind of call must do.
-            if holder.session.instance_id != newcomer.instance_id or (not newcomer.instance_id and other_kind):
-                where = f"{visible(holder.info.hostname) or 'a node'} at {holder.address}"
-                raise Refused(f"the id {newcomer.node_id} is taken by {where}", grpc.StatusCode.ALREADY_EXISTS)
+    def _check_holder(holder: Row | None, newcomer: Session, info: pb.NodeInfo, now: float) -> None:
+        """Raises Refused when another instance lives under this id: one that is late, broken or gone gives way. Not to another
+        box's drawn id: that box can draw again, so that the one which comes back finds its name."""
+        if not holder:
+            return
+        if info.id_is_drawn and holder.info.box_id not in ("", info.box_id):
+            raise Refused(f"the id {newcomer.node_id} belongs to another box", grpc.StatusCode.ALREADY_EXISTS)
+        if holder.session and state_of(holder, now) is State.ONLINE and not holder.session.is_the_same_as(newcomer):
+            where = f"taken by {visible(holder.info.hostname) or 'a node'} at {holder.address}"
+            elsewhere = "taken by another living node (the server's events name it)"  # who it is, is not told to anyone who asks
+            told = where if holder.address == newcomer.address else elsewhere
+            code = grpc.StatusCode.ALREADY_EXISTS
+            raise Refused(f"the id {newcomer.node_id} is {told}", code, f"the id {newcomer.node_id} is {where}")
 
-    def _make_room(self, newcomer: str) -> None:
-        """Remove the nodes that are gone until one more fits. Raises Refused when all the others live."""
-        while len(self._rows) >= self._max_nodes and self._gone:
-            row = self._gone.popleft()
-            if self._rows.get(row.node_id) is row:  # else it came back
-                self._remove(row, f"the server is full: {row.node_id}, which was silent, gave way to {newcomer}")
-        if len(self._rows) >= self._max_nodes:
-            reason = f"the server is full with {self._max_nodes} nodes: start it with a larger --max-nodes"
+    def _make_room(self, newcomer: Session) -> None:
+        """Remove the nodes that give way until one more fits. Raises Refused when there is none."""
+        network = network_of(newcomer.address)
+        while len(self._rows) >= self.max_nodes and (gone := self._places.next_gone(network)):
+            if self._rows.get(gone.node_id) is gone:  # else it came back
+                self._remove(gone, f"the server is full: {gone.node_id}, which was silent, gave way to {newcomer.node_id}")
+        if len(self._rows) >= self.max_nodes and (greedy := self._places.newest_of_the_greedy(network)):
+            self._remove(self._rows[greedy], f"the server is full, and most of its nodes are at the address of {greedy}")
+        if len(self._rows) >= self.max_nodes:
+            reason = f"the server is full with {self.max_nodes} nodes: start it with a larger --max-nodes"
             raise Refused(reason, grpc.StatusCode.RESOURCE_EXHAUSTED)
 
     def _remove(self, row: Row, reason: str) -> None:
         """Take a row out. Its session, if it has one, ends for this reason."""
+        self._memory.swap(row, None)
+        self._take_out(row, reason)
+
+    def _take_out(self, row: Row, reason: str) -> None:
         del self._rows[row.node_id]
+        self._places.remove(row)
         self._told.pop(row.node_id, None)
         if row.session:
             row.session.finish(End(reason, grpc.StatusCode.ABORTED))
@@ -178,12 +196,12 @@ class Registry:
     def _admit(self, session: Session, request: pb.HeartbeatRequest, holder: Row | None, now: float) -> None:
         """Remove who held the id until now, and log who comes."""
         if holder:
-            self._remove(holder, f"another session of {session.node_id} has taken over")
+            self._take_out(holder, f"another session of {session.node_id} has taken over")
         if holder and holder.info.instance_id == session.instance_id and not holder.left:
-            self.log.add("back", f"after {show_seconds(now - holder.heartbeat_at)}", session.node_id)
+            self._lines.add("back", f"after {show_seconds(now - holder.heartbeat_at)}", session.node_id, now)
         else:
             hostname = f"{visible(request.info.hostname)}, " if request.info.hostname else ""
-            self.log.add("joined", f"{hostname}{session.address}", session.node_id)
+            self._lines.add("joined", f"{hostname}{session.address}", session.node_id, now)
 
     def heartbeat(self, session: Session, request: pb.HeartbeatRequest) -> None:
         """Take one more message of a session. Raises Refused for a field out of its range, or when the session is over."""
@@ -205,19 +223,21 @@ class Registry:
                 session.next_check_at = now + CHECK_SECONDS
         with self._lock:
             self._held(session)
+            self._memory.swap(self._rows[row.node_id], row)
             self._tell_return(before, now)
             self._put(row, session, request)
 
     def _tell_return(self, row: Row, now: float) -> None:
         if self._told.pop(row.node_id, None):
-            self.log.add("back", f"after {show_seconds(now - row.heartbeat_at)}", row.node_id)
+            self._lines.add("back", f"after {show_seconds(now - row.heartbeat_at)}", row.node_id, now)
 
     def take_unary(self, request: pb.HeartbeatRequest, address: str) -> Session:
         """Take a heartbeat without a stream: of the session that its row has, or of a new one. Raises Refused as `open` does."""
+        identify(request)
         with self._lock:
             row = self._rows.get(request.node_id)
         session = row.session if row else None
-        if session and session.close is None and request.info.instance_id in ("", session.instance_id):
+        if session and session.close is None and session.takes_unary(request.info.instance_id, address):
             self.heartbeat(session, request)
             return session
         return self.open(request, address)
@@ -233,8 +253,8 @@ class Registry:
         session.sequence = request.sample.sequence or session.sequence
         if request.leaving:
             row = row._replace(left=True, session=None, reason="said goodbye")
-            self._gone.appendleft(row)
-            self.log.add("left", row.reason, row.node_id)
+            self._places.leave(row)
+            self._lines.add("left", row.reason, row.node_id, row.heartbeat_at)
         self._rows[row.node_id] = row
 
     def stream_ended(self, session: Session, reason: str) -> None:
@@ -242,8 +262,12 @@ class Registry:
         with self._lock:
             row = self._rows.get(session.node_id)
             if row and row.session is session:
-                self._rows[session.node_id] = with_unread_if_sane(row)._replace(unread=b"", session=None, reason=reason)
-                self.log.add("disconnected", reason, session.node_id)
+                with contextlib.suppress(Refused):  # what was unread is kept if it is sane, and where there is room
+                    read = with_unread(row)
+                    self._memory.swap(row, read)
+                    row = read
+                self._rows[session.node_id] = row._replace(unread=b"", session=None, reason=reason)
+                self._lines.add("disconnected", reason, session.node_id, self.clock())
 
     def acknowledgement(self, session: Session) -> pb.HeartbeatResponse:
         """The answer to what a session has sent so far, with the cadence of now. When it was due, the next one is due later."""
@@ -284,7 +308,9 @@ class Registry:
     def restore(self, row: Row) -> None:
         """Put a row as it is: for pictures and tests."""
         with self._lock:
+            self._memory.swap(self._rows.get(row.node_id), row)
             self._rows[row.node_id] = row
+            self._places.add(row)
 
     def newest_events(self, count: int) -> list[Event]:
         """The last `count` events, the newest last."""
@@ -313,7 +339,7 @@ class Registry:
         gone.sort(key=lambda row: (not row.left, row.heartbeat_at))  # who said goodbye gives way before who is lost
         with self._lock:
             self._beating = len(rows) - len(gone)
-            self._gone = collections.deque(gone)
+            self._places.set_gone(gone)
             for row, state in silent:
                 if self._rows.get(row.node_id) is not row:
                     continue
@@ -321,16 +347,12 @@ class Registry:
                     self._remove(row, f"no heartbeat for {show_seconds(FORGET_SECONDS)}: the server has forgotten {row.node_id}")
                 elif state in (State.LATE, State.LOST) and self._told.get(row.node_id) is not state:
                     self._told[row.node_id] = state
-                    self.log.add(state.value.lower(), reason_of(row, state, now), row.node_id)
+                    self._lines.add(state.value.lower(), reason_of(row, state, now), row.node_id, now, row.address)
 
     def complain(self, kind: str, node_id: str, text: str) -> None:
-        """Write into the log what a hostile sender could make come in masses: COMPLAINTS_PER_SECOND and no more."""
-        second = int(self.clock())
+        """Write into the log what came from outside, and of a kind that a hostile sender could make come in masses."""
         with self._lock:
-            before = self._complaints[1] if self._complaints[0] == second else 0
-            self._complaints = second, before + 1
-        if before < COMPLAINTS_PER_SECOND:
-            self.log.add(kind, visible(text, 500), visible(node_id, MAX_NODE_ID) or MISSING)
+            self._lines.add(kind, visible(text, 500), visible(node_id, MAX_NODE_ID) or MISSING, self.clock())
 
 
 class ErrorEvents(logging.Handler):
@@ -351,92 +373,114 @@ class ErrorEvents(logging.Handler):
 
 
 class Service(node_pb2_grpc.NodeServiceServicer):
-    """The two calls of node.proto."""
+    """The two calls of node.proto. Both take bytes: what is too much is refused before it is parsed, or even read."""
 
     def __init__(self, registry: Registry, first_message_seconds: float) -> None:
         self._registry = registry
-        self._first_message_seconds = first_message_seconds
-        # Streams by number, and why the server ends those that it ends. A stream's frames do not hold its task: the task keeps
+        self._unary = PerSecond(UNARY_PER_SECOND, UNARY_PER_SECOND // 2)
+        # Calls by number, and why the server ends those that it ends. A call's frames do not hold its task: the task keeps
         # the error that ended it, and that the frames. Such cycles wait for a garbage collection, with all that they hold.
         self._streams: dict[int, asyncio.Task[None]] = {}
         self._ends: dict[int, End] = {}
+        self._waiting = WaitingRoom(MOST_WAITING, first_message_seconds, self._end_waiting)
         self._answering: set[int] = set()  # streams with an answer under way: gRPC takes no status beside it
         self.has_unheard = False  # an answer was broken off, and gRPC has yet to say what became of it
         self._numbers = itertools.count()
         self._closing = False
 
-    async def Heartbeat(self, request: pb.HeartbeatRequest, context: Any) -> pb.HeartbeatResponse:
+    def handlers(self) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
+        """The calls by their names. What gRPC takes for a stream of requests can be refused before its first one is read."""
+        serialize = pb.HeartbeatResponse.SerializeToString
+        return {
+            "Heartbeat": grpc.stream_unary_rpc_method_handler(self.Heartbeat, None, serialize),
+            "StreamHeartbeats": grpc.stream_stream_rpc_method_handler(self.StreamHeartbeats, None, serialize),
+        }
+
+    async def Heartbeat(self, requests: object, context: Any) -> pb.HeartbeatResponse | None:
         """One heartbeat, one answer."""
-        address = peer_address(context.peer())
+        call = self._call(context, self._take_one)
+        del requests, context  # see _call
+        return await call
+
+    async def StreamHeartbeats(self, requests: object, context: Any) -> None:
+        """A session: one stream from its first message to its end."""
+        call = self._call(context, self._hold_session)
+        del requests, context
+        await call
+
+    async def _call(self, context: Any, body: Callable[..., Awaitable[pb.HeartbeatResponse | None]]) -> pb.HeartbeatResponse | None:
+        """A call, and its status where `body` is refused or the server ends it."""
+        stream = next(self._numbers)
+        self._streams[stream] = cast("asyncio.Task[None]", asyncio.current_task())
+        if self._closing:
+            self._ends[stream] = GOING_AWAY
         try:
-            return self._registry.acknowledgement(self._registry.take_unary(request, address))
+            return await body(context, stream)
         except Refused as error:
-            self._log_refusal(request.node_id, address, error.end)
             end = error.end
+        except asyncio.CancelledError:
+            if stream not in self._ends or stream in self._answering:  # the node is gone; or does not read, and can be told nothing
+                raise
+            end = self._ends[stream]
+        finally:
+            del self._streams[stream]
+            self._ends.pop(stream, None)
+            self._waiting.leave(stream)
+            self._answering.discard(stream)
         abort = context.abort(end.code, end.reason)
         del context  # it keeps the error that `abort` raises, and that this frame
         await abort
         raise AssertionError("abort raises")
 
-    async def StreamHeartbeats(self, requests: Any, context: Any) -> None:
-        """A session: one stream from its first message to its end."""
-        stream = next(self._numbers)
-        self._streams[stream] = cast("asyncio.Task[None]", asyncio.current_task())
-        if self._closing:
-            self._ends[stream] = GOING_AWAY
-        end: End | None = None
+    async def _take_one(self, context: Any, stream: int) -> pb.HeartbeatResponse:
+        address, node_id = peer_address(context.peer()), ""
         try:
-            await self._hold_session(context, stream)
-        except (Refused, DecodeError) as error:
-            end = as_refused(error).end
-        except asyncio.CancelledError:
-            end = self._ends.get(stream)
-            if not end or stream in self._answering:  # the node is gone; or it does not read, and can be told nothing
-                raise
-        finally:
-            del self._streams[stream]
-            self._ends.pop(stream, None)
-            self._answering.discard(stream)
-        if end:
-            abort = context.abort(end.code, end.reason)
-            del context, requests  # both hold what keeps the error that `abort` raises, and that this frame
-            await abort
+            if not self._unary.takes(network_of(address), self._registry.clock()):
+                raise Refused(TOO_MANY_UNARY, grpc.StatusCode.RESOURCE_EXHAUSTED)
+            request = await self._first_message(context, stream, address)
+            node_id = request.node_id
+            return self._registry.acknowledgement(self._registry.take_unary(request, address))
+        except Refused as error:
+            self._log_refusal(node_id, address, error)
+            raise
 
     async def _hold_session(self, context: Any, stream: int) -> None:
         """Until the goodbye, or the node half-closes. The first message and the goodbye are answered at once, others at times."""
         address, node_id = peer_address(context.peer()), ""
         session, reason = None, "the stream broke"
         try:
-            first = await self._first_message(context)
+            first = await self._first_message(context, stream, address)
             node_id = first.node_id
             session = self._registry.open(first, address, self._closer(stream))
             del first  # what a stream holds while it waits, it holds ten thousand times
             await self._answer(context, stream, session)
-            while (request := await context.read()) is not grpc.aio.EOF:
+            while (raw := await context.read()) is not grpc.aio.EOF:
+                request = heartbeat_of(raw)
                 self._registry.heartbeat(session, request)
                 if request.leaving or self._registry.clock() >= session.next_acknowledgement_at:
                     await self._answer(context, stream, session)
                 if request.leaving:
                     return
-                del request
-        except (Refused, DecodeError) as error:
-            reason = as_refused(error).end.reason
-            self._log_refusal(node_id, address, as_refused(error).end)
+                del raw, request
+        except Refused as error:
+            reason = error.end.reason
+            self._log_refusal(node_id, address, error)
             raise
         finally:
             if session:
                 self._registry.stream_ended(session, reason)
 
-    async def _first_message(self, context: Any) -> pb.HeartbeatRequest:
-        try:
-            first = await asyncio.wait_for(context.read(), self._first_message_seconds)
-        except asyncio.TimeoutError as error:
-            reason = f"no message within {self._first_message_seconds:g} s"
-            raise Refused(reason, grpc.StatusCode.DEADLINE_EXCEEDED) from error
-        if first is grpc.aio.EOF:
+    async def _first_message(self, context: Any, stream: int, address: str) -> pb.HeartbeatRequest:
+        self._waiting.enter(stream, address)
+        raw = await context.read()
+        self._waiting.leave(stream)
+        if raw is grpc.aio.EOF:
             raise Refused("the stream ended before its first message")
-        message: pb.HeartbeatRequest = first
-        return message
+        return heartbeat_of(raw)
+
+    def _end_waiting(self, stream: int, address: str, end: End) -> None:
+        self._log_refusal("", address, Refused(*end))
+        self._end_stream(stream, end)
 
     async def _answer(self, context: Any, stream: int, session: Session) -> None:
         """Acknowledge. A node that does not read keeps this waiting, until its stream ends."""
@@ -452,8 +496,8 @@ class Service(node_pb2_grpc.NodeServiceServicer):
         if stream in self._ends:  # meanwhile
             raise asyncio.CancelledError
 
-    def _log_refusal(self, node_id: str, address: str, end: End) -> None:
-        self._registry.complain("refused", node_id, f"{address}: {end.reason} ({end.code.name})")
+    def _log_refusal(self, node_id: str, address: str, refused: Refused) -> None:
+        self._registry.complain("refused", node_id, f"{address}: {refused.told_here} ({refused.end.code.name})")
 
     def _closer(self, stream: int) -> Callable[[End], object]:
         """What ends a stream, from any thread."""
@@ -537,8 +581,9 @@ class Network:
 
     async def _serve(self) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-        server = grpc.aio.server(options=SERVER_OPTIONS)
-        node_pb2_grpc.add_NodeServiceServicer_to_server(self._service, server)
+        most = self._registry.max_nodes
+        server = grpc.aio.server(options=server_options(most, most_connections(most)))
+        server.add_registered_method_handlers("node.NodeService", self._service.handlers())
         bound = [self._bind(server, endpoint) for endpoint in self._listen or (default_endpoint(),)]
         await server.start()
         self._bound.set_result(bound)

@@ -1,4 +1,4 @@
-"""HTTP/2: as much of it as one stream a connection needs (RFC 9113, RFC 7541)."""
+"""HTTP/2: as much of it as a node needs, or an attacker (RFC 9113, RFC 7541)."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ FRAME_HEADER = 9
 DATA_OVERHEAD = FRAME_HEADER + 5  # and gRPC's header of a message
 DEFAULT_WINDOW = 65_535
 INITIAL_WINDOW_SIZE = 4  # a setting
+STREAM_CALL, UNARY_CALL = b"/node.NodeService/StreamHeartbeats", b"/node.NodeService/Heartbeat"
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 
@@ -18,9 +19,9 @@ def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
     return len(payload).to_bytes(3, "big") + bytes((kind, flags)) + stream.to_bytes(4, "big") + payload
 
 
-def data_frame(message: bytes, flags: int = 0) -> bytes:
-    """A message on the one stream, not compressed."""
-    return frame(DATA, flags, 1, b"\0" + len(message).to_bytes(4, "big") + message)
+def data_frame(message: bytes, flags: int = 0, stream: int = 1, compressed: bool = False) -> bytes:
+    """A message on a stream."""
+    return frame(DATA, flags, stream, bytes([compressed]) + len(message).to_bytes(4, "big") + message)
 
 
 def window_updates(count: int) -> bytes:
@@ -28,16 +29,18 @@ def window_updates(count: int) -> bytes:
     return frame(WINDOW_UPDATE, 0, 0, count.to_bytes(4, "big")) + frame(WINDOW_UPDATE, 0, 1, count.to_bytes(4, "big"))
 
 
-def request_headers() -> bytes:
-    """What opens the stream. Names from HPACK's static table, values literal and not indexed."""
+def request_headers(stream: int = 1, path: bytes = STREAM_CALL, encoding: bytes = b"") -> bytes:
+    """What opens a stream. Names from HPACK's static table, values literal and not indexed."""
 
     def literal(name: bytes, value: bytes) -> bytes:
         return name + bytes([len(value)]) + value
 
     block = b"\x83\x86"  # :method POST, :scheme http
-    block += literal(b"\x04", b"/node.NodeService/StreamHeartbeats") + literal(b"\x01", b"bench")  # :path, :authority
+    block += literal(b"\x04", path) + literal(b"\x01", b"bench")  # :path, :authority
     block += literal(b"\x0f\x10", b"application/grpc") + literal(b"\x00\x02te", b"trailers")
-    return frame(HEADERS, END_HEADERS, 1, block)
+    if encoding:
+        block += literal(b"\x00\x0dgrpc-encoding", encoding)
+    return frame(HEADERS, END_HEADERS, stream, block)
 
 
 def status_of(block: bytes) -> str:

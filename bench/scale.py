@@ -27,7 +27,7 @@ from bench.generator import Load, Plan, Report
 from bench.messages import STAMP
 from bench.processes import SCREEN_SIZE, Program, Terminal, free_port, headless, raise_open_files, role
 from edge.fleet.row import Session
-from edge.protocol import SERVER_OPTIONS
+from edge.protocol import server_options
 
 END_KEY, HOME_KEY = b"\x1b[F", b"\x1b[H"
 
@@ -177,7 +177,7 @@ def serve_bare(port: int) -> None:
 
     async def serve() -> None:
         handlers: dict[str, Any] = {"StreamHeartbeats": grpc.stream_stream_rpc_method_handler(handle)}
-        bare = grpc.aio.server(options=SERVER_OPTIONS)
+        bare = grpc.aio.server(options=server_options(100_000, 100_000))
         bare.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("node.NodeService", handlers),))
         bare.add_insecure_port(f"127.0.0.1:{port}")
         await bare.start()

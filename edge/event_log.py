@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import collections
+import heapq
 import itertools
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from typing import NamedTuple
 
 
@@ -20,30 +21,49 @@ class Event(NamedTuple):
 
 
 class EventLog:
-    """The last `kept` events. Any thread adds, and several may follow, each at its own pace."""
+    """The last `kept` events of each kind. Any thread adds, and several may follow, each at its own pace.
 
-    def __init__(self, kept: int, wall: Callable[[], float] = time.time) -> None:
+    Each kind has a room of its own, and of `plenty` are the kinds that may come in masses: they push out nothing but themselves.
+    """
+
+    def __init__(self, kept: int, wall: Callable[[], float] = time.time, plenty: Collection[str] = ()) -> None:
         self._wall = wall
+        self._kept = kept
+        self._plenty = plenty
         self._lock = threading.Lock()
-        self._events: collections.deque[Event] = collections.deque(maxlen=kept)
+        self._rooms: dict[str, collections.deque[tuple[int, Event]]] = {}  # by kind: events, numbered as they came
         self._count = 0  # of all that ever came
 
     def add(self, kind: str, text: str, node_id: str = "") -> None:
         """Note what happens now."""
         with self._lock:
-            self._events.append(Event(self._wall(), kind, node_id, text))
+            room = self._rooms.setdefault(kind, collections.deque(maxlen=self._kept))
+            room.append((self._count, Event(self._wall(), kind, node_id, text)))
+            self._count += 1
+
+    def miss(self) -> None:
+        """One comes too fast to be kept. Who follows is told how many did."""
+        with self._lock:
             self._count += 1
 
     def newest(self, count: int) -> list[Event]:
-        """The last `count` events, the newest last."""
+        """The last `count` events, the newest last. What comes in masses leaves half of them to what does not."""
         with self._lock:
-            return list(itertools.islice(reversed(self._events), count))[::-1]
+            rare = self._last(count, (room for kind, room in self._rooms.items() if kind not in self._plenty))
+            plenty = self._last(count, (room for kind, room in self._rooms.items() if kind in self._plenty))
+        least = min(len(rare), count // 2)
+        rest = sorted([*rare[least:], *plenty], reverse=True)[: count - least]
+        return [event for _, event in sorted([*rare[:least], *rest])]
+
+    @staticmethod
+    def _last(count: int, rooms: Iterable[collections.deque[tuple[int, Event]]]) -> list[tuple[int, Event]]:
+        return list(itertools.islice(heapq.merge(*map(reversed, rooms), reverse=True), count))
 
     def since(self, count: int) -> tuple[int, list[Event]]:
         """The number of events so far, and those after the first `count`, as far as they are kept."""
         with self._lock:
-            new = min(self._count - count, len(self._events))
-            return self._count, list(itertools.islice(self._events, len(self._events) - new, None))
+            rooms = [itertools.takewhile(lambda numbered: numbered[0] >= count, reversed(room)) for room in self._rooms.values()]
+            return self._count, [event for _, event in sorted(itertools.chain(*rooms))]
 
     def follow(self) -> Follower:
         """A reader, from the first event that is kept."""

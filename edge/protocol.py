@@ -6,6 +6,7 @@ A test holds the inequalities between the timings: whoever changes one finds the
 from __future__ import annotations
 
 import enum
+import unicodedata
 from typing import Any
 
 from edge.text import visible
@@ -22,6 +23,8 @@ MAX_PROCESSES = 256  # that a node reports
 MAX_TEXT = 256  # characters of any text that a node sends
 MAX_CORES = 24  # bytes of a heartbeat: a host with more processors reports means of groups
 BACKLOG_SAMPLES = 300  # that a node keeps while no server acknowledges them
+MAX_STREAMS = 128  # of one connection: a node needs one, a proxy may carry many nodes
+MOST_PENDING = 10_000  # calls of each kind that wait until the server comes to them; each takes about 20 KiB
 
 # ---- Timings ----
 
@@ -31,6 +34,7 @@ FIRST_MESSAGE_SECONDS = 10.0  # that the server waits for the first message of a
 FIRST_ANSWER_SECONDS = 10.0  # that a node waits for the first acknowledgement of one
 GOODBYE_SECONDS = 2.0  # that either end takes to leave
 LEAST_INTERVAL_SECONDS, MOST_INTERVAL_SECONDS = 0.1, 3600.0  # from one heartbeat, or reading, to the next
+MOST_UNARY_INTERVAL_SECONDS = 60.0  # that a node believes without a stream, since only the next call tells whether the server lives
 LATE_INTERVALS = 3  # without a heartbeat
 LOST_SECONDS, LOST_INTERVALS = 10.0, 5  # without a heartbeat, whichever is longer
 STALE_SAMPLE_SECONDS = 5.0  # and two intervals: then a node's own screen says that its sensors hang
@@ -79,19 +83,31 @@ CHANNEL_OPTIONS = (
     ("grpc.enable_retries", 0),
     ("grpc.max_receive_message_length", MAX_RESPONSE_BYTES),
 )
-SERVER_OPTIONS = (
-    ("grpc.so_reuseport", 0),  # else a second server on the same port starts without an error, and takes half of the nodes
-    ("grpc.http2.bdp_probe", 0),  # it answers nearly every heartbeat with a ping
-    ("grpc.server.max_pending_requests", 100_000),  # else new streams are refused at random when a whole fleet comes back at once
-    ("grpc.server.max_pending_requests_hard_limit", 200_000),
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.keepalive_time_ms", 1000 * SERVER_PING_SECONDS),
-    ("grpc.keepalive_timeout_ms", 1000 * SERVER_PING_TIMEOUT_SECONDS),
-    ("grpc.http2.ping_timeout_ms", 1000 * SERVER_PING_TIMEOUT_SECONDS),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 1000 * LEAST_PING_SECONDS),
-    ("grpc.http2.max_ping_strikes", 0),
-)
+
+
+def server_options(max_nodes: int, max_connections: int) -> tuple[tuple[str, int], ...]:
+    """gRPC's options for a fleet of so many nodes."""
+    pending = min(max(max_nodes, 1000), MOST_PENDING)
+    return (
+        ("grpc.so_reuseport", 0),  # else a second server on the same port starts without an error, and takes half of the nodes
+        ("grpc.http2.bdp_probe", 0),  # it answers nearly every heartbeat with a ping
+        ("grpc.server.max_pending_requests", pending),  # below that none is refused when a whole fleet comes back at once
+        ("grpc.server.max_pending_requests_hard_limit", pending),
+        ("grpc.max_concurrent_streams", MAX_STREAMS),
+        ("grpc.max_allowed_incoming_connections", max_connections),
+        ("grpc.server_handshake_timeout_ms", round(1000 * FIRST_MESSAGE_SECONDS)),  # of a connection that says nothing
+        ("grpc.max_connection_idle_ms", round(1000 * FIRST_MESSAGE_SECONDS)),  # of one without a call
+        ("grpc.compression_enabled_algorithms_bitset", 1),  # none: a hundred bytes could unpack to a megabyte
+        ("grpc.per_message_decompression", 0),
+        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.keepalive_time_ms", 1000 * SERVER_PING_SECONDS),
+        ("grpc.keepalive_timeout_ms", 1000 * SERVER_PING_TIMEOUT_SECONDS),
+        ("grpc.http2.ping_timeout_ms", 1000 * SERVER_PING_TIMEOUT_SECONDS),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 1000 * LEAST_PING_SECONDS),
+        ("grpc.http2.max_ping_strikes", 0),
+    )
+
 
 # ---- What messages mean ----
 
@@ -117,12 +133,25 @@ def reported(message: Any, field: str) -> Any:
     return getattr(message, field) if message.HasField(field) else None
 
 
+# Printable, says Unicode, and not to be seen: fillers, joiners, selectors of a character's variant.
+INVISIBLE = frozenset(map(chr, (0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x2800, 0x3164, 0xFFA0, 0x1D159))) | frozenset(
+    chr(code) for first, last in ((0x180B, 0x180F), (0xFE00, 0xFE0F), (0xE0100, 0xE01EF)) for code in range(first, last + 1)
+)
+
+
 def check_node_id(text: str) -> str:
-    """`text`, if it can name a node. Raises ValueError with the reason."""
-    if not text.strip():
-        raise ValueError("a node id must not be empty")
-    if len(text) > MAX_NODE_ID:
+    """The name of a node that `text` stands for: NFKC, trimmed, without what can't be seen, so that no two look alike by these.
+
+    Raises ValueError with the reason.
+    """
+    if len(text) > MAX_TEXT:
         raise ValueError(f"a node id has at most {MAX_NODE_ID} characters, this one {len(text)}")
-    if not text.isprintable():
-        raise ValueError(f"a node id has printable characters only: {visible(text)}")
-    return text
+    seen = "".join(c for c in unicodedata.normalize("NFKC", text) if c not in INVISIBLE)
+    name = " ".join(filter(None, seen.strip().split(" ")))
+    if not name:
+        raise ValueError("a node id must not be empty")
+    if len(name) > MAX_NODE_ID:
+        raise ValueError(f"a node id has at most {MAX_NODE_ID} characters, this one {len(name)}")
+    if not name.isprintable():
+        raise ValueError(f"a node id has printable characters only: {visible(name)}")
+    return name

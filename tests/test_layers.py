@@ -24,7 +24,7 @@ LAYERS = (
     ("edge.hardware.host", "edge.hardware.nvml", "edge.hardware.simulated"),
     ("edge.hardware.machine",),
     ("edge.fleet.row", "edge.fleet.listening"),
-    ("edge.fleet.intake",),
+    ("edge.fleet.intake", "edge.fleet.admission"),
     ("edge.fleet.entry",),
     ("edge.fleet.metrics",),
     ("edge.fleet.columns",),

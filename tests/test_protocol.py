@@ -21,7 +21,6 @@ from edge.protocol import (
     MAX_RESPONSE_BYTES,
     NODE_PING_SECONDS,
     NODE_PING_TIMEOUT_SECONDS,
-    SERVER_OPTIONS,
     SERVER_PING_SECONDS,
     SERVER_PING_TIMEOUT_SECONDS,
     check_node_id,
@@ -30,6 +29,7 @@ from edge.protocol import (
     late_after_seconds,
     lost_after_seconds,
     reported,
+    server_options,
     silent_after_seconds,
 )
 
@@ -102,8 +102,8 @@ def test_the_nodes_channel_has_its_timings_and_bounds() -> None:
 
 
 def test_the_server_has_its_timings_and_bounds() -> None:
-    options = dict(SERVER_OPTIONS)
-    assert len(options) == len(SERVER_OPTIONS)
+    options = dict(server_options(15_000, 16_500))
+    assert len(options) == len(server_options(15_000, 16_500))
     assert options["grpc.keepalive_time_ms"] == 1000 * SERVER_PING_SECONDS
     assert options["grpc.keepalive_timeout_ms"] == options["grpc.http2.ping_timeout_ms"] == 1000 * SERVER_PING_TIMEOUT_SECONDS
     assert options["grpc.keepalive_permit_without_calls"] == 1, "a connection that began no call may be dead as well"
@@ -113,7 +113,7 @@ def test_the_server_has_its_timings_and_bounds() -> None:
 
 
 def test_options_are_what_grpc_takes() -> None:
-    assert all(type(value) is int for _, value in (*CHANNEL_OPTIONS, *SERVER_OPTIONS)), "a float is no option of gRPC's"
+    assert all(type(value) is int for _, value in (*CHANNEL_OPTIONS, *server_options(1, 1))), "a float is no option of gRPC's"
     with grpc.insecure_channel("127.0.0.1:1", options=CHANNEL_OPTIONS) as channel:
         assert channel
 
@@ -135,7 +135,7 @@ def test_a_heartbeat_of_the_largest_box_is_taken() -> None:
     assert pb.HeartbeatRequest(sample=pb.Sample(devices=[device] * MAX_DEVICES)).ByteSize() < MAX_MESSAGE_BYTES
 
 
-@pytest.mark.parametrize("text", ["Node-1234", "Müller 機", "[red]", " x ", "x" * MAX_NODE_ID])
+@pytest.mark.parametrize("text", ["Node-1234", "Müller 機", "[red]", "a b", "x" * MAX_NODE_ID])
 def test_a_name_is_taken_as_it_is(text: str) -> None:
     assert check_node_id(text) == text
 

@@ -12,19 +12,23 @@ from google.protobuf.message import DecodeError
 import node_pb2 as pb
 from edge import history
 from edge.fleet.row import Capacities, Refused, Row, Vitals
-from edge.protocol import MAX_DEVICES, MAX_TEXT, check_node_id
+from edge.protocol import BACKLOG_SAMPLES, MAX_DEVICES, MAX_PROCESSES, MAX_TEXT, check_node_id
 
-MAX_UNREAD_BYTES = 16 * 1024  # of a heartbeat put aside; one of 128 devices has 4 KiB
-MAX_KEPT_BYTES = 2**16  # of one info, and of one sample: what a node can make this process keep
+MAX_UNREAD_BYTES = 2 * 1024  # of a heartbeat put aside; one of 64 devices has 2 KiB
+MAX_KEPT_BYTES = 2**16  # of info, sample and processes together: what a node can make this process keep
 
 
-def as_refused(error: Refused | DecodeError) -> Refused:
-    """What is not even a message is refused as well."""
-    return error if isinstance(error, Refused) else Refused(f"this is no heartbeat: {error}")
+def heartbeat_of(raw: bytes) -> pb.HeartbeatRequest:
+    """What came on the wire. Raises Refused."""
+    try:
+        return pb.HeartbeatRequest.FromString(raw)
+    except DecodeError as error:
+        raise Refused(f"this is no heartbeat: {error}") from error
 
 
 # What a number may be. A reading outside is no reading: a sentinel, a negative number in an unsigned field, NaN.
 RANGES: dict[str, tuple[float, float]] = {
+    "sampling_interval_milliseconds": (0, 3_600_000),
     "cpu_count": (0, 10**6),
     "memory_total_bytes": (0, 2**50),
     "disk_total_bytes": (0, 2**60),
@@ -69,10 +73,10 @@ def check_fields(message: Any, where: str) -> None:
                 raise Refused(f"{where}.{field.name} is {value}: it must be from {lowest:g} to {highest:g}")
 
 
-def check_count(devices: Sequence[Any], where: str) -> None:
-    """Raises Refused for more devices than a box can have."""
-    if len(devices) > MAX_DEVICES:
-        raise Refused(f"{where} has {len(devices)} devices: it may have {MAX_DEVICES}")
+def check_count(items: Sequence[Any], most: int, where: str, what: str = "devices") -> None:
+    """Raises Refused for more than there can be. Before any is looked at: a megabyte holds half a million empty ones."""
+    if len(items) > most:
+        raise Refused(f"{where} has {len(items)} {what}: it may have {most}")
 
 
 def packed(part: Any, where: str) -> bytes:
@@ -85,21 +89,23 @@ def packed(part: Any, where: str) -> bytes:
 
 def check_processes(processes: pb.ProcessList) -> None:
     """Raises Refused, naming the first field that is out of its range."""
+    check_count(processes.processes, MAX_PROCESSES, "heartbeat", "processes")
     for index, process in enumerate(processes.processes):
         check_fields(process, f"processes[{index}]")
 
 
-def check_identity(request: pb.HeartbeatRequest) -> None:
-    """Raises Refused for an id that can't name a node."""
+def identify(request: pb.HeartbeatRequest) -> None:
+    """Writes the node's id as it is told from others. Raises Refused for one that can't name a node, or too long a backlog."""
+    check_count(request.backlog, BACKLOG_SAMPLES, "heartbeat", "samples in its backlog")
     try:
-        check_node_id(request.node_id)
+        request.node_id = check_node_id(request.node_id)
     except ValueError as error:
         raise Refused(f"{error}: see --id") from error
 
 
 def check_info(info: pb.NodeInfo) -> None:
     """Raises Refused, naming the first field that is out of its range."""
-    check_count(info.devices, "info")
+    check_count(info.devices, MAX_DEVICES, "info")
     check_fields(info, "info")
     check_fields(info.host, "info.host")
     for index, device in enumerate(info.devices):
@@ -152,8 +158,7 @@ def vitals_of(capacities: Capacities, sample: pb.Sample) -> Vitals:
 def device_vitals(capacities: Sequence[tuple[int, int]], devices: Sequence[pb.DeviceSample]) -> Vitals:
     """Checks and sums up devices in one pass, since it is run for each heartbeat: a field is read once, compared without words,
     and asked whether it is set only when it is 0. Raises Refused."""
-    if len(devices) > MAX_DEVICES:
-        raise Refused(f"sample has {len(devices)} devices: it may have {MAX_DEVICES}")
+    check_count(devices, MAX_DEVICES, "sample")
     utilization = readings = used = total = errors = 0
     fullest = celsius = limit = milliwatts = None
     known = len(capacities)
@@ -215,11 +220,12 @@ def after(row: Row, request: pb.HeartbeatRequest) -> Row:
         if len(capacities.devices) != len(row.capacities.devices):
             frames = b""
     if request.HasField("processes"):
-        changes["packed_processes"] = packed(request.processes, "processes")
         check_processes(request.processes)
+        changes["packed_processes"] = packed(request.processes, "processes")
     if request.round_trip_microseconds:
         changes["round_trip_seconds"] = request.round_trip_microseconds / 1e6
     if request.backlog:
+        check_count(request.backlog, BACKLOG_SAMPLES, "heartbeat", "samples in its backlog")
         newest = row.sample.sequence
         for missed in request.backlog[-history.SAMPLES :]:
             if missed.sequence > newest:  # else it came, and only its acknowledgement was lost
@@ -232,7 +238,11 @@ def after(row: Row, request: pb.HeartbeatRequest) -> Row:
         age_milliseconds = max(request.clock_milliseconds - sample.taken_milliseconds, 0)
         sample_at = row.heartbeat_at - age_milliseconds / 1000
         changes |= {"packed_sample": packed(sample, "sample"), "sample_at": sample_at, "vitals": vitals}
-    return row._replace(**changes, history=frames)
+    row = row._replace(**changes, history=frames)
+    kept = len(row.packed_info) + len(row.packed_sample) + len(row.packed_processes)
+    if kept > MAX_KEPT_BYTES:
+        raise Refused(f"info, sample and processes have {kept} bytes together: they may have {MAX_KEPT_BYTES}")
+    return row
 
 
 def with_unread(row: Row) -> Row:

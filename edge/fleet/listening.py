@@ -12,7 +12,9 @@ from edge.limits import allow_open_files
 from edge.protocol import DEFAULT_PORT
 from edge.text import visible
 
-OWN_FILES = 24  # that are open before the first node comes
+OTHER_FILES = 32  # than connections, that the server has open
+
+
 
 def default_endpoint() -> Endpoint:
     """All addresses, IPv6 and IPv4; IPv4 alone where IPv6 is off."""
@@ -43,13 +45,24 @@ def why_not_bound(endpoint: Endpoint) -> str:
     return f"cannot listen on {endpoint}: {reason}; give --listen another address or port"
 
 
+def connections_for(max_nodes: int) -> int:
+    """One a node, and some for those that are refused, or say nothing yet."""
+    return max_nodes + max(max_nodes // 10, 100)
+
+
+def most_connections(max_nodes: int) -> int:
+    """Connections that are let in: fewer than a fleet of so many nodes wants where the system allows fewer open files."""
+    return max(allow_open_files(connections_for(max_nodes) + OTHER_FILES) - OTHER_FILES, 1)
+
+
 def raise_open_files(max_nodes: int) -> str:
     """Raise the limit on open files to what `max_nodes` connections need. Returns a warning when the system allows less."""
-    wanted = max_nodes + OWN_FILES
+    wanted = connections_for(max_nodes) + OTHER_FILES
     allowed = allow_open_files(wanted)
-    if allowed == wanted:
+    if allowed >= max_nodes + OTHER_FILES:
         return ""
-    return f"only {allowed} files may be open here, so about {allowed - OWN_FILES} nodes: raise it with ulimit -Hn {wanted}"
+    nodes = max(allowed - OTHER_FILES, 0)
+    return f"only {allowed} files may be open here, so about {nodes} nodes: raise it with ulimit -Hn {wanted}"
 
 
 def peer_address(peer: str) -> str:

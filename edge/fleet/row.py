@@ -12,6 +12,8 @@ import node_pb2 as pb
 from edge.protocol import late_after_seconds, lost_after_seconds
 from edge.text import show_seconds
 
+DEVICE_BYTES = 100  # that the capacities of a device take
+
 
 class State(enum.Enum):
     """What a node is. In this order they stand in the header."""
@@ -57,9 +59,10 @@ GOING_AWAY = End("the server is going away: come back soon", grpc.StatusCode.UNA
 class Refused(Exception):
     """A heartbeat that is not taken."""
 
-    def __init__(self, reason: str, code: grpc.StatusCode = grpc.StatusCode.INVALID_ARGUMENT) -> None:
+    def __init__(self, reason: str, code: grpc.StatusCode = grpc.StatusCode.INVALID_ARGUMENT, told_here: str = "") -> None:
         super().__init__(reason)
         self.end = End(reason, code)
+        self.told_here = told_here or reason  # what the server's own log says of it
 
 
 class Session:
@@ -75,6 +78,20 @@ class Session:
         self.ended_for: End | None = None  # why the server has ended it
         self.sequence = max((sample.sequence for sample in request.backlog), default=0)  # the newest sample that came
         self.next_acknowledgement_at = self.next_check_at = 0.0
+
+    def is_the_same_as(self, newcomer: Session) -> bool:
+        """Whether a newcomer is the same node again: one instance. The first version's nodes and scripts do not say which they
+        are: the kind of call and the address must do."""
+        if self.instance_id != newcomer.instance_id:
+            return False
+        is_one_kind = (self.close is None) == (newcomer.close is None)
+        return bool(self.instance_id) or (is_one_kind and self.address == newcomer.address)
+
+    def takes_unary(self, instance_id: str, address: str) -> bool:
+        """Whether one more unary heartbeat is this session's. Only its first one need say which instance sends it."""
+        if instance_id:
+            return instance_id == self.instance_id
+        return address == self.address
 
     def finish(self, end: End) -> None:
         """The server ends it: the stream gets this answer, and so does what still comes of the session."""
@@ -109,6 +126,13 @@ class Row(NamedTuple):
     def beat(self, now: float, unread: bytes) -> Row:
         """The row after one more heartbeat: _replace, in a fifth of its time."""
         return Row._make((*self[:-2], now, unread))
+
+    def kept_bytes(self) -> int:
+        """What it takes here, by what the node has chosen to send."""
+        return (
+            len(self.packed_info) + len(self.packed_sample) + len(self.packed_processes) + len(self.history)
+            + DEVICE_BYTES * len(self.capacities.devices)
+        )  # fmt: skip
 
     @property
     def info(self) -> pb.NodeInfo:
