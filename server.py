@@ -80,7 +80,7 @@ PRINT_SECONDS = 0.2  # from one look into the log to the next, without a screen
 UNHEARD_SECONDS = 0.1  # that gRPC may take at the end to say what became of an answer that was broken off
 UNARY_PER_SECOND = 2000  # heartbeats without a stream that are answered, half of them to one network: half a core
 TOO_MANY_UNARY = f"over {UNARY_PER_SECOND} unary heartbeats a second, or half as many of one network: use StreamHeartbeats"
-MOST_WAITING = 1000  # streams whose first message has not come: beyond them, the longest waiting one ends
+MOST_WAITING = 500  # calls whose first message has not come, 26 KiB each: in a fleet that comes back at once a few are on the way
 
 
 # ---- The registry: all nodes, under one lock ----

@@ -16,6 +16,7 @@ from typing import Any
 
 import grpc
 
+from bench.abuse import abuse
 from bench.agent import agent
 from bench.cadence import cadence
 from bench.chaos import chaos
@@ -30,7 +31,7 @@ from bench.start import start
 NODES = 10_000
 Section = Callable[[argparse.Namespace], Iterator[Figure]]
 SECTIONS: dict[str, Section] = {
-    section.__name__: section for section in (scale, cost, restart, rows, agent, cadence, start, soak, chaos)
+    section.__name__: section for section in (scale, cost, restart, rows, agent, cadence, start, abuse, soak, chaos)
 }  # fmt: skip
 LONG = ("soak", "chaos")
 
