@@ -513,12 +513,13 @@ def test_a_server_that_is_not_there_is_explained(start: Start, server: str, said
 class UnaryOnly(node_pb2_grpc.NodeServiceServicer):
     """The first version's server: only the unary call, which takes an id and a temperature."""
 
-    def __init__(self) -> None:
+    def __init__(self, interval_milliseconds: int = 0) -> None:
         self.requests: list[pb.HeartbeatRequest] = []
+        self.interval_milliseconds = interval_milliseconds
 
     def Heartbeat(self, request: pb.HeartbeatRequest, context: Any) -> pb.HeartbeatResponse:
         self.requests.append(request)
-        return pb.HeartbeatResponse(acknowledged=True)
+        return pb.HeartbeatResponse(acknowledged=True, heartbeat_interval_milliseconds=self.interval_milliseconds)
 
 
 def test_a_server_with_only_the_unary_call_gets_a_heartbeat_each_interval(start: Start, grpc_server: Callable[..., str]) -> None:
@@ -532,6 +533,14 @@ def test_a_server_with_only_the_unary_call_gets_a_heartbeat_each_interval(start:
     assert all(10 < request.gpu_temp < 100 for request in heartbeats)
     assert [request.sample.sequence for request in heartbeats[:4]] == [1, 2, 3, 4]
     assert goodbye.leaving
+
+
+def test_a_server_with_only_the_unary_call_is_believed_for_a_minute(start: Start, grpc_server: Callable[..., str]) -> None:
+    """Nothing else tells whether it lives: an hour's interval would be an hour of 'connected' to a dead one."""
+    servicer = UnaryOnly(interval_milliseconds=3_600_000)
+    agent = start("node.py", "--server", grpc_server(servicer), "--id", "box-1", *SIMULATED)
+    agent.line("connected to .*, a heartbeat every 60 s")
+    assert agent.end() == 130
 
 
 class Scripted(node_pb2_grpc.NodeServiceServicer):

@@ -19,6 +19,8 @@ from edge.protocol import (
     MAX_MESSAGE_BYTES,
     MAX_NODE_ID,
     MAX_RESPONSE_BYTES,
+    MAX_STREAMS,
+    MOST_PENDING,
     NODE_PING_SECONDS,
     NODE_PING_TIMEOUT_SECONDS,
     SERVER_PING_SECONDS,
@@ -110,6 +112,17 @@ def test_the_server_has_its_timings_and_bounds() -> None:
     assert options["grpc.http2.min_recv_ping_interval_without_data_ms"] == 1000 * LEAST_PING_SECONDS
     assert options["grpc.http2.max_ping_strikes"] == 0, "0 is no bound: a clock that is a little off must not cost a session"
     assert options["grpc.max_receive_message_length"] == MAX_MESSAGE_BYTES
+    assert options["grpc.max_concurrent_streams"] == MAX_STREAMS
+    assert options["grpc.max_allowed_incoming_connections"] == 16_500
+    assert options["grpc.compression_enabled_algorithms_bitset"] == 1, "identity alone: what is packed small unpacks large"
+    for name in ("grpc.server_handshake_timeout_ms", "grpc.max_connection_idle_ms"):
+        assert options[name] == 1000 * FIRST_MESSAGE_SECONDS, "a connection that says nothing is worth no more than such a call"
+
+
+@pytest.mark.parametrize(("max_nodes", "pending"), [(1, 1000), (5000, 5000), (15_000, MOST_PENDING)])
+def test_as_many_calls_may_wait_as_a_fleet_makes_at_once(max_nodes: int, pending: int) -> None:
+    options = dict(server_options(max_nodes, 100))
+    assert options["grpc.server.max_pending_requests"] == options["grpc.server.max_pending_requests_hard_limit"] == pending
 
 
 def test_options_are_what_grpc_takes() -> None:
@@ -141,8 +154,29 @@ def test_a_name_is_taken_as_it_is(text: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        (" x ", "x"),
+        ("a\u00a0 b", "a b"),  # blanks that are as wide
+        ("\uff42ox", "box"),
+        ("e\u0301", "\u00e9"),
+        ("box\u3164", "box"),
+        ("\u115fbo\u2800x\uffa0", "box"),
+        ("\u2764\ufe0f", "\u2764"),
+        ("\ufdfa" * 3, "\u0635\u0644\u0649 \u0627\u0644\u0644\u0647 \u0639\u0644\u064a\u0647 \u0648\u0633\u0644\u0645" * 3),
+    ],
+)
+def test_names_that_look_alike_are_one(text: str, name: str) -> None:
+    assert check_node_id(text) == name
+    assert check_node_id(name) == name  # and stays so
+
+
+@pytest.mark.parametrize(
     ("text", "said"),
     [
+        ("\u3164", "must not be empty"),
+        ("\ufdfa" * 4, "at most 63 characters, this one 72"),
+        ("x" * 10**6, "at most 63 characters, this one 1000000"),
         ("", "must not be empty"),
         (" \t", "must not be empty"),
         ("x" * (MAX_NODE_ID + 1), "at most 63 characters, this one 64"),
