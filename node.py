@@ -26,7 +26,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC's C core writes to stderr, across the screen; what matters comes as errors
 
@@ -38,17 +38,17 @@ import node_pb2 as pb
 import node_pb2_grpc
 from edge import history, protocol
 from edge.command_line import Options, one_of, parse_node_id, parse_seconds, parse_server, some_of, target_of
-from edge.drawing import SMALLEST_HEIGHT, SMALLEST_WIDTH, Line, fit_line, fit_lines, too_small
 from edge.event_log import Event, EventLog, Follower
 from edge.hardware.base import SLOW_READING_SECONDS
 from edge.hardware.export import reading_json, reading_text
 from edge.hardware.identity import Identity, machine_text, simulated_text
 from edge.hardware.machine import KINDS, Machine, open_machine
+from edge.hardware.screen import Link, View, panels_room, render, subject_of
 from edge.hardware.simulated import FAULTS
-from edge.panels import Subject, log_panel, node_panels, reach_of, scrolled
+from edge.panels import Subject, reach_of, scrolled
 from edge.program import FAILED, VERSION, OutputClosed, is_screen, main_of, put, time_stamp
 from edge.terminal import Inputs, Screen
-from edge.text import show_seconds, visible
+from edge.text import visible
 
 MAX_BACKOFF_SECONDS = 30.0
 FIRST_SAMPLE_SECONDS = 2.0
@@ -57,34 +57,6 @@ OWN_ID_TRIES = 4  # before another id is drawn: its holder may be this box's pas
 
 
 # ---- State: what the threads share ----
-
-
-class Link(NamedTuple):
-    """The connection to the server, as the screen shows it."""
-
-    phase: str = "connecting"  # "connecting", "connected" or "waiting"
-    reason: str = ""  # why it is not connected
-    retry_at: float = 0.0  # by the monotonic clock, while waiting
-    sessions: int = 0
-    round_trip_seconds: float | None = None
-    interval_seconds: float = 0.0
-    unary: bool = False
-    last_error: str = ""  # why the session before this one ended
-
-
-class View(NamedTuple):
-    """All that the threads share, taken at one moment."""
-
-    node_id: str
-    server: str
-    info: pb.NodeInfo
-    sample: pb.Sample
-    sample_age_seconds: float
-    interval_seconds: float
-    processes: Sequence[pb.Process]
-    history: bytes
-    link: Link
-    log: Sequence[Event]
 
 
 class NodeState:
@@ -549,60 +521,6 @@ def keep_connected(
                 phase="waiting", reason=reason, last_error=reason, retry_at=state.clock() + delay, round_trip_seconds=None
             )
             state.wait(lambda: False, delay)
-
-
-# ---- The screen: pure functions of a view, a size and a time ----
-
-
-def render(view: View, width: int, height: int, wall: float, clock: float, scroll: int = 0) -> list[Line]:
-    """A frame: exactly `height` lines of `width` cells. `wall` is the time of day in seconds, `clock` the monotonic one."""
-    if width < SMALLEST_WIDTH or height < SMALLEST_HEIGHT:
-        return too_small(width, height)
-    subject, room = subject_of(view), panels_room(view, height)
-    panels = node_panels(subject, width, room, scroll)
-    log = log_panel(view.log, width, height - 3 - len(panels))
-    frame = fit_lines([*header(view, width, wall, clock), *panels, *log], width, height - 1)
-    keys: Line = [(" q", "bold"), (" quit", "dim")]
-    if reach_of(subject, width, room).most:
-        keys += [("  ↑↓ PgUp PgDn", "bold"), (" scroll", "dim")]
-    return [*frame, fit_line(keys, width)]
-
-
-def subject_of(view: View) -> Subject:
-    """What the panels show."""
-    return Subject(view.info, view.sample, view.processes, view.history)
-
-
-def panels_room(view: View, height: int) -> int:
-    """Lines for the panels: header and footer have theirs, and the newest of the log, in a border where there is room."""
-    room = height - 3
-    log_lines = min(5, room // 6)
-    return room - min(log_lines, len(view.log) + 2 * (log_lines > 2))
-
-
-def header(view: View, width: int, wall: float, clock: float) -> list[Line]:
-    """Two lines: who this is, and how its link to the server is."""
-    info = view.info
-    about = " · ".join(visible(text) for text in (info.hostname, info.host.model, info.notice) if text)
-    time_of_day = time.strftime(" %H:%M:%S ", time.localtime(wall))
-    left = fit_line([(f" {visible(view.node_id)}", "bold"), (f"  {about}", "dim")], width - len(time_of_day))
-    return [[*left, (time_of_day, "dim")], link_line(view, clock)]
-
-
-def link_line(view: View, clock: float) -> Line:
-    """The link's state: a glyph, a word, and what one wants to know of it."""
-    link = view.link
-    if link.phase == "connected":
-        round_trip = "" if link.round_trip_seconds is None else f" · round trip {link.round_trip_seconds * 1000:.1f} ms"
-        calls = " · unary calls" if link.unary else ""
-        line: Line = [(" ● connected", "green"), (f" to {view.server}{round_trip} · every {link.interval_seconds:g} s{calls}", "")]
-        if view.sample_age_seconds > protocol.hangs_here_after_seconds(view.interval_seconds):
-            line.insert(0, (f" sensors silent for {show_seconds(view.sample_age_seconds)} ", "bold yellow"))
-        return line
-    if link.phase == "waiting":
-        wait = f"{max(link.retry_at - clock, 0):.1f} s"
-        return [(" ○ disconnected", "bold red"), (f" next try in {wait} · {link.reason}", "")]
-    return [(" ◐ connecting", "yellow"), (f" to {view.server}", "")]
 
 
 # ---- The program ----

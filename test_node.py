@@ -30,6 +30,7 @@ from edge.fleet.row import Refused
 from edge.hardware.host import LocalHost
 from edge.hardware.identity import Identity, draw_id, machine_text
 from edge.hardware.machine import Machine, simulated
+from edge.hardware.screen import Link, View, render
 from edge.hardware.simulated import CATALOGUE
 from edge.program import VERSION
 from edge.protocol import MAX_TEXT
@@ -716,7 +717,7 @@ def test_two_boxes_with_one_machine_id_get_two_rows(start: Start) -> None:
 # ---- The screen ----
 
 
-def view_of(seed: int, **changes: Any) -> node.View:
+def view_of(seed: int, **changes: Any) -> View:
     hardware = simulated(seed, clock=lambda: 0.0)
     state = node.NodeState("Node-8821", "10.0.0.5:50051", node.make_info(hardware, "i"), 1.0, clock=lambda: 0.0)
     state.publish(node.take_sample(hardware, 1, 0, lambda: 0.0))
@@ -731,7 +732,7 @@ SIZES = [(160, 45), (80, 24), (50, 15), (40, 10), (39, 9), (250, 70), (160, 12),
 @pytest.mark.parametrize("seed", range(len(CATALOGUE)))
 def test_a_frame_has_exactly_its_size(size: tuple[int, int], seed: int) -> None:
     width, height = size
-    frame = node.render(view_of(seed), width, height, 0, 0)
+    frame = render(view_of(seed), width, height, 0, 0)
     assert len(frame) == height
     assert {sum(cells(text) for text, _ in line) for line in frame} <= {width}
     text = plain(frame)
@@ -745,7 +746,7 @@ def test_a_frame_has_exactly_its_size(size: tuple[int, int], seed: int) -> None:
 
 
 def test_each_gauge_shows_its_reading() -> None:
-    text = plain(node.render(view_of(2), 160, 45, 0, 0))
+    text = plain(render(view_of(2), 160, 45, 0, 0))
     for word in (
         "NVIDIA GeForce RTX 4090",
         "utilization",
@@ -770,21 +771,21 @@ def test_what_is_not_reported_is_a_dash_and_a_failing_device_says_why() -> None:
     silent, lost = pb.DeviceSample(), pb.DeviceSample(error="GPU is lost\x1b[2J")
     view = view._replace(sample=pb.Sample(host=view.sample.host, devices=[silent, lost, *view.sample.devices[2:]]))
     for size in ((160, 45), (80, 24)):
-        frame = plain(node.render(view, *size, 0, 0))
+        frame = plain(render(view, *size, 0, 0))
         assert "✗ GPU is lost�[2J" in frame
         assert "\x1b" not in frame
 
 
 def test_the_countdown_and_the_reason_are_shown_while_waiting() -> None:
-    link = node.Link(phase="waiting", reason="nothing listens on 10.0.0.5:50051", retry_at=12.34)
-    text = plain(node.render(view_of(0, link=link), 120, 30, 0, 10))
+    link = Link(phase="waiting", reason="nothing listens on 10.0.0.5:50051", retry_at=12.34)
+    text = plain(render(view_of(0, link=link), 120, 30, 0, 10))
     assert "disconnected" in text
     assert "next try in 2.3 s · nothing listens on 10.0.0.5:50051" in text
 
 
 def test_sensors_that_hang_are_told_from_a_link_that_is_down() -> None:
-    link = node.Link(phase="connected", interval_seconds=1)
-    text = plain(node.render(view_of(0, link=link, sample_age_seconds=42.0), 120, 30, 0, 0))
+    link = Link(phase="connected", interval_seconds=1)
+    text = plain(render(view_of(0, link=link, sample_age_seconds=42.0), 120, 30, 0, 0))
     assert "sensors silent for 42s" in text
     assert "connected to" in text
 

@@ -29,6 +29,8 @@ from edge.fleet.lens import Lens, Ui
 from edge.fleet.row import Row
 from edge.fleet.screen import look, render
 from edge.hardware.machine import simulated
+from edge.hardware.screen import Link
+from edge.hardware.screen import render as render_node
 from tests.fixtures.examples import EXAMPLE_EVENTS, WALL, example_registry, example_row, example_view
 
 CELL_WIDTH, CELL_HEIGHT, MARGIN, TITLE_HEIGHT = 9, 18, 12, 34  # in pixels
@@ -92,10 +94,10 @@ def draw_node(folder: pathlib.Path) -> None:
         Event(WALL + 311, "warning", "", "10.0.0.5:50051 broke the connection; next try in 0.7 s"),
         Event(WALL + 313, "info", "", "connected to 10.0.0.5:50051, a heartbeat every 1 s"),
     )
-    link = node.Link(phase="connected", sessions=2, round_trip_seconds=0.0012, interval_seconds=1)
+    link = Link(phase="connected", sessions=2, round_trip_seconds=0.0012, interval_seconds=1)
     view = example_view(5, with_processes=True)
     view.info.sampling_interval_milliseconds = 1000
-    save_svg(node.render(view._replace(log=log, link=link), 150, 45, WALL + 400, 0), "node.pyz", folder / "node.svg")
+    save_svg(render_node(view._replace(log=log, link=link), 150, 45, WALL + 400, 0), "node.pyz", folder / "node.svg")
 
 
 def save_svg(lines: list[Line], title: str, path: pathlib.Path) -> None:

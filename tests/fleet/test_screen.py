@@ -18,12 +18,14 @@ from typing import Any
 
 import pytest
 
-import node
 import node_pb2 as pb
 from edge.drawing import cells, plain
 from edge.event_log import Event
 from edge.fleet.row import Row
 from edge.fleet.screen import room_of
+from edge.hardware.screen import Link
+from edge.hardware.screen import View as NodeView
+from edge.hardware.screen import render as render_node
 from tests.fixtures.examples import WALL, example_registry, example_row, example_view
 from tests.fixtures.processes import ROOT, Program, Terminal, eventually
 from tests.fixtures.screens import Screen, exact, frame_of
@@ -277,14 +279,14 @@ def golden_frames() -> dict[str, str]:
         for name, keys in SCREENS.items():
             frames[f"server-{name}-{width}x{height}.txt"] = Screen(example_registry(), width, height).press(*keys).text()
         for seed, name in ((1, "8-gpus"), (2, "1-gpu"), (8, "host")):
-            frames[f"node-{name}-{width}x{height}.txt"] = plain(node.render(node_view(seed), width, height, WALL, 0))
+            frames[f"node-{name}-{width}x{height}.txt"] = plain(render_node(node_view(seed), width, height, WALL, 0))
     return frames
 
 
-def node_view(seed: int) -> node.View:
+def node_view(seed: int) -> NodeView:
     """A simulated node after two minutes."""
     log = (Event(WALL, "info", "", "connected to 10.0.0.5:50051, a heartbeat every 1 s"),)
-    link = node.Link("connected", sessions=1, round_trip_seconds=0.0012, interval_seconds=1)
+    link = Link("connected", sessions=1, round_trip_seconds=0.0012, interval_seconds=1)
     return example_view(seed, samples=130, with_processes=True)._replace(log=log, link=link)
 
 
