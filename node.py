@@ -88,7 +88,7 @@ class NodeState:
     def tell(self, notices: Sequence[str]) -> None:
         """Log why something is not reported, each reason once."""
         for notice in notices:
-            if notice not in self._told:
+            if notice not in self._told and len(self._told) < LOG_LINES:
                 self._told.add(notice)
                 self.log(notice, "warning")
 
@@ -422,7 +422,7 @@ class Session:
         self._state.log("goodbye acknowledged")
 
     def _heartbeat(self) -> pb.HeartbeatRequest:
-        """The next message: all that is static and the backlog with the first one, then what is new."""
+        """The next message: what the box is, and the backlog, with the first one; then what is new."""
         view = self._state.view()
         request = pb.HeartbeatRequest(clock_milliseconds=round((self._state.clock() - self._state.started_at) * 1000))
         if self._first:
