@@ -23,7 +23,7 @@ from edge.protocol import MAX_CORES
 from edge.text import encodable
 
 SHORTEST_MEAN_SECONDS = 0.05  # the kernel counts a processor's time in ticks of 10 ms
-DISK_PATIENCE_SECONDS = 0.5  # a failing disk, or one in the network, may hang
+PATIENCE_SECONDS = 0.5  # a failing disk may hang, or one in the network, or a sensor on a bus
 DIRECTORY_PATIENCE_SECONDS = 0.05  # a directory service that is away takes many seconds to name a user
 LONGEST_TEXT = 128  # characters of a name
 FIRST_PID_NAMESPACE = "pid:[4026531836]"  # PROC_PID_INIT_INO in Linux' include/linux/proc_ns.h
@@ -38,7 +38,8 @@ class LocalHost:
         self._clock = clock
         self._root = root
         self._readings = Readings()
-        self._disk_calls = BoundedCalls(DISK_PATIENCE_SECONDS, "the disks")
+        self._disk_calls = BoundedCalls(PATIENCE_SECONDS, "the disks")
+        self._sensor_calls = BoundedCalls(PATIENCE_SECONDS, "the sensors")
         self._users = Users()
         self._slow_at = -math.inf
         self._facts: pb.HostInfo | None = None
@@ -141,7 +142,7 @@ class LocalHost:
         mountinfo = self._root / "proc/self/mountinfo"
         self._disks = take("disk", self._disk_calls.call, functools.partial(_read_disks, mountinfo)) or Disks(None, [])
         disk = self._disks.fullest
-        self._temperature = take("temperature", self._hottest)
+        self._temperature = take("temperature", self._sensor_calls.call, self._hottest)
         self._hostname = encodable(take("hostname", socket.gethostname) or "")[:LONGEST_TEXT]
         self._facts = pb.HostInfo(
             model=take("model", self._model),

@@ -231,6 +231,18 @@ def test_a_disk_that_hangs_costs_its_patience_once(monkeypatch: pytest.MonkeyPat
     assert host.notices() == []
 
 
+def test_a_sensor_that_hangs_costs_its_temperature(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
+    release = threading.Event()
+    monkeypatch.setattr("psutil.sensors_temperatures", lambda: release.wait(60) and sensors(coretemp=41.0))
+    host = well_for(tmp_path, seconds=5.0)
+    sample = read_twice(host)
+    assert not sample.HasField("temperature_celsius")
+    assert sample.HasField("memory_used_bytes")
+    assert host.notices() == ["temperature can't be read (no answer from the sensors for 0s)"]
+    release.set()
+    assert eventually(lambda: host.host_sample().temperature_celsius) == 41
+
+
 def test_a_directory_of_users_that_hangs_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     release, asked = threading.Event(), list[int]()
 
