@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import os
 import pathlib
+import pty
 import re
 import signal
 import socket
@@ -17,7 +18,7 @@ from typing import IO, Any
 
 import pytest
 
-from edge.program import VERSION, Failure, OutputClosed, main_of, put, time_stamp, version_text
+from edge.program import VERSION, Failure, OutputClosed, is_screen, main_of, put, time_stamp, version_text
 from tests.fixtures.processes import ROOT, Program, Terminal, environment, eventually, fill, waits_to_write
 from tests.fixtures.sessions import unary
 
@@ -150,8 +151,6 @@ def test_a_terminal_that_is_closed_ends_it_as_a_hangup(terminal: Open, program: 
 
 # ---- Nobody reads ----
 
-GOODBYES = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT], ids=lambda number: number.name)
-
 
 @pytest.fixture
 def full_pipe() -> Iterator[int]:
@@ -162,8 +161,9 @@ def full_pipe() -> Iterator[int]:
     os.close(writing)
 
 
-@GOODBYES
-@pytest.mark.parametrize("options", [[], ["--json"]], ids=["lines", "json"])
+@pytest.mark.parametrize(
+    ("options", "number"), [([], signal.SIGTERM), (["--json"], signal.SIGHUP), ([], signal.SIGINT)], ids=["term", "hup", "int"]
+)
 def test_a_node_leaves_though_nobody_reads_its_lines(start: Start, full_pipe: int, options: list[str], number: int) -> None:
     server = start(*SERVER)
     address = server.line(r"listening on (\S+)")[1]
@@ -176,8 +176,11 @@ def test_a_node_leaves_though_nobody_reads_its_lines(start: Start, full_pipe: in
     server.line("left box-1")
 
 
-@GOODBYES
-@pytest.mark.parametrize("option", ["--headless", "--json"])
+@pytest.mark.parametrize(
+    ("option", "number"),
+    [("--headless", signal.SIGINT), ("--json", signal.SIGTERM), ("--headless", signal.SIGHUP)],
+    ids=["int", "term", "hup"],
+)
 def test_a_server_says_goodbye_though_nobody_reads_its_lines(start: Start, full_pipe: int, option: str, number: int) -> None:
     port = free_port()
     with closed("", "server.py", option, "--listen", f"127.0.0.1:{port}", stdout=full_pipe, stderr=full_pipe) as process:
@@ -205,14 +208,13 @@ def test_who_reads_the_errors_still_has_them(full_pipe: int) -> None:
         assert process.stderr.read().endswith("stopped by SIGTERM\n")
 
 
-@GOODBYES
 @SCREENS
-def test_a_terminal_that_nobody_reads_is_given_back(terminal: Open, program: tuple[str, ...], shown: str, number: int) -> None:
+def test_a_terminal_that_nobody_reads_is_given_back(terminal: Open, program: tuple[str, ...], shown: str) -> None:
     screen = terminal(*program)
     screen.shows(shown)
     with screen.unread():
-        screen.process.send_signal(number)
-        assert screen.wait() == 128 + number
+        screen.process.send_signal(signal.SIGHUP)
+        assert screen.wait() == 129
     assert eventually(screen.is_restored)
 
 
@@ -275,7 +277,7 @@ def test_a_slow_reader_gets_it_all(unbuffered: str, blocking: bool) -> None:
 
 
 @SCREENS
-@pytest.mark.parametrize("environ", ["TERM=", "TERM=dumb", "TERM=unknown", "TERM=Unknown", "TTY_COMPATIBLE=0", "TTY_INTERACTIVE=0"])
+@pytest.mark.parametrize("environ", ["TERM=unknown", "TTY_COMPATIBLE=0"])
 def test_plain_lines_where_there_can_be_no_screen(terminal: Open, program: tuple[str, ...], shown: str, environ: str) -> None:
     name, _, value = environ.partition("=")
     screen = terminal(*program, **{name: value})
@@ -285,11 +287,27 @@ def test_plain_lines_where_there_can_be_no_screen(terminal: Open, program: tuple
     assert b"\x1b" not in screen.raw
 
 
+@pytest.mark.parametrize("name", ["TERM", "TTY_COMPATIBLE", "TTY_INTERACTIVE"])
+def test_who_forbids_a_screen(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    master, slave = pty.openpty()
+    with os.fdopen(slave, "w") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        for other in ("TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+            monkeypatch.delenv(other, raising=False)
+        monkeypatch.setenv("TERM", "xterm")
+        assert is_screen()
+        for value in ("", "dumb", "unknown", "Unknown", "DUMB") if name == "TERM" else ("0",):
+            monkeypatch.setenv(name, value)
+            assert not is_screen()
+        for value in ("linux", "vt100", "screen.xterm-256color") if name == "TERM" else ("1", ""):
+            monkeypatch.setenv(name, value)
+            assert is_screen()
+    os.close(master)
+
+
 @SCREENS
-@pytest.mark.parametrize("environ", ["FORCE_COLOR=", "TTY_COMPATIBLE=1", "COLORTERM=truecolor"])
-def test_a_screen_is_one_whatever_rich_thinks_of_it(terminal: Open, program: tuple[str, ...], shown: str, environ: str) -> None:
-    name, _, value = environ.partition("=")
-    screen = terminal(*program, **{name: value})
+def test_a_screen_is_one_whatever_rich_thinks_of_it(terminal: Open, program: tuple[str, ...], shown: str) -> None:
+    screen = terminal(*program, FORCE_COLOR="")
     screen.shows(shown)
     assert screen.raw.startswith(b"\x1b[?1049h")
     screen.process.send_signal(signal.SIGTERM)
@@ -297,7 +315,7 @@ def test_a_screen_is_one_whatever_rich_thinks_of_it(terminal: Open, program: tup
     assert eventually(screen.is_restored)
 
 
-@pytest.mark.parametrize("program", [SERVER, NODE, ONCE, (*NODE, "--json")], ids=["server", "node", "once", "json"])
+@BOTH
 def test_a_pipe_is_no_screen_even_if_told_so(program: tuple[str, ...]) -> None:
     environ = environment(TTY_COMPATIBLE="1", TTY_INTERACTIVE="1", FORCE_COLOR="1")
     command = [sys.executable, *(word for word in program if word != "--headless")]
