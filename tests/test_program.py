@@ -368,6 +368,7 @@ def test_a_program_that_was_suspended_ends(terminal: Open, program: tuple[str, .
     screen.shows(shown)
     screen.press("\x1a")
     eventually(lambda: stands_still(screen.process.pid))
+    eventually(screen.is_restored)
     start = len(screen.raw)
     screen.process.send_signal(signal.SIGTERM)
     screen.process.send_signal(signal.SIGCONT)  # as a shell's kill does
