@@ -23,6 +23,8 @@ NAME = os.path.basename(ARCHIVE)
 # All unpacked files have this time, in seconds since 1970: whatever writes to one later changes it.
 FILE_TIME = 946684800
 DAY_SECONDS = 86400
+# What a box may set for other programs, up to an abort (GRPC_POLL_STRATEGY). Only what shows what gRPC does is left.
+STEERING, SHOWING = ("PROTOCOL_BUFFERS_", "GRPC_"), ("GRPC_VERBOSITY", "GRPC_TRACE")
 Files = list[list[str]]  # each [part, size in bytes, CRC-32, path]
 
 
@@ -146,11 +148,32 @@ def open_trees(trees: dict[str, Files], repair: bool) -> str:
     return place
 
 
+def shut_out() -> None:
+    """Whatever this box has: our libraries and Python's own come first, with no environment that steers them, and no hooks.
+
+    What PYTHONPATH names goes to the end: psutil may be there, where we have none.
+    """
+    os.umask(os.umask(0o022) | 0o022)  # what is written from here on, bytecode too, no one else can change
+    named = {os.path.abspath(folder) for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep)}
+    sys.path[1:] = sorted(sys.path[1:], key=named.__contains__)
+    sys.meta_path[:] = [finder for finder in sys.meta_path if getattr(finder, "__module__", "").startswith("_frozen_importlib")]
+    for name in [name for name in os.environ if name.startswith(STEERING) and name not in SHOWING]:
+        del os.environ[name]
+
+
+def forget(folders: list[str]) -> None:
+    """Drops what a .pth file or sitecustomize imported before us, where these folders have a module of that name."""
+    ours = {name.partition(".")[0] for folder in folders for name in os.listdir(folder)}
+    for name in [name for name in sys.modules if name.partition(".")[0] in ours]:
+        del sys.modules[name]
+
+
 def main() -> int:
     """Starts the program and returns its exit status."""
     while None in (sys.stdin, sys.stdout, sys.stderr):  # closed before the start: no file that is opened here may take its number
         if os.open(os.devnull, os.O_RDWR) > 2:
             break
+    shut_out()
     key = find_key()
     trees = read_index(key)
     if len(trees) < 2:
@@ -164,8 +187,7 @@ def main() -> int:
     sys.path[:1] = [f"{place}/{program}", f"{place}/{libraries}"]
     sys.dont_write_bytecode = False  # containers often turn it off, and then a start takes three times as long
     sys.pycache_prefix = None
-    for name in [name for name in sys.modules if name.partition(".")[0] == "google"]:
-        del sys.modules[name]  # the box's own, put there by a .pth file
+    forget(sys.path[:2])
     os.environ.update(EDGE_TREE=sys.path[1], EDGE_TARGET=libraries.rpartition("-")[0])
     try:
         module = __import__(program.rpartition("-")[0])

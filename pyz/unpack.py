@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import stat
 import sys
 import tarfile
 import tempfile
@@ -35,10 +36,14 @@ def unpack(trees: dict[str, Files], repair: bool) -> str:
     check()
     reasons = ""
     for place in find_places():
-        reason = refuse(place)
+        reason = ""
         try:
+            take_back(place)
+            reason = refuse(place)
             if not reason:
-                os.makedirs(place, 0o700, exist_ok=True)
+                before = os.umask(0o077)  # the folders above it, too, are this user's alone
+                os.makedirs(place, exist_ok=True)
+                os.umask(before)
                 reason = refuse(place)  # again, now that it is there: in a shared folder someone may have been quicker
             if not reason:
                 with locked(place, wait=True):
@@ -53,6 +58,28 @@ def unpack(trees: dict[str, Files], repair: bool) -> str:
         f"{NAME} found no folder to unpack its libraries into:{reasons}\n"
         "Set EDGE_CACHE to a folder of this user on a disk with 50 MB free and not mounted noexec."
     )
+
+
+def take_back(place: str) -> None:
+    """Closes what an umask of 000 left open to everyone, where it is this user's own. Windows has no such thing.
+
+    Nothing is kept of a place that others could write to. Above it only the user's own cache is closed: another folder may be
+    meant for more than one.
+    """
+    above = os.path.dirname(place)
+    if above in (os.path.expanduser("~/.cache"), os.environ.get("XDG_CACHE_HOME")) and is_open(above, stat.S_IWOTH):
+        os.chmod(above, 0o700)
+    if is_open(place, stat.S_IWGRP | stat.S_IWOTH):
+        with tempfile.TemporaryDirectory(dir=above, ignore_cleanup_errors=True) as aside:
+            os.rename(place, f"{aside}/old")
+
+
+def is_open(folder: str, to: int) -> bool:
+    """Tells whether it is a folder of this user's, and its mode has one of these bits."""
+    if os.name != "posix" or not os.path.isdir(folder) or os.path.islink(folder):
+        return False
+    status = os.lstat(folder)
+    return status.st_uid == os.geteuid() and bool(status.st_mode & to)
 
 
 def check() -> None:
