@@ -2,7 +2,8 @@
 """Packs server.pyz and node.pyz, and is the one entry to all that people do with this project.
 
     python3 build.py                  dist/server.pyz and dist/node.pyz, for this machine's Python
-    python3 build.py demo             builds them and shows them at work on this machine: a server and six nodes
+    python3 build.py demo             builds them and shows them at work on this machine: a server and six nodes; with --faults,
+                                      four more that are lost, hung, failed and hot
     python3 build.py test [ARG ...]   every check and test, from nothing; the arguments go to pytest
     python3 build.py protos           regenerates the gRPC stubs from node.proto; with --check, compares them
     python3 build.py screenshots      remakes docs/*.svg
@@ -18,12 +19,17 @@ import sys
 if sys.version_info < (3, 10):
     sys.exit(f"build.py needs Python 3.10 or newer; this is Python {sys.version.split()[0]} ({sys.executable})")
 
+try:
+    import lzma
+    import zlib
+except ImportError as error:
+    sys.exit(f"build.py needs Python's module {error.name}, which this one ({sys.executable}) was built without; use another one")
+
 import argparse
 import contextlib
 import hashlib
 import importlib.util
 import io
-import lzma
 import os
 import re
 import shutil
@@ -35,7 +41,6 @@ import tempfile
 import threading
 import types
 import zipfile
-import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -495,13 +500,26 @@ def bench(arguments: list[str]) -> int:
 # --- The demo ---
 
 
-def find_port(preferred: int) -> int:
-    """Returns a free port on the loopback interface, the preferred one if it is."""
-    for port in (preferred, 0):
+FAULTS = ("hot", "failed-gpu", "hung-sensors")  # that a simulated node can show
+
+
+def node_options(nodes: int, faults: bool) -> list[list[str]]:
+    """Returns the hardware of each node: the first is this machine, the others are simulated; then those with a fault."""
+    options = [["--hardware", "auto"], *(["--hardware", "simulated", "--seed", str(number)] for number in range(1, nodes))][:nodes]
+    for number, fault in enumerate(FAULTS if faults else (), 101):
+        options.append(["--hardware", "simulated", "--seed", str(number), "--faults", fault])
+    return options
+
+
+def find_port(wanted: int | None) -> int:
+    """Returns a free port on the loopback interface: the wanted one, or the usual one if it is free. Raises BuildError."""
+    for port in (50051, 0) if wanted is None else (wanted,):
         with contextlib.suppress(OSError), socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port that is only in TIME_WAIT is free
             probe.bind(("127.0.0.1", port))
             return int(probe.getsockname()[1])
+    if wanted:
+        raise BuildError(f"port {wanted} is in use on 127.0.0.1: give --port another, or none")
     raise BuildError("no free port on 127.0.0.1")
 
 
@@ -521,26 +539,30 @@ class Demo:
         self.stop = threading.Event()
         self.signal = 0
         self.nodes: dict[Path, subprocess.Popen[bytes]] = {}
+        self.doomed: dict[Path, subprocess.Popen[bytes]] = {}
 
     def note_signal(self, number: int, frame: types.FrameType | None) -> None:
         """Ends the wait; the work is done there."""
         self.signal = number
         self.stop.set()
 
-    def run(self, nodes: int) -> int:
+    def run(self, nodes: int, port: int | None, faults: bool) -> int:
         """Runs until the server ends, a node dies or a signal comes. Returns the exit status."""
         for name in ("SIGINT", "SIGTERM", "SIGHUP"):
             if hasattr(signal, name):
                 signal.signal(getattr(signal, name), self.note_signal)
-        address = f"127.0.0.1:{find_port(50051)}"
+        address = f"127.0.0.1:{find_port(port)}"
         server = subprocess.Popen([sys.executable, str(DIST / "server.pyz"), "--listen", address])
         trouble, restore = "", terminal_restorer()
         try:
             while server.poll() is None and not is_listening(address) and not self.stop.wait(0.05):
                 pass
-            for number in range(nodes if server.poll() is None else 0):
-                self.start_node(number, address)
+            for number, options in enumerate(node_options(nodes, faults) if server.poll() is None else []):
+                self.nodes |= self.start_node(f"node {number}", address, options)
+            if faults and server.poll() is None:
+                self.doomed = self.start_node("doomed node", address, ["--hardware", "simulated", "--seed", "100"])
             while server.poll() is None and not trouble and not self.stop.wait(0.1):
+                self.kill_doomed()
                 trouble = self.find_trouble()
         finally:
             self.end(server)
@@ -552,14 +574,19 @@ class Demo:
             return 128 + (self.signal or -server.returncode)
         return server.returncode
 
-    def start_node(self, number: int, address: str) -> None:
+    def start_node(self, name: str, address: str, options: list[str]) -> dict[Path, subprocess.Popen[bytes]]:
         """Starts one in the background. A session of its own: Ctrl-C is for the server and this process."""
-        kind = ["--hardware", "simulated", "--seed", str(number)] if number else ["--hardware", "auto"]
-        command = [sys.executable, str(DIST / "node.pyz"), "--server", address, "--headless", *kind]
-        path = self.logs / f"node {number}"
+        command = [sys.executable, str(DIST / "node.pyz"), "--server", address, "--headless", *options]
+        path = self.logs / name
         with path.open("wb") as log:
             node = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
-        self.nodes[path] = node
+        return {path: node}
+
+    def kill_doomed(self) -> None:
+        """Kills the node that shall be lost, once it has reported: it says no goodbye."""
+        for log, node in self.doomed.items():
+            if node.poll() is None and "connected to" in log.read_text(errors="replace"):
+                node.kill()
 
     def find_trouble(self) -> str:
         """Says which node ended by itself, with the end of its log; nothing if none did."""
@@ -574,7 +601,7 @@ class Demo:
         if self.signal == signal.SIGINT:  # the terminal sent it to the server too, and a second one would hurry it
             with contextlib.suppress(subprocess.TimeoutExpired):
                 server.wait(2.5)
-        processes = [server, *self.nodes.values()]
+        processes = [server, *self.nodes.values(), *self.doomed.values()]
         for process in processes:
             process.terminate()
         for process in processes:
@@ -608,11 +635,11 @@ def is_listening(address: str) -> bool:
     return False
 
 
-def demo(nodes: int) -> int:
+def demo(nodes: int, port: int | None, faults: bool) -> int:
     """Builds the two files and shows them at work, one real node and simulated ones; says then how to run them by hand."""
     pack([this_target()])
     with tempfile.TemporaryDirectory(prefix="edge-demo-") as logs:
-        status = Demo(Path(logs)).run(nodes)
+        status = Demo(Path(logs)).run(nodes, port, faults)
     print(
         "The two files are in dist/; copy them wherever you like, no install needed.\n"
         "  where you look    python3 server.pyz\n"
@@ -632,6 +659,13 @@ def count(text: str) -> int:
     return int(text)
 
 
+def port_number(text: str) -> int:
+    """Parses a port."""
+    if not 1 <= int(text) <= 65535:
+        raise argparse.ArgumentTypeError("from 1 to 65535")
+    return int(text)
+
+
 def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """Parses the command line; what follows `test` or `bench` is for pytest or the benchmarks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -647,6 +681,10 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     commands = parser.add_subparsers(dest="command", title="commands", metavar="")
     command = commands.add_parser("demo", help="build both files, and run a server and some nodes on this machine")
     command.add_argument("--nodes", type=count, default=6, metavar="N", help="number of nodes, one of them real (default: 6)")
+    about = "where its server listens on this machine (default: 50051, or any other if that is taken)"
+    command.add_argument("--port", type=port_number, metavar="PORT", help=about)
+    about = "four more nodes: one is lost, one has hung sensors, one a failed GPU, and one is hot"
+    command.add_argument("--faults", action="store_true", help=about)
     commands.add_parser("test", help="run every check and test; the arguments go to pytest")
     command = commands.add_parser("protos", help="regenerate the stubs from node.proto")
     command.add_argument("--check", action="store_true", help="change nothing; fail if they differ")
@@ -663,7 +701,7 @@ def main(argv: list[str] | None = None) -> int:
     """Runs one command and returns its exit status."""
     options, rest = parse(sys.argv[1:] if argv is None else argv)
     commands: dict[str | None, Callable[[], int]] = {
-        "demo": lambda: demo(options.nodes),
+        "demo": lambda: demo(options.nodes, options.port, options.faults),
         "test": lambda: test(rest),
         "protos": lambda: protos(options.check),
         "screenshots": screenshots,

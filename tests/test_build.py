@@ -770,11 +770,21 @@ def test_a_python_without_pip_and_venv(checkout: Path, tmp_path: Path) -> None:
     assert sentence.startswith("build.py: this Python cannot make a virtual environment: install its venv module")
 
 
-@pytest.mark.parametrize("arguments", ["--target amiga", "--target linux demo", "demo --nodes -1", "dance"])
+WRONG = ["--target amiga", "--target linux demo", "demo --nodes -1", "demo --port 0", "demo --port 65536", "dance"]
+
+
+@pytest.mark.parametrize("arguments", WRONG)
 def test_wrong_arguments(arguments: str) -> None:
     done = subprocess.run([sys.executable, "build.py", *arguments.split()], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("module", ["lzma", "zlib"])
+def test_a_python_that_lacks_a_compressor(checkout: Path, tmp_path: Path, module: str) -> None:
+    (tmp_path / "sitecustomize.py").write_text(f"import sys; sys.modules['{module}'] = None\n")
+    sentence = fail_to_build(checkout, PYTHONPATH=str(tmp_path))
+    assert sentence.startswith(f"build.py needs Python's module {module}, which this one (")
 
 
 def find_started(checkout: Path) -> list[psutil.Process]:
@@ -812,6 +822,37 @@ def test_the_demo_on_a_terminal(checkout: Path, terminal: Callable[..., Terminal
     assert screen.wait() == 0
     screen.shows("python3 node.pyz --server")
     assert not find_started(checkout)
+
+
+def test_the_nodes_of_the_demo() -> None:
+    assert build.node_options(0, faults=False) == []
+    assert build.node_options(2, faults=False) == [["--hardware", "auto"], ["--hardware", "simulated", "--seed", "1"]]
+    faulty = build.node_options(2, faults=True)[2:]
+    assert [options[-2:] for options in faulty] == [["--faults", fault] for fault in ("hot", "failed-gpu", "hung-sensors")]
+    assert all(options[:2] == ["--hardware", "simulated"] for options in faulty)
+
+
+@pytest.mark.usefixtures("port_taken")
+def test_the_demo_with_faults_has_a_node_that_is_lost(checkout: Path, start: Callable[..., Program]) -> None:
+    """It dies without a goodbye; the others, and the demo, go on."""
+    source = checkout / "build.py"
+    source.write_text(re.sub(r"^FAULTS = .*", "FAULTS = ()", source.read_text(), flags=re.MULTILINE))
+    demo = start(str(source), "demo", "--nodes", "1", "--faults", EDGE_CACHE=str(checkout))
+    eventually(lambda: sum(" joined " in line for line in demo.lines) == 2, 60)
+    demo.line(" disconnected Node-")
+    assert demo.end() == 130
+    assert not find_started(checkout)
+
+
+def test_the_demo_on_a_port_of_the_users_choice(checkout: Path, start: Callable[..., Program]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        refused = start(str(checkout / "build.py"), "demo", "--nodes", "0", "--port", port, EDGE_CACHE=str(checkout))
+        refused.line(f"build.py: port {port} is in use on 127.0.0.1: give --port another, or none", 60)
+        assert refused.wait() == 1
+    demo = start(str(checkout / "build.py"), "demo", "--nodes", "0", "--port", port, EDGE_CACHE=str(checkout))
+    demo.line(f"listening on 127.0.0.1:{port}", 60)
+    assert demo.end() == 130
 
 
 @pytest.mark.usefixtures("port_taken")
