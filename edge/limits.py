@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import _thread
-import contextlib
 import errno
 import os
 import threading
@@ -67,6 +66,5 @@ def reached(error: Exception) -> str:
     if isinstance(error, RuntimeError) and "start new thread" in str(error):
         return too_few_threads()
     if isinstance(error, OSError) and error.errno in NO_FILES:
-        with contextlib.suppress(OSError, ValueError):
-            return f"no more files may be open here (ulimit -n is {os.sysconf('SC_OPEN_MAX')}): allow more"
+        return "no more files may be open here: raise what limits them (ulimit -n, a service's LimitNOFILE)"
     return ""

@@ -550,6 +550,18 @@ def test_another_user(box: Box) -> None:
 
 @needs_root
 @needs_public_python
+@pytest.mark.parametrize("arguments", ["server --listen 127.0.0.1:0 --headless", "node --once --hardware simulated"])
+def test_a_user_who_may_start_few_threads(box: Box, arguments: str) -> None:
+    os.chown(box.home, STRANGER, STRANGER)
+    program, *options = arguments.split()
+    command = ["prlimit", "--nproc=6", PUBLIC.path, str(box.dist / f"{program}.pyz"), *options]
+    identity: dict[str, Any] = {"user": STRANGER, "group": STRANGER, "extra_groups": []}
+    done = subprocess.run(command, env=box.environment(), capture_output=True, text=True, check=False, timeout=120, **identity)
+    expect_sentence(done, rf"{program}: too few threads may be started here, and \d+ are needed: .* \(ulimit -u, .*\)")
+
+
+@needs_root
+@needs_public_python
 def test_sudo_with_the_users_home(box: Box, mount: Callable[..., tuple[str, ...]]) -> None:
     """Root takes no code from a folder of the user's, and leaves nothing there that the user can't write to."""
     os.chown(box.home, STRANGER, STRANGER)

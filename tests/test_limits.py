@@ -71,5 +71,5 @@ def test_too_few_threads(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_limit_that_is_reached_later_is_told_as_one() -> None:
     assert limits.reached(RuntimeError("can't start new thread")) == limits.too_few_threads()
-    assert limits.reached(OSError(errno.EMFILE, os.strerror(errno.EMFILE))).startswith("no more files may be open here (ulimit -n ")
+    assert limits.reached(OSError(errno.EMFILE, os.strerror(errno.EMFILE))).startswith("no more files may be open here: ")
     assert limits.reached(OSError(errno.ENOENT, "")) == limits.reached(RuntimeError("else")) == ""
