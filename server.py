@@ -42,7 +42,7 @@ import node_pb2 as pb
 import node_pb2_grpc
 from edge.command_line import Endpoint, Listed, Options, parse_count, parse_endpoints, parse_seconds, target_of
 from edge.event_log import Event, EventLog, Follower
-from edge.fleet.admission import PLENTY, Lines, Memory, PerSecond, Places, WaitingRoom, network_of
+from edge.fleet.admission import PLENTY, Lines, Memory, Places, Rate, WaitingRoom, network_of
 from edge.fleet.export import snapshot_json
 from edge.fleet.intake import (
     MAX_UNREAD_BYTES,
@@ -80,7 +80,7 @@ PRINT_SECONDS = 0.2  # from one look into the log to the next, without a screen
 UNHEARD_SECONDS = 0.1  # that gRPC may take at the end to say what became of an answer that was broken off
 UNARY_PER_SECOND = 2000  # heartbeats without a stream that are answered, half of them to one network: half a core
 TOO_MANY_UNARY = f"over {UNARY_PER_SECOND} unary heartbeats a second, or half as many of one network: use StreamHeartbeats"
-MOST_WAITING = 500  # calls whose first message has not come, 26 KiB each: in a fleet that comes back at once a few are on the way
+MOST_WAITING = 200  # calls whose first message has not come, 26 KiB each: in a fleet that comes back at once a few are on the way
 
 
 # ---- The registry: all nodes, under one lock ----
@@ -377,7 +377,7 @@ class Service(node_pb2_grpc.NodeServiceServicer):
 
     def __init__(self, registry: Registry, first_message_seconds: float) -> None:
         self._registry = registry
-        self._unary = PerSecond(UNARY_PER_SECOND, UNARY_PER_SECOND // 2)
+        self._unary = Rate(1, UNARY_PER_SECOND, UNARY_PER_SECOND // 2)
         # Calls by number, and why the server ends those that it ends. A call's frames do not hold its task: the task keeps
         # the error that ended it, and that the frames. Such cycles wait for a garbage collection, with all that they hold.
         self._streams: dict[int, asyncio.Task[None]] = {}

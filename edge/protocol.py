@@ -17,6 +17,7 @@ DEFAULT_PORT = 50051
 
 MAX_NODE_ID = 63  # characters
 MAX_MESSAGE_BYTES = 2**20  # from a node to the server
+MAX_AHEAD_BYTES = 2**14  # of a call that a node may send before the server comes to it
 MAX_RESPONSE_BYTES = 2**16  # from the server to a node
 MAX_DEVICES = 128  # of a box
 MAX_PROCESSES = 256  # that a node reports
@@ -100,6 +101,7 @@ def server_options(max_nodes: int, max_connections: int) -> tuple[tuple[str, int
         ("grpc.compression_enabled_algorithms_bitset", 1),  # none: a hundred bytes could unpack to a megabyte
         ("grpc.per_message_decompression", 0),
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.http2.lookahead_bytes", MAX_AHEAD_BYTES),
         ("grpc.keepalive_time_ms", 1000 * SERVER_PING_SECONDS),
         ("grpc.keepalive_timeout_ms", 1000 * SERVER_PING_TIMEOUT_SECONDS),
         ("grpc.http2.ping_timeout_ms", 1000 * SERVER_PING_TIMEOUT_SECONDS),

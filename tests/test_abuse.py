@@ -34,6 +34,7 @@ from edge.fleet.admission import (
     LEAST_POOL_BYTES,
     OWN_BYTES,
     PLENTY_OF_ONE,
+    SILENT_PER_MINUTE,
     Memory,
     Places,
     network_of,
@@ -383,7 +384,7 @@ def test_the_log_has_room_for_a_whole_fleet_that_is_lost_and_one_network_does_no
     registry.tick()
     lost = [event.node_id for event in registry.log.newest(5000) if event.kind == "lost"]
     assert sum(node_id.startswith("honest") for node_id in lost) == 100
-    assert sum(node_id.startswith("cheap") for node_id in lost) == 100
+    assert sum(node_id.startswith("cheap") for node_id in lost) == SILENT_PER_MINUTE // 20
 
 
 def test_refusals_leave_room_for_warnings() -> None:

@@ -15,6 +15,7 @@ from edge.protocol import (
     FIRST_MESSAGE_SECONDS,
     GOODBYE_SECONDS,
     LEAST_PING_SECONDS,
+    MAX_AHEAD_BYTES,
     MAX_DEVICES,
     MAX_MESSAGE_BYTES,
     MAX_NODE_ID,
@@ -112,6 +113,7 @@ def test_the_server_has_its_timings_and_bounds() -> None:
     assert options["grpc.http2.min_recv_ping_interval_without_data_ms"] == 1000 * LEAST_PING_SECONDS
     assert options["grpc.http2.max_ping_strikes"] == 0, "0 is no bound: a clock that is a little off must not cost a session"
     assert options["grpc.max_receive_message_length"] == MAX_MESSAGE_BYTES
+    assert options["grpc.http2.lookahead_bytes"] == MAX_AHEAD_BYTES
     assert options["grpc.max_concurrent_streams"] == MAX_STREAMS
     assert options["grpc.max_allowed_incoming_connections"] == 16_500
     assert options["grpc.compression_enabled_algorithms_bitset"] == 1, "identity alone: what is packed small unpacks large"

@@ -19,7 +19,7 @@ COMPLAINTS_PER_SECOND = 10  # lines of refusals in the log, as many of warnings,
 PLENTY = ("joined", "back", "left", "disconnected")  # what any sender can make come in masses
 PLENTY_PER_SECOND, PLENTY_OF_ONE = 200, 3  # lines of these, and of each kind of one node
 SILENT = ("late", "lost")
-SILENT_PER_SECOND = 1000  # lines of nodes that are, a tenth of it of one network
+SILENT_PER_MINUTE = 5000  # lines of each kind, a twentieth of it of one network
 
 OWN_BYTES = 8 * 1024  # that each node may keep here whatever the others do: a box of 8 GPUs needs 6 KiB with its history
 LEAST_POOL_BYTES = 16 * 2**20  # of all that nodes keep beyond it
@@ -36,19 +36,20 @@ def network_of(address: str) -> str:
     return address if ip.version == 4 else str(ipaddress.ip_network((ip, 64), strict=False))
 
 
-class PerSecond:
-    """How many of something there may be in a second by the registry's clock: of all, and of each key."""
+class Rate:
+    """How many of something there may be in so many seconds by the registry's clock: of all, and of each key."""
 
-    def __init__(self, most: int, of_each: int) -> None:
-        self._most, self._of_each = most, of_each
-        self._second = 0
+    def __init__(self, seconds: float, most: int, of_each: int) -> None:
+        self._seconds, self._most, self._of_each = seconds, most, of_each
+        self._window = 0
         self._counts: collections.Counter[Hashable] = collections.Counter()
         self._all = 0
 
     def takes(self, key: Hashable, now: float) -> bool:
-        """Whether one more fits into this second; then it counts."""
-        if int(now) != self._second:
-            self._second, self._all = int(now), 0
+        """Whether there may be one more; then it counts."""
+        window = int(now / self._seconds)
+        if window != self._window:
+            self._window, self._all = window, 0
             self._counts.clear()
         if self._all >= self._most or self._counts[key] >= self._of_each:
             return False
@@ -94,20 +95,20 @@ class WaitingRoom:
 
 
 class Lines:
-    """Writes the server's log. Of what comes in masses it keeps some lines a second, and counts the others."""
+    """Writes the server's log. Of what comes in masses it keeps some lines in a time, and counts the others."""
 
     def __init__(self, log: EventLog) -> None:
         self._log = log
-        self._plenty = PerSecond(PLENTY_PER_SECOND, PLENTY_OF_ONE)
-        self._silent = PerSecond(SILENT_PER_SECOND, SILENT_PER_SECOND // 10)
-        self._complaints = PerSecond(3 * COMPLAINTS_PER_SECOND, COMPLAINTS_PER_SECOND)
+        self._plenty = Rate(1, PLENTY_PER_SECOND, PLENTY_OF_ONE)
+        self._silent = Rate(60, 2 * SILENT_PER_MINUTE, SILENT_PER_MINUTE // 20)
+        self._complaints = Rate(1, 3 * COMPLAINTS_PER_SECOND, COMPLAINTS_PER_SECOND)
 
     def add(self, kind: str, text: str, node_id: str, now: float, address: str = "") -> None:
         """A line, at `now` by the registry's clock. Of a silent node, its address as well."""
         if kind in PLENTY:
             is_kept = self._plenty.takes((kind, node_id), now)
         elif kind in SILENT:
-            is_kept = self._silent.takes(network_of(address), now)
+            is_kept = self._silent.takes((kind, network_of(address)), now)
         else:
             is_kept = self._complaints.takes(kind, now)
         if is_kept:
