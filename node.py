@@ -409,9 +409,7 @@ class Session:
             request = self._heartbeat()
             request.leaving = leaving
             sample = self._state.view().sample
-            request.gpu_temp = max(
-                (device.temperature_celsius for device in sample.devices), default=sample.host.temperature_celsius
-            )
+            request.gpu_temp = hottest(sample)
             try:
                 response = stub.Heartbeat(request, timeout=protocol.GOODBYE_SECONDS if leaving else protocol.FIRST_ANSWER_SECONDS)
             except grpc.RpcError as error:
@@ -485,6 +483,12 @@ class Session:
             if reason := self._identity.may_change:
                 self._state.log(f"after a restart this node may have another id: this one can't be kept ({reason})", "warning")
         self._state.update_link(**changes)
+
+
+def hottest(sample: pb.Sample) -> float:
+    """The highest temperature of the devices that report one, or of a host without devices, in °C; 0 where there is none."""
+    readings = [protocol.reported(part, "temperature_celsius") for part in sample.devices or [sample.host]]
+    return max((celsius for celsius in readings if celsius is not None), default=0)
 
 
 def keep_connected(

@@ -544,6 +544,13 @@ def test_a_server_with_only_the_unary_call_is_believed_for_a_minute(start: Start
     assert agent.end() == 130
 
 
+def test_the_hottest_device_is_one_that_reports_its_temperature() -> None:
+    cold = [pb.DeviceSample(temperature_celsius=-12), pb.DeviceSample()]
+    assert node.hottest(pb.Sample(devices=cold)) == -12
+    assert node.hottest(pb.Sample(devices=[pb.DeviceSample()], host=pb.HostSample(temperature_celsius=40))) == 0
+    assert node.hottest(pb.Sample(host=pb.HostSample(temperature_celsius=40))) == 40
+
+
 class Scripted(node_pb2_grpc.NodeServiceServicer):
     """A server that answers the first sessions with the given status codes (None: takes one, and breaks it), and then as told."""
 

@@ -12,6 +12,7 @@ import uuid
 
 from edge.hardware.state_folder import StateFile, state_folder
 from edge.protocol import check_node_id
+from edge.text import encodable
 
 MULTICAST = 1 << 40  # a bit of a MAC: uuid.getnode() sets it in the number that it makes up where there is none (RFC 9562, 6.10)
 
@@ -52,7 +53,7 @@ class Identity:
         self.given = given
         self.box_id = hashlib.sha256(machine.encode()).hexdigest()[:16] if machine else ""
         self.unkept = ""  # why the id will not be known after a restart
-        self._machine = machine or socket.gethostname()
+        self._machine = machine or encodable(socket.gethostname())
         self._attempt = 0
         self._file: StateFile | None = None
         kept = ""
