@@ -114,6 +114,7 @@ def test_the_server_has_its_timings_and_bounds() -> None:
     assert options["grpc.http2.max_ping_strikes"] == 0, "0 is no bound: a clock that is a little off must not cost a session"
     assert options["grpc.max_receive_message_length"] == MAX_MESSAGE_BYTES
     assert options["grpc.http2.lookahead_bytes"] == MAX_AHEAD_BYTES
+    assert options["grpc.server_max_unrequested_time_in_server"] == FIRST_ANSWER_SECONDS
     assert options["grpc.max_concurrent_streams"] == MAX_STREAMS
     assert options["grpc.max_allowed_incoming_connections"] == 16_500
     assert options["grpc.compression_enabled_algorithms_bitset"] == 1, "identity alone: what is packed small unpacks large"
