@@ -1,4 +1,4 @@
-"""How much one peer may take of what all share: calls, rows, memory, lines of the log. One network takes at most half of it."""
+"""How much one peer may take of what all share: calls, rows, memory, lines of the log. One network never takes all of it."""
 
 from __future__ import annotations
 
