@@ -78,8 +78,8 @@ DATA_FRAMES_PER_SECOND = 12  # heartbeats come all the time; keys are answered a
 TICK_SECONDS = 1.0  # from one look at who is late to the next: for the log, since a row's state is told from its age
 PRINT_SECONDS = 0.2  # from one look into the log to the next, without a screen
 UNHEARD_SECONDS = 0.1  # that gRPC may take at the end to say what became of an answer that was broken off
-UNARY_PER_SECOND = 2000  # heartbeats without a stream that are answered, half of them to one network: half a core
-TOO_MANY_UNARY = f"over {UNARY_PER_SECOND} unary heartbeats a second, or half as many of one network: use StreamHeartbeats"
+UNARY_PER_SECOND, UNARY_OF_ONE = 2500, 2000  # heartbeats without a stream that are answered: of all, and of one network
+TOO_MANY_UNARY = f"over {UNARY_OF_ONE} unary heartbeats a second of one network, or {UNARY_PER_SECOND} of all: use StreamHeartbeats"
 MOST_WAITING = 200  # calls whose first message has not come, 26 KiB each: in a fleet that comes back at once a few are on the way
 
 
@@ -377,7 +377,7 @@ class Service(node_pb2_grpc.NodeServiceServicer):
 
     def __init__(self, registry: Registry, first_message_seconds: float) -> None:
         self._registry = registry
-        self._unary = Rate(1, UNARY_PER_SECOND, UNARY_PER_SECOND // 2)
+        self._unary = Rate(1, UNARY_PER_SECOND, UNARY_OF_ONE)
         # Calls by number, and why the server ends those that it ends. A call's frames do not hold its task: the task keeps
         # the error that ended it, and that the frames. Such cycles wait for a garbage collection, with all that they hold.
         self._streams: dict[int, asyncio.Task[None]] = {}

@@ -166,12 +166,12 @@ def test_a_call_that_says_nothing_is_ended_whichever_it_is(serve: Serve, dial: D
 def test_unary_calls_beyond_the_budget_are_refused_at_once_and_streams_go_on(
     serve: Serve, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.UNARY_PER_SECOND", 20)
+    monkeypatch.setattr("server.UNARY_OF_ONE", 10)
     clock = Clock()
     serving = serve(clock=clock)
     stream = connect(serving.address)
     stream.answer()
-    for number in range(10):  # half of it: all these come from one network
+    for number in range(10):  # all from one network
         assert unary(serving.address, node_id=f"box-{number}").acknowledged
     code, reason = refusal(serving.address, node_id="box-10")
     assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
