@@ -78,7 +78,7 @@ DATA_FRAMES_PER_SECOND = 12  # heartbeats come all the time; keys are answered a
 TICK_SECONDS = 1.0  # from one look at who is late to the next: for the log, since a row's state is told from its age
 PRINT_SECONDS = 0.2  # from one look into the log to the next, without a screen
 UNHEARD_SECONDS = 0.1  # that gRPC may take at the end to say what became of an answer that was broken off
-UNARY_PER_SECOND, UNARY_OF_ONE = 2500, 2000  # heartbeats without a stream that are answered: of all, and of one network
+UNARY_PER_SECOND, UNARY_OF_ONE = 3000, 2500  # heartbeats without a stream that are answered: of all, and of one network
 TOO_MANY_UNARY = f"over {UNARY_OF_ONE} unary heartbeats a second of one network, or {UNARY_PER_SECOND} of all: use StreamHeartbeats"
 MOST_WAITING = 200  # calls whose first message has not come, 26 KiB each: in a fleet that comes back at once a few are on the way
 
