@@ -425,7 +425,7 @@ class Session:
         request = pb.HeartbeatRequest(clock_milliseconds=round((self._state.clock() - self._state.started_at) * 1000))
         if self._first:
             self._number = view.link.sessions + 1
-            request.backlog.extend(self._state.unacknowledged()[:-1])
+            request.backlog.extend(newest_within(self._state.unacknowledged()[:-1], protocol.MAX_MESSAGE_BYTES // 2))
         if self._first or view.info is not self._sent_info:
             request.info.CopyFrom(view.info)
             request.info.box_id, request.info.id_is_drawn = self._identity.box_id, not self._identity.given
@@ -483,6 +483,15 @@ class Session:
             if reason := self._identity.may_change:
                 self._state.log(f"after a restart this node may have another id: this one can't be kept ({reason})", "warning")
         self._state.update_link(**changes)
+
+
+def newest_within(samples: Sequence[pb.Sample], most_bytes: int) -> Sequence[pb.Sample]:
+    """The last of them, as many as take no more room: a box of 128 devices has more to tell than a message may hold."""
+    for index in range(len(samples) - 1, -1, -1):
+        most_bytes -= samples[index].ByteSize() + 8  # and what a message says of each part: its tag and its length
+        if most_bytes < 0:
+            return samples[index + 1 :]
+    return samples
 
 
 def hottest(sample: pb.Sample) -> float:

@@ -62,11 +62,12 @@ class NodeServiceServicer(object):
 
         Status codes that end it, and what a node does then:
         INVALID_ARGUMENT    a field is out of its range; the details name it                   says so, tries again
-        ALREADY_EXISTS      another living instance holds this node_id; the details name it    draws another id, or stops
+        ALREADY_EXISTS      another living instance holds this node_id (the details name it
+        to a node at its address), or a drawn id is another box's          draws another id, or stops
         ABORTED             another session of this node has taken over, or the server has
         forgotten it, which was silent, or given its place to another;
         the details say which                                              says so, tries again
-        RESOURCE_EXHAUSTED  the server is full, or the message was larger than 1 MiB           says so, tries again
+        RESOURCE_EXHAUSTED  the server is full, or what came is too large or too much          says so, tries again
         UNAVAILABLE         the server is going away, or is not there                          tries again
         UNIMPLEMENTED       the server has only the unary call                                 goes on with Heartbeat
         """

@@ -33,7 +33,7 @@ from edge.hardware.machine import Machine, simulated
 from edge.hardware.screen import Link, View, render
 from edge.hardware.simulated import CATALOGUE
 from edge.program import VERSION
-from edge.protocol import MAX_TEXT
+from edge.protocol import BACKLOG_SAMPLES, MAX_TEXT
 from server import Registry
 from tests.fixtures.processes import Program, Terminal, eventually
 from tests.fixtures.sessions import Clock, Serving
@@ -542,6 +542,17 @@ def test_a_server_with_only_the_unary_call_is_believed_for_a_minute(start: Start
     agent = start("node.py", "--server", grpc_server(servicer), "--id", "box-1", *SIMULATED)
     agent.line("connected to .*, a heartbeat every 60 s")
     assert agent.end() == 130
+
+
+def test_a_backlog_has_the_newest_samples_that_a_message_has_room_for() -> None:
+    sample = pb.Sample(devices=[pb.DeviceSample(memory_used_bytes=2**40, throttle_reasons=2**40) for _ in range(128)])
+    samples = [pb.Sample(sequence=sequence, devices=sample.devices) for sequence in range(1, BACKLOG_SAMPLES + 1)]
+    kept = node.newest_within(samples, 100_000)
+    assert 20 < len(kept) < BACKLOG_SAMPLES
+    assert kept[-1].sequence == BACKLOG_SAMPLES
+    assert 90_000 < pb.HeartbeatRequest(backlog=kept).ByteSize() <= 100_000
+    assert node.newest_within(samples[:2], 100_000) == samples[:2]
+    assert not node.newest_within(samples, 1)
 
 
 def test_the_hottest_device_is_one_that_reports_its_temperature() -> None:
