@@ -438,7 +438,7 @@ PROCESS_COLUMNS = (  # the name takes what they leave
     Column("PID", 8, 2, ">"),
     Column("USER", 12, 3),
     Column("MEMORY", 9, 0, ">"),
-    Column("OF THE GPU'S", 15, 4),
+    Column("SHARE", 15, 4),
     Column("NAME", 15, 1),
 )
 
@@ -464,7 +464,7 @@ def process_lines(subject: Subject, width: int, first: int, count: int) -> list[
             "PID": [(str(process.pid), "")],
             "USER": [(visible(process.user) or MISSING, "")],
             "MEMORY": [(show_bytes(memory), "" if memory is not None else "dim")],
-            "OF THE GPU'S": [*meter(share, 10, "cyan"), (fit(show_percent(share), 5, ">"), "" if share is not None else "dim")],
+            "SHARE": [*meter(share, 10, "cyan"), (fit(show_percent(share), 5, ">"), "" if share is not None else "dim")],
         }
         line = [span for column in columns if column.title in spans for span in [*align(spans[column.title], column), (" ", "")]]
         lines.append([*line, (visible(process.name) or MISSING, "bold" if process.name else "dim")])
