@@ -278,6 +278,7 @@ def explain(error: grpc.RpcError, server: str) -> SessionEnded:
         "address lookup failed": f"cannot resolve {server} (check the name, or give --server an address)",
         "No route to host": f"no route to {server} (is it in reach of this network?)",
         "Network is unreachable": f"no route to {server} (is this box's network up?)",
+        "Failed parsing HTTP/2": f"{server} is no gRPC server (is the port right?)",
         "http1.x server": f"{server} is no gRPC server (is the port right?)",
         "Connection reset": f"{server} broke the connection",
         "Socket closed": f"{server} broke the connection",
@@ -623,7 +624,7 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     about = f"{', '.join(KINDS[:-1])} or {KINDS[-1]} (default auto: NVIDIA GPUs if there are any)"
     parser.option("--hardware", about, type=one_of(KINDS), default="auto")
     parser.option("--seed", "of simulated hardware: which box, its id and its course (default random)", type=int, metavar="NUMBER")
-    about = f"of simulated hardware: some of {', '.join(FAULTS)}, with commas, to test alerts (default none)"
+    about = f"of simulated hardware: some of {', '.join(FAULTS)}, with commas, to see what trouble looks like (default none)"
     parser.option("--faults", about, type=some_of(FAULTS), default="", metavar="LIST")
     parser.option(
         "--interval", "seconds from one reading to the next (default 1)", type=parse_seconds, default="1", metavar="SECONDS"

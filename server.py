@@ -56,7 +56,19 @@ from edge.fleet.intake import (
 from edge.fleet.keys import follow, press
 from edge.fleet.lens import EVENTS_KEPT, Lens, Ui
 from edge.fleet.listening import default_endpoint, most_connections, peer_address, raise_open_files, why_not_bound
-from edge.fleet.row import GOING_AWAY, End, Refused, Row, Session, State, reason_of, state_of
+from edge.fleet.row import (
+    GOING_AWAY,
+    End,
+    Refused,
+    Row,
+    Session,
+    State,
+    hanging_seconds,
+    reason_of,
+    state_of,
+    told_of_devices,
+    told_of_sensors,
+)
 from edge.fleet.screen import look, render, room_of
 from edge.program import Failure, OutputClosed, is_screen, main_of, put, time_stamp
 from edge.protocol import (
@@ -117,6 +129,7 @@ class Registry:
         self._beating = 0  # nodes that are not gone, as of the last tick
         self._places = Places(max_nodes)
         self._memory = Memory(max_nodes)
+        self._hung: set[str] = set()  # nodes whose sensors hang, as of the last tick
         self._told: dict[str, State] = {}  # the worse states that the log has already told
         self._lines = Lines(self.log)
 
@@ -255,6 +268,9 @@ class Registry:
             row = row._replace(left=True, session=None, reason="said goodbye")
             self._places.leave(row)
             self._lines.add("left", row.reason, row.node_id, row.heartbeat_at)
+        before = self._rows.get(row.node_id)
+        if row.vitals.errors != (before.vitals.errors if before else 0):
+            self._lines.add(*told_of_devices(row), row.node_id, row.heartbeat_at, row.address)
         self._rows[row.node_id] = row
 
     def stream_ended(self, session: Session, reason: str) -> None:
@@ -298,7 +314,6 @@ class Registry:
         with self._lock:
             row = self._rows.get(node_id)
             if row and state_of(row, self.clock()) not in (State.LOST, State.LEFT):
-                self.log.add("warning", "stays: it is neither lost nor left", node_id)
                 return False
             if row:
                 self._remove(row, f"{node_id} was silent, and the server's operator has forgotten it")
@@ -335,11 +350,16 @@ class Registry:
             for row in rows
             if row.left or now - row.heartbeat_at > late_after_seconds(row.interval_seconds)
         ]
+        hung = {row.node_id for row in rows if hanging_seconds(row, now) is not None}
         gone = [row for row, state in silent if state in (State.LOST, State.LEFT)]
         gone.sort(key=lambda row: (not row.left, row.heartbeat_at))  # who said goodbye gives way before who is lost
         with self._lock:
             self._beating = len(rows) - len(gone)
             self._places.set_gone(gone)
+            for row in rows:
+                if (row.node_id in hung) != (row.node_id in self._hung):
+                    self._lines.add(*told_of_sensors(row, now), row.node_id, now, row.address)
+            self._hung = hung
             for row, state in silent:
                 if self._rows.get(row.node_id) is not row:
                     continue

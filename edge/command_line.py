@@ -36,6 +36,8 @@ def parse_endpoint(text: str) -> Endpoint:
 
     Raises argparse.ArgumentTypeError with what to write instead.
     """
+    if text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no address: write HOST:{text} if it is a port, like 0.0.0.0:{text}")
     match = re.fullmatch(r"\[([^\[\]/\s]+)\](?::(\d+))?|([^\[\]:/\s]+)(?::(\d+))?|([^\[\]/\s]*:[^\[\]/\s]*:[^\[\]/\s]*)", text)
     if not match:
         raise argparse.ArgumentTypeError(f"{text!r} is no address: write HOST or HOST:PORT, like 10.0.0.5:50051 or [fd00::5]:50051")

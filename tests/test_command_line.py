@@ -166,3 +166,8 @@ def test_some_of_a_list_of_words_with_commas() -> None:
     for text in ("warm", "hot,", "hot warm"):
         with pytest.raises(argparse.ArgumentTypeError, match="none of hot, cold"):
             parse(text)
+
+
+def test_a_number_alone_is_taken_for_a_port_that_lacks_its_host() -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="'50052' is no address: write HOST:50052 if it is a port"):
+        parse_endpoint("50052")

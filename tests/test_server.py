@@ -99,6 +99,39 @@ def test_a_row_is_forgotten_after_a_day_and_its_stream_ended(how: str) -> None:
     assert bool(ends) == (how == "silent")
 
 
+@pytest.mark.parametrize("keeps_history", [True, False])
+def test_sensors_that_hang_and_devices_that_fail_are_told_once(keeps_history: bool) -> None:
+    clock = Clock()
+    registry = Registry(1.0, 10, clock, keeps_history=keeps_history)
+    info = pb.NodeInfo(instance_id="a", devices=[pb.DeviceInfo(), pb.DeviceInfo()])
+    well, bad = ([pb.DeviceSample(), pb.DeviceSample(error=error)] for error in ("", "GPU is\x1b lost"))
+    first = pb.HeartbeatRequest(node_id="box", info=info, sample=pb.Sample(sequence=1, devices=bad))
+    session = registry.open(first, "10.0.0.7", lambda _end: None)
+
+    def beat(**fields: Any) -> None:
+        clock.now += 1
+        registry.heartbeat(session, pb.HeartbeatRequest(**fields))
+        registry.tick()
+
+    beat(sample=pb.Sample(sequence=2, devices=bad))
+    beat(processes=pb.ProcessList(), sample=pb.Sample(sequence=3, devices=well))  # with something else it is read at once
+    for _ in range(15):
+        beat()
+    clock.now += 60  # and then it is lost: no news of its sensors
+    registry.tick()
+    beat(processes=pb.ProcessList(), sample=pb.Sample(sequence=4, devices=well))
+    told = [f"{event.kind} {event.text}" for event in registry.log.newest(EVENTS_KEPT)]
+    assert told == [
+        "joined 10.0.0.7",
+        "failed 1 of 2 GPUs can't be read: GPU is� lost",
+        "back all its GPUs are read again",
+        "hung no readings for 11s",
+        "lost no heartbeat for 1m00s",
+        "back after 1m01s",
+        "back its readings come again",
+    ]
+
+
 def test_without_a_screen_only_what_is_asked_for_is_read() -> None:
     clock = Clock()
     registry = Registry(1.0, 10, clock, keeps_history=False)

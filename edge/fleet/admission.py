@@ -18,7 +18,7 @@ from edge.text import show_bytes
 COMPLAINTS_PER_SECOND = 10  # lines of refusals in the log, as many of warnings, and of errors
 PLENTY = ("joined", "back", "left", "disconnected")  # what any sender can make come in masses
 PLENTY_PER_SECOND, PLENTY_OF_ONE = 200, 3  # lines of these, and of each kind of one node
-SILENT = ("late", "lost")
+SILENT = ("late", "lost", "hung", "failed")
 SILENT_PER_MINUTE = 5000  # lines of each kind, a twentieth of it of one network
 
 OWN_BYTES = 8 * 1024  # that each node may keep here whatever the others do: a box of 8 GPUs needs 6 KiB with its history

@@ -15,7 +15,6 @@ from edge.fleet.entry import Entry
 from edge.fleet.metrics import METRICS, Metric
 from edge.fleet.row import State
 from edge.history import WHOLE_NODE
-from edge.protocol import hangs_after_seconds
 from edge.text import MISSING, show_seconds, visible
 
 STATE_STYLES = {
@@ -55,9 +54,10 @@ natural_id = functools.lru_cache(maxsize=100_000)(natural)
 
 
 def name_spans(entry: Entry, width: int, tail: int = 0) -> Line:
-    """The glyph of the node's state, and the entry's name."""
+    """The glyph of the node's state, the entry's name, and how many of its devices can't be read."""
     glyph, style = STATE_STYLES[entry.state]
-    return [(f"{glyph} ", style), (fit_name(entry.name, width - 2, tail), "bold")]
+    failed = f" ✗{entry.vitals.errors}" if entry.vitals.errors else ""
+    return [(f"{glyph} ", style), (fit_name(entry.name, width - 2 - len(failed), tail), "bold"), (failed, "bold red")]
 
 
 def hostname_of(entry: Entry) -> str:
@@ -98,24 +98,15 @@ def device_names(devices: Sequence[pb.DeviceInfo], model: str) -> str:
     return visible(shown) or visible(model) or MISSING
 
 
-def hanging_seconds(entry: Entry) -> float | None:
-    """Age of the sample where the box is alive and its sensors hang: they are read no more often than the box's owner has set."""
-    row = entry.row
-    if row.sample_at is None or (older := row.heartbeat_at - row.sample_at) <= hangs_after_seconds(row.interval_seconds):
-        return None
-    hangs = older > hangs_after_seconds(entry.info.sampling_interval_milliseconds / 1000)
-    return entry.now - row.sample_at if hangs else None
-
-
 def age_span(entry: Entry) -> Span:
     """Age of the heartbeat; of the sample, and yellow, where the sensors hang."""
-    hanging = hanging_seconds(entry)
+    hanging = entry.hanging_seconds
     return (show_seconds(entry.heartbeat_age_seconds), "dim") if hanging is None else (f"~{show_seconds(hanging)}", "bold yellow")
 
 
 def age_value(entry: Entry) -> float:
     """All that are well are of one age: else their order would change with each heartbeat."""
-    if (hanging := hanging_seconds(entry)) is not None:
+    if (hanging := entry.hanging_seconds) is not None:
         return hanging
     return 0 if entry.state is State.ONLINE else entry.heartbeat_age_seconds
 
@@ -214,6 +205,8 @@ def widths_of(columns: Sequence[TableColumn], width: int, needs: Mapping[str, in
     meters = [column.layout.title for column in columns if column.has_meter][: spare // (METER_CELLS + 1)]
     for title in meters:
         widen(title, METER_CELLS + 1)
+    if "HARDWARE" in widths:
+        widen("HARDWARE", min(spare - LEAST_SPARKS * len(meters), 10))
     with_sparks = next((meters[:count] for count in range(len(meters), 0, -1) if spare // count >= LEAST_SPARKS), [])
     each = spare // max(len(with_sparks), 1)
     for title in with_sparks:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import node_pb2 as pb
 from edge.fleet.intake import device_vitals
-from edge.fleet.row import Row, State, Vitals, state_of
+from edge.fleet.row import Row, State, Vitals, hanging_seconds, state_of
 from edge.history import WHOLE_NODE
 
 
@@ -109,6 +109,16 @@ class Entry:
         if self._state is None:
             self._state = state_of(self.row, self.now)
         return self._state
+
+    @property
+    def hanging_seconds(self) -> float | None:
+        """Age of its newest readings, where the node is online and its sensors hang."""
+        return hanging_seconds(self.row, self.now) if self.state is State.ONLINE else None
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether its readings are old: they are shown in grey."""
+        return self.state is not State.ONLINE or self.hanging_seconds is not None
 
     @property
     def heartbeat_age_seconds(self) -> float:

@@ -21,6 +21,8 @@ EVENT_STYLES = {
     "late": "yellow",
     "disconnected": "yellow",
     "lost": "bold red",
+    "hung": "yellow",
+    "failed": "bold red",
     "refused": "bold red",
     "error": "bold red",
     "warning": "yellow",

@@ -45,6 +45,14 @@ BYTE_UNITS = {  # kib and k are 1024 bytes, kb is 1000
 }
 
 
+DURATIONS = {"": 1.0, "s": 1, "m": 60, "h": 3600, "d": 86_400}
+
+
+def sample_age_seconds(entry: Entry) -> float | None:
+    """Of the newest readings: more than the heartbeat's age where the sensors hang."""
+    return None if entry.row.sample_at is None else entry.now - entry.row.sample_at
+
+
 def memory_used_bytes(entry: Entry) -> float | None:
     """Of all the entry's devices; of the host where the node has none."""
     if entry.row.capacities.devices and entry.id.device == WHOLE_NODE:
@@ -65,9 +73,11 @@ def cpu_percent(entry: Entry) -> float | None:
 # By the word that a filter says; where one has several, the unit tells which is meant.
 QUANTITIES: dict[str, tuple[Quantity, ...]] = {
     **{metric.word: (Quantity(metric.units, metric.of),) for metric in METRICS},
-    "age": (Quantity({"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}, lambda entry: entry.heartbeat_age_seconds),),
+    "age": (Quantity(DURATIONS, lambda entry: entry.heartbeat_age_seconds),),
     "cpu": (Quantity({"": 1, "%": 1}, cpu_percent),),
     "gpu": (Quantity({"": 1}, lambda entry: len(entry.row.capacities.devices)),),
+    "failed": (Quantity({"": 1}, lambda entry: entry.vitals.errors),),
+    "sample": (Quantity(DURATIONS, sample_age_seconds),),
 }
 QUANTITIES["mem"] += (Quantity(BYTE_UNITS, memory_used_bytes),)
 ENDINGS = {"cpu": ("",), "gpu": ("", "s")}  # letters that may follow the word; any where it is not here. `cpus` are no percentage
@@ -139,7 +149,7 @@ def parse_plain(term: str) -> Test[Entry] | None:
     if colon and (field := next((field for field in FIELDS if name and field.startswith(name)), None)):
         values, parts = FIELDS[field], parts_of(wanted)
         return (lambda entry: any(part in value.lower() for value in values(entry) for part in parts)) if parts else None
-    if set("<>=") & set(term):
+    if set("<>=") & set(term) or (colon and name.isalpha() and not wanted.startswith(":")):
         return None
     return lambda entry: term in searched_text(entry)
 

@@ -130,7 +130,7 @@ def sample_of(request: pb.HeartbeatRequest) -> pb.Sample | None:
 def capacities_of(info: pb.NodeInfo) -> Capacities:
     """What a node's readings are measured against."""
     devices = tuple((device.memory_total_bytes, device.slowdown_temperature_celsius) for device in info.devices)
-    return shared(Capacities(info.host.memory_total_bytes, devices))
+    return shared(Capacities(info.host.memory_total_bytes, devices, info.sampling_interval_milliseconds / 1000))
 
 
 @functools.lru_cache(maxsize=1000)

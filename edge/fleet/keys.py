@@ -172,8 +172,10 @@ def scroll_events(turn: Turn) -> Ui:
 def forget(turn: Turn) -> Ui:
     """The selected node goes, when it is lost or left, and the selection to its neighbour."""
     ui, _, lens, _ = turn
-    if not ui.selected or lens.place(ui.selected) is None or not lens.forget(ui.selected.node_id):
+    if not ui.selected or lens.place(ui.selected) is None:
         return ui
+    if not lens.forget(ui.selected.node_id):
+        return ui._replace(said=f"{ui.selected.node_id} stays: it is neither lost nor left")
     there = turn._replace(ui=ui._replace(page=ui.selected.node_id), room=Room(1, 1))
     moved = (move(there._replace(key=key)) for key in ("down", "up"))
     neighbour = next((other for other in moved if other.page != ui.selected.node_id), ui)
@@ -322,7 +324,7 @@ def press(ui: Ui, key: str, lens: Lens, room: Room) -> Ui:
     place = place_of(ui)
     binding = HERE.get((place, key)) or HERE.get((place, ANY))
     if binding and (place is Place.FILTER or not key.startswith(PASTE)):
-        ui = binding.action(Turn(ui, key, lens, room))
+        ui = binding.action(Turn(ui._replace(said=""), key, lens, room))
         lens.refresh(ui)
     return ui
 

@@ -16,7 +16,7 @@ from edge.fleet.entry import Entry, EntryId, ids_of, make_entries, name_of
 from edge.fleet.filters import parse_filter
 from edge.fleet.intake import device_vitals
 from edge.fleet.metrics import METRICS
-from edge.fleet.row import Row, State, state_of
+from edge.fleet.row import Row, State, hanging_seconds, state_of
 from edge.history import WHOLE_NODE
 
 EVENTS_KEPT = 1000
@@ -114,6 +114,7 @@ class Ui(NamedTuple):
     event_filter: str = ""
     last_event: Event | None = None  # the event view's lowest line; None: it follows the newest
     question: Question | None = None
+    said: str = ""  # what the last key could not do, until the next one
     closed: bool = False  # the user has left
 
 
@@ -130,8 +131,8 @@ class Totals(NamedTuple):
 
 
 def count_totals(rows: Iterable[Row], now: float) -> Totals:
-    """What the nodes that are online have and do, all together: one pass. Each GPU counts once; the processors and memory of boxes
-    without any count only where no box has one."""
+    """What the nodes have and do that are online and read, all together: one pass. Each GPU counts once; the processors and memory
+    of boxes without any count only where no box has one."""
     states: dict[State, int] = dict.fromkeys(State, 0)
     gpus = milliwatts = 0
     sums = {True: [0.0, 0, 0, 0], False: [0.0, 0, 0, 0]}  # with GPUs and without: utilization, readings, memory used and in all
@@ -139,7 +140,7 @@ def count_totals(rows: Iterable[Row], now: float) -> Totals:
     for row in rows:
         state = state_of(row, now)
         states[state] += 1
-        if state is not State.ONLINE:
+        if state is not State.ONLINE or hanging_seconds(row, now) is not None:
             continue
         vitals, count = row.vitals, len(row.capacities.devices)
         gpus += count

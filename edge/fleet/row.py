@@ -9,8 +9,8 @@ from typing import NamedTuple
 import grpc
 
 import node_pb2 as pb
-from edge.protocol import late_after_seconds, lost_after_seconds
-from edge.text import show_seconds
+from edge.protocol import hangs_after_seconds, late_after_seconds, lost_after_seconds
+from edge.text import show_seconds, visible
 
 DEVICE_BYTES = 100  # that the capacities of a device take
 
@@ -44,6 +44,7 @@ class Capacities(NamedTuple):
 
     host_memory_bytes: int = 0
     devices: tuple[tuple[int, int], ...] = ()  # memory in bytes, slowdown temperature in °C; 0 is not known
+    sampling_seconds: float = 0  # from one sample to the next, as the box's owner set it; 0 is not known
 
 
 class End(NamedTuple):
@@ -160,6 +161,28 @@ def state_of(row: Row, now: float) -> State:
     if row.session is None:
         return State.DISCONNECTED
     return State.LATE if age > late_after_seconds(row.interval_seconds) else State.ONLINE
+
+
+def hanging_seconds(row: Row, now: float) -> float | None:
+    """Age of the newest sample where heartbeats come and readings do not: the sensors hang. None: they do not."""
+    if row.sample_at is None or row.unread:
+        return None
+    usual = max(row.interval_seconds, row.capacities.sampling_seconds)
+    return now - row.sample_at if row.heartbeat_at - row.sample_at > hangs_after_seconds(usual) else None
+
+
+def told_of_sensors(row: Row, now: float) -> tuple[str, str]:
+    """Kind and text of an event: readings come no longer, or again."""
+    hanging = hanging_seconds(row, now)
+    return ("back", "its readings come again") if hanging is None else ("hung", f"no readings for {show_seconds(hanging)}")
+
+
+def told_of_devices(row: Row) -> tuple[str, str]:
+    """Kind and text of an event: more or fewer devices than before can't be read."""
+    errors = [device.error for device in row.sample.devices if device.error]
+    if not errors:
+        return "back", "all its GPUs are read again"
+    return "failed", f"{len(errors)} of {len(row.capacities.devices)} GPUs can't be read: {visible(errors[0])}"
 
 
 def reason_of(row: Row, state: State, now: float) -> str:

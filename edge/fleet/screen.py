@@ -32,7 +32,7 @@ from edge.fleet.filters import parse_filter
 from edge.fleet.keys import Place, Room, behind_help, filter_of, footer_of, help_lines, place_of
 from edge.fleet.lens import Lens, Totals, Ui
 from edge.fleet.metrics import METRIC_NAMED, METRICS
-from edge.fleet.row import Row, State, reason_of, state_of
+from edge.fleet.row import Row, State, hanging_seconds, reason_of, state_of
 from edge.panels import Reach, Subject, node_panels, reach_of
 from edge.protocol import DEFAULT_PORT, LATE_INTERVALS, LOST_INTERVALS, LOST_SECONDS
 from edge.text import show_bytes, show_celsius, show_percent, show_seconds, show_watts, visible
@@ -208,6 +208,8 @@ def footer(view: View, width: int) -> Line:
         answers: list[Line] = [[(f"{', ' * (index > 0)}{label} {does}", "bold")] for index, (label, does) in enumerate(named)]
         words = f" {asked}: " if cells(f" {asked}: {answers[0][0][0]}") <= width else f" {nodes}: "
         return fit_parts([[(words, "bold yellow")], *answers], width)
+    if ui.said:
+        return fit_line([(f" {ui.said}", "bold yellow")], width)
     parts: list[Line] = [[(f" {label}", "bold"), (f" {does} ", "dim")] for label, does in named]
     right = f" {view.listening} " if width > 120 else ""
     return [*fit_parts(parts, width - len(right)), (right, "dim")]
@@ -253,7 +255,9 @@ def nothing_to_show(view: View) -> list[Line]:
     if view.known_nodes:
         return [[], [("Nothing matches the filter: Esc clears it.", "")]]
     port = view.listening.rpartition(":")[2]
-    address = "THIS-HOST" + (f":{port}" if port != str(DEFAULT_PORT) else "")
+    host = view.listening.rpartition(":")[0]
+    host = "THIS-HOST" if host in ("[::]", "0.0.0.0") or "," in host else host
+    address = host + (f":{port}" if port != str(DEFAULT_PORT) else "")
     return [[], [("No node yet. On each box:", "")], [], [(f"    python3 node.pyz --server {address}", "bold")]]
 
 
@@ -262,7 +266,7 @@ def entry_line(entry: Entry, columns: Sequence[TableColumn], ui: Ui) -> Line:
     line: Line = []
     for column in columns:
         spans = column.spans(entry, column.layout.width)
-        if entry.state is not State.ONLINE and column.sort != "state":
+        if entry.is_stale and column.sort not in ("state", "age"):
             spans = grey(spans)
         line += align(spans, column.layout)
         line.append((" ", ""))
@@ -309,7 +313,9 @@ def grid_cell(entry: Entry, width: int, ui: Ui) -> Line:
     """A block of `width` cells, with as much in words as it is wide enough for."""
     metric = METRIC_NAMED[ui.metric]
     glyph, style = STATE_STYLES[entry.state]
-    if entry.state is State.ONLINE:
+    if entry.hanging_seconds is not None:
+        glyph, style = "~", "bold yellow"
+    elif entry.state is State.ONLINE:
         part = metric.part(entry)
         step = 0 if part is None else min(max(int(part * 8), 0), 7)
         glyph, style = ("·", "dim") if part is None else (GRID_STEPS[step], GRID_STYLES[step])
@@ -320,7 +326,7 @@ def grid_cell(entry: Entry, width: int, ui: Ui) -> Line:
     reverse = " reverse" if entry.id == ui.selected else ""
     spans: Line = [(glyph, style + reverse)]
     if words:
-        spans.append((words, ("" if entry.state is State.ONLINE else "dim") + reverse))
+        spans.append((words, ("dim" if entry.is_stale else "") + reverse))
     return [*spans, (" " * (width - 1 - cells(words)), "")] if width > 1 else spans
 
 
@@ -331,7 +337,7 @@ def page_panels(row: Row, now: float, width: int, room: int, scroll: int) -> lis
     """A node's page: its session, and the panels of its own screen, so far scrolled; all grey when it is not online."""
     head = page_head(row, now, width, room)
     panels = node_panels(subject_of(row), width, room - len(head), scroll)
-    if state_of(row, now) is not State.ONLINE:
+    if state_of(row, now) is not State.ONLINE or hanging_seconds(row, now) is not None:
         panels = [[(text, "dim") for text, _ in line] for line in panels]
     return [*head, *panels]
 
@@ -348,6 +354,8 @@ def page_head(row: Row, now: float, width: int, room: int) -> list[Line]:
     reason = reason_of(row, state, now)
     names = [fit_name(name, max(width // 3, 16)) for name in (row.node_id, visible(row.info.hostname))]
     first: Line = [(f" {names[0]}", "bold"), (f"  {names[1]}  ", ""), (f"{glyph} {state.value}", style)]
+    if state is State.ONLINE and (hanging := hanging_seconds(row, now)) is not None:
+        first.append((f"  its sensors are silent for {show_seconds(hanging)}", "bold yellow"))
     first.append((f"  {reason}" if reason else f"  {visible(row.info.notice)}", "" if reason else "dim"))
     return [first, *page_facts(row, now, width)[: max(room // 6, 1)]]
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+import node_pb2 as pb
 from edge.drawing import plain
 from edge.fleet.columns import METER_CELLS, metric_spans, natural
 from edge.fleet.entry import EntryId, make_entries
+from edge.fleet.intake import capacities_of
 from edge.fleet.metrics import METRICS
+from edge.fleet.row import hanging_seconds
 from tests.fixtures.examples import NOW, example_registry, example_row
 from tests.fixtures.screens import Screen, frame_of
 
@@ -53,9 +56,38 @@ def test_sensors_hang_by_the_cadence_that_the_box_was_set_to(interval_seconds: i
     info = row.info
     info.sampling_interval_milliseconds = 1000 * interval_seconds
     registry = example_registry(1)
-    registry.restore(row._replace(sample_at=NOW - 42, packed_info=info.SerializeToString()))
+    registry.restore(row._replace(sample_at=NOW - 42, capacities=capacities_of(info)))
     line = next(line for line in Screen(registry).text().splitlines() if "● Node-1000" in line)
     assert shown in line
+
+
+def test_readings_of_sensors_that_hang_are_grey_and_not_added_up() -> None:
+    registry = example_registry(2)
+    screen = Screen(registry, 80, 24)
+    known = screen.lens.totals.gpus
+    hung = example_row(0)._replace(sample_at=NOW - 42)
+    registry.restore(hung)
+    screen = Screen(registry, 80, 24)
+    assert screen.lens.totals.gpus == known - len(hung.capacities.devices)
+    for keys, said in (((), "Node-1000"), (("down", "enter"), "its sensors are silent for 42s"), (("v",), "~ Node-1000")):
+        shown = Screen(registry, 160, 45).press(*keys)
+        assert said in shown.text()
+        styles = {style for line in shown.frame()[4:] for text, style in line if "%" in text and "│" not in text}
+        assert keys != ("down", "enter") or styles <= {"dim"}
+    line = next(line for line in Screen(registry).frame() if any("Node-1000" in text for text, _ in line))
+    assert {style for text, style in line if "%" in text} == {"dim"}
+    assert Screen(registry).press("/", *"sample>30s", "enter").nodes() == ["Node-1000"]
+    fresh = hung._replace(unread=pb.HeartbeatRequest(sample=hung.sample).SerializeToString())
+    assert hanging_seconds(fresh, NOW) is None  # what nobody has read yet is a sample
+
+
+def test_a_device_that_cannot_be_read_is_told_beside_the_name_however_narrow_it_is() -> None:
+    registry = example_registry(2)
+    row = example_row(0)
+    registry.restore(row._replace(vitals=row.vitals._replace(errors=2)))
+    for size in ((160, 45), (80, 24), (50, 15), (40, 10)):
+        assert "Node-1000 ✗2" in Screen(registry, *size).text()
+    assert Screen(registry).press("/", *"failed>0", "enter").nodes() == ["Node-1000"]
 
 
 def test_sorted_by_age_those_that_are_well_keep_their_places() -> None:

@@ -10,6 +10,7 @@ import pytest
 import node_pb2 as pb
 from edge.fleet.row import Row
 from server import Registry
+from edge.fleet.filters import parse_filter
 from tests.fixtures.examples import NOW, example_registry, example_row
 from tests.fixtures.screens import Screen
 
@@ -119,3 +120,9 @@ def test_a_term_that_cannot_be_read_restricts_nothing_and_is_named(term: str) ->
 def test_ages_in_other_units() -> None:
     assert Screen(example_registry()).press("/", *"age>0.5m").nodes() == ["Node-1011"]
     assert Screen(example_registry()).press("/", *"age>1h").nodes() == []
+
+
+def test_a_name_with_a_colon_that_is_none_is_not_understood() -> None:
+    for text in ("status:lost", "gpu:h200", "foo:"):
+        assert parse_filter(text) == ([], [text])
+    assert not parse_filter("fe80::5 fd::5 10.0.0.7:50051")[1]  # addresses are words

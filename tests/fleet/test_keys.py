@@ -57,7 +57,9 @@ def test_the_neighbour_is_selected_when_a_node_is_forgotten() -> None:
     assert screen.press("f").ui.selected == EntryId("Node-1017")
     assert screen.press("f").ui.selected == EntryId("Node-1006")
     before = screen.ui
-    assert screen.press("f").ui == before  # it is only late
+    assert screen.press("f").ui == before._replace(said="Node-1006 stays: it is neither lost nor left")  # it is only late
+    assert "Node-1006 stays" in screen.text().splitlines()[-1]
+    assert not screen.press("s").ui.said
     assert {row.node_id for row in registry.snapshot()}.isdisjoint({"Node-1011", "Node-1017"})
 
 
