@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 import node_pb2 as pb
+from edge.fleet.filters import parse_filter
 from edge.fleet.row import Row
 from server import Registry
-from edge.fleet.filters import parse_filter
 from tests.fixtures.examples import NOW, example_registry, example_row
 from tests.fixtures.screens import Screen
 
