@@ -9,7 +9,7 @@ import enum
 import unicodedata
 from typing import Any
 
-from edge.text import visible
+from edge.text import INVISIBLE, visible
 
 DEFAULT_PORT = 50051
 
@@ -136,12 +136,6 @@ def reported(message: Any, field: str) -> Any:
     return getattr(message, field) if message.HasField(field) else None
 
 
-# Printable, says Unicode, and not to be seen: fillers, joiners, selectors of a character's variant.
-INVISIBLE = frozenset(map(chr, (0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x2800, 0x3164, 0xFFA0, 0x1D159))) | frozenset(
-    chr(code) for first, last in ((0x180B, 0x180F), (0xFE00, 0xFE0F), (0xE0100, 0xE01EF)) for code in range(first, last + 1)
-)
-
-
 def check_node_id(text: str) -> str:
     """The name of a node that `text` stands for: NFKC, trimmed, without what can't be seen, so that no two look alike by these.
 
@@ -149,7 +143,7 @@ def check_node_id(text: str) -> str:
     """
     if len(text) > MAX_TEXT:
         raise ValueError(f"a node id has at most {MAX_NODE_ID} characters, this one {len(text)}")
-    seen = "".join(c for c in unicodedata.normalize("NFKC", text) if c not in INVISIBLE)
+    seen = INVISIBLE.sub("", unicodedata.normalize("NFKC", text))
     name = " ".join(filter(None, seen.strip().split(" ")))
     if not name:
         raise ValueError("a node id must not be empty")

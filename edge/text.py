@@ -7,12 +7,14 @@ import unicodedata
 
 MISSING = "—"  # what a box does not report; never shown as 0
 
-
-# Printable characters that are invisible, or as wide as each terminal pleases: a row that has one does not keep its columns.
+# Printable, says Unicode, and not to be seen: fillers, joiners, selectors of a character's variant.
+INVISIBLE = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\uffa0\ufe00-\ufe0f\U0001d159\U000e0100-\U000e01ef]"
+)
+# These, and those that are as wide as each terminal pleases: a row that has one does not keep its columns.
 DISPUTED = re.compile(
-    "["
-    "\u034f\u115f-\u11ff\u17b4\u17b5\u180b-\u180f\u2800\u3164\ud7b0-\ud7ff\uffa0"  # fillers, joiners, parts of Hangul syllables
-    "\ufe00-\ufe0f\U000e0100-\U000e01ef\U0001f1e6-\U0001f1ff\U0001f3fb-\U0001f3ff"  # variation selectors, flags, skin tones
+    f"{INVISIBLE.pattern}|["
+    "\u1161-\u11ff\ud7b0-\ud7ff\U0001f1e6-\U0001f1ff\U0001f3fb-\U0001f3ff"  # parts of Hangul syllables, flags, skin tones
     "\u2630-\u2637\u268a-\u268f\u4dc0-\u4dff\U0001d300-\U0001d376"  # one cell until Unicode 16, two since
     "]"
 )

@@ -40,7 +40,7 @@ def test_text_from_outside_can_not_steer_the_terminal() -> None:
     [
         "\ufe0f", "\u200d", "\U0001f1e9", "\U0001f3fd", "\u3164", "\u115f", "\u1160", "\uffa0", "\u2800", "\u00ad", "\u200b",
         "\u2060", "\ufeff", "\U000e0041", "\U000e0101", "\u034f", "\u180e", "\u20e3", "\u0903", "\u094d", "\u2630",
-        "\u4dc0", "\u3000", "\u00a0",
+        "\u4dc0", "\u3000", "\u00a0", "\U0001d159",
     ],
     ids=lambda character: f"{ord(character):x}",
 )  # fmt: skip
