@@ -150,9 +150,9 @@ class Registry:
         with self._lock:
             holder = self._rows.get(session.node_id)
             self._check_holder(holder, session, request.info, now)
+            self._memory.swap(holder, row)  # before anyone gives way: who is refused pushes out nobody
             if not holder:
-                self._make_room(session)
-            self._memory.swap(holder, row)
+                self._make_room(row)
             self._admit(session, request, holder, now)
             self._places.add(row)
             self._put(row, session, request)
@@ -182,7 +182,7 @@ class Registry:
             code = grpc.StatusCode.ALREADY_EXISTS
             raise Refused(f"the id {newcomer.node_id} is {told}", code, f"the id {newcomer.node_id} is {where}")
 
-    def _make_room(self, newcomer: Session) -> None:
+    def _make_room(self, newcomer: Row) -> None:
         """Remove the nodes that give way until one more fits. Raises Refused when there is none."""
         network = network_of(newcomer.address)
         while len(self._rows) >= self.max_nodes and (gone := self._places.next_gone(network)):
@@ -191,6 +191,7 @@ class Registry:
         if len(self._rows) >= self.max_nodes and (greedy := self._places.newest_of_the_greedy(network)):
             self._remove(self._rows[greedy], f"the server is full, and most of its nodes are at the address of {greedy}")
         if len(self._rows) >= self.max_nodes:
+            self._memory.swap(newcomer, None)
             reason = f"the server is full with {self.max_nodes} nodes: start it with a larger --max-nodes"
             raise Refused(reason, grpc.StatusCode.RESOURCE_EXHAUSTED)
 

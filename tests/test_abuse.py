@@ -424,6 +424,27 @@ def test_cheap_ids_of_one_address_cost_their_own_kind_alone() -> None:
     assert refused(lambda: come(registry, "cheap", "10.0.0.9"))[0] is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
+def test_who_is_too_large_is_refused_and_pushes_out_nobody() -> None:
+    clock = Clock()
+    registry = Registry(1.0, 3, clock)
+    registry._memory._most = 0  # bytes for large ones
+    for number in range(3):
+        come(registry, f"lost-{number}", f"10.0.0.{number}")
+    clock.now += 20
+    registry.tick()
+    request = pb.HeartbeatRequest(node_id="large", processes=large(60_000))
+    assert refused(lambda: registry.take_unary(request, "10.0.0.9"))[0] is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert len(registry.snapshot()) == 3
+
+
+def test_who_finds_no_place_leaves_its_room_to_others() -> None:
+    registry = Registry(1.0, 1, Clock())
+    come(registry, "box", "10.0.0.1")
+    request = pb.HeartbeatRequest(node_id="large", processes=large(60_000))
+    assert refused(lambda: registry.take_unary(request, "10.0.0.1"))[0] is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert registry._memory._all == 0
+
+
 def test_a_fleet_behind_one_address_uses_all_places_as_long_as_nobody_else_wants_one() -> None:
     clock = Clock()
     registry = Registry(1.0, 20, clock)
