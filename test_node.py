@@ -839,26 +839,6 @@ def test_keys_scroll_the_screen_to_what_does_not_fit(terminal: Open) -> None:
     assert screen.wait() == 0
 
 
-@pytest.mark.parametrize(("keys", "number", "code"), [("\x03", 0, 130), ("", signal.SIGTERM, 143), ("", signal.SIGHUP, 129)])
-def test_the_terminal_is_restored_however_it_ends(terminal: Open, keys: str, number: int, code: int) -> None:
-    screen = terminal("node.py", "--server", "127.0.0.1:1", *SIMULATED)
-    screen.shows("disconnected")
-    if keys:
-        screen.press(keys)
-    else:
-        screen.process.send_signal(number)
-    assert screen.wait() == code
-    assert eventually(screen.is_restored)
-
-
-def test_the_terminal_is_restored_after_an_exception(terminal: Open) -> None:
-    program = "import node, sys; node.render = lambda *_: 1 / 0; sys.exit(node.main(sys.argv[1:]))"
-    screen = terminal("-c", program, "--server", "127.0.0.1:1", *SIMULATED)
-    assert screen.wait() == 1
-    assert eventually(screen.is_restored)
-    screen.shows("ZeroDivisionError")
-
-
 def test_a_closed_terminal_ends_the_node(terminal: Open, start: Start) -> None:
     server, address = started_server(start)
     screen = terminal("node.py", "--server", address, "--id", "box-1", *SIMULATED)
@@ -884,15 +864,6 @@ def test_the_screen_fits_real_terminals_and_follows_their_size(terminal: Open, s
     assert screen.wait() == 0
 
 
-def test_a_terminal_of_no_size_does_not_end_the_node(terminal: Open) -> None:
-    screen = terminal("node.py", "--server", "127.0.0.1:1", *SIMULATED, columns=0, lines=0)
-    eventually(lambda: b"\x1b[?1049h" in screen.raw)
-    screen.resize(80, 24)
-    screen.shows("disconnected")
-    screen.press("q")
-    assert screen.wait() == 0
-
-
 def test_a_quiet_screen_sends_only_what_changed(terminal: Open) -> None:
     screen = terminal("node.py", "--server", "127.0.0.1:1", "--interval", "3600", *SIMULATED)
     screen.shows("disconnected")
@@ -901,21 +872,6 @@ def test_a_quiet_screen_sends_only_what_changed(terminal: Open) -> None:
     update = screen.raw[start:].split(b"\x1b[?2026h")[3]
     assert update.count(b"H") < 6  # a cursor move a line: the countdown's, the clock's, the log's
     assert update.rstrip().endswith(b"\x1b[?2026l")
-
-
-def test_suspend_gives_the_terminal_back_and_fg_takes_it_again(terminal: Open) -> None:
-    screen = terminal("node.py", "--server", "127.0.0.1:1", *SIMULATED)
-    screen.shows("disconnected")
-    screen.press("\x1a")
-    status = pathlib.Path(f"/proc/{screen.process.pid}/stat")
-    eventually(lambda: status.read_text().rpartition(")")[2].split()[0] == "T")
-    assert eventually(screen.is_restored)
-    start = len(screen.raw)
-    screen.process.send_signal(signal.SIGCONT)
-    eventually(lambda: b"\x1b[?1049h" in screen.raw[start:] and b"NVIDIA H200" in screen.raw[start:])
-    screen.press("q")
-    assert screen.wait() == 0
-    assert eventually(screen.is_restored)
 
 
 def test_fps_bounds_the_frames(terminal: Open) -> None:
@@ -940,12 +896,3 @@ def test_a_terminal_that_is_not_utf8_gets_ascii(terminal: Open) -> None:
     screen.shows("disconnected")
     assert screen.text().isascii()
     screen.shows("####")
-
-
-@pytest.mark.parametrize("term", ["dumb", ""])
-def test_a_dumb_terminal_gets_plain_lines(terminal: Open, term: str) -> None:
-    screen = terminal("node.py", "--server", "127.0.0.1:1", *SIMULATED, TERM=term)
-    screen.shows(r"\d\d:\d\d:\d\d nothing listens on")
-    assert b"\x1b" not in screen.raw
-    screen.press("\x03")
-    assert screen.wait() == 130

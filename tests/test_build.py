@@ -30,7 +30,7 @@ import pytest
 import build
 from pyz import bootstrap
 from tests.fixtures.foreign import foreign_python
-from tests.fixtures.processes import ROOT, Program, Terminal, eventually
+from tests.fixtures.processes import EXECUTE, ROOT, Program, Terminal, eventually
 
 STRANGER = 12345  # a user id that is neither root's nor ours
 NAME = "edge-compute-node"
@@ -229,9 +229,8 @@ def expect_foreign_heartbeat(box: Box, start: Callable[..., Program], target: st
     python = foreign_python(processor, int(minor))
     server = start(str(box.dist / "server.pyz"), "--listen", "127.0.0.1:0", "--headless", HOME=str(box.home))
     address = server.line(r"listening on ([\d.:]+)", 60)[1]
-    execute = ("-c", "import os, sys; os.execvp(sys.argv[1], sys.argv[1:])")
     node = (*python, str(dist / "node.pyz"), "--server", address, "--hardware", "simulated", "--seed", "1")
-    start(*execute, *node, HOME=str(box.home))
+    start(*EXECUTE, *node, HOME=str(box.home))
     server.line(" joined ", 180)
     (tree,) = box.cache.glob(f"{target}-*")
     assert tree.is_dir()

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import pytest
 
 from edge import limits
-from tests.fixtures.processes import ROOT, Program, environment
+from tests.fixtures.processes import EXECUTE, ROOT, Program, environment
 
 SIMULATED = ("--hardware", "simulated", "--seed", "1", "--headless")
 BOTH = pytest.mark.parametrize(
@@ -40,16 +40,11 @@ def test_too_few_files(program: tuple[str, ...], files: int) -> None:
     assert done.stdout == ""
 
 
-def as_few_files_as_may_be(soft: int, hard: int) -> tuple[str, ...]:
-    code = "import os, sys; os.execvp('prlimit', ['prlimit', '--nofile=' + sys.argv[1], sys.executable, *sys.argv[2:]])"
-    return "-c", code, f"{soft}:{hard}"
-
-
 def test_the_least_is_enough_for_both(start: Callable[..., Program]) -> None:
     """And where the soft limit alone is too low, it is raised."""
-    server = start(*as_few_files_as_may_be(32, 32), "server.py", "--listen", "127.0.0.1:0", "--headless")
+    server = start(*EXECUTE, "prlimit", "--nofile=32:32", sys.executable, "server.py", "--listen", "127.0.0.1:0", "--headless")
     address = server.line(r"listening on (\S+)")[1]
-    node = start(*as_few_files_as_may_be(16, 32), "node.py", "--server", address, *SIMULATED)
+    node = start(*EXECUTE, "prlimit", "--nofile=16:32", sys.executable, "node.py", "--server", address, *SIMULATED)
     server.line(" joined ")
     assert node.end() == 130
     assert server.end() == 130

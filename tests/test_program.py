@@ -18,6 +18,7 @@ from typing import IO, Any
 
 import pytest
 
+from bench.processes import free_port
 from edge.program import VERSION, Failure, OutputClosed, is_screen, main_of, put, time_stamp, version_text
 from tests.fixtures.processes import ROOT, Program, Terminal, environment, eventually, fill, waits_to_write
 from tests.fixtures.sessions import unary
@@ -123,21 +124,24 @@ def test_a_reader_that_is_gone_before_the_help(program: tuple[str, ...], option:
 
 @pytest.mark.parametrize("program", [("server.py", "--listen", "127.0.0.1:0", "--json"), (*NODE, "--json")], ids=["server", "node"])
 def test_a_reader_that_goes_while_it_runs(program: tuple[str, ...]) -> None:
-    with subprocess.Popen(
-        [sys.executable, *program],
-        cwd=ROOT,
-        env=environment(),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
+    with closed("", *program, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout
         assert process.stderr
         assert process.stdout.readline().startswith("{")
         process.stdout.close()
         assert process.wait(20) == 141
         assert re.sub(r"\S+ \S+ listening on \S+\n", "", process.stderr.read()) == ""
+
+
+def test_a_reader_that_goes_is_noticed_with_the_next_line() -> None:
+    with closed("", *SERVER, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout
+        assert process.stderr
+        address = process.stdout.readline().split()[-1]
+        process.stdout.close()
+        unary(address, node_id="box")
+        assert process.wait(10) == 141
+        assert process.stderr.read() == ""
 
 
 @SCREENS
@@ -326,6 +330,61 @@ def test_a_pipe_is_no_screen_even_if_told_so(program: tuple[str, ...]) -> None:
         assert b"\x1b" not in said + process.stdout.read()
 
 
+@SCREENS
+def test_a_terminal_of_no_size_is_waited_for(terminal: Open, program: tuple[str, ...], shown: str) -> None:
+    screen = terminal(*program, columns=0, lines=0)
+    eventually(lambda: b"\x1b[?1049h" in screen.raw)
+    screen.resize(80, 24)
+    screen.shows(shown)
+    screen.press("q")
+    assert screen.wait() == 0
+
+
+# ---- The terminal is given back ----
+
+
+@SCREENS
+@pytest.mark.parametrize(("keys", "number", "code"), [("\x03", 0, 130), ("", signal.SIGTERM, 143), ("", signal.SIGHUP, 129)])
+def test_the_terminal_is_restored_however_it_ends(
+    terminal: Open, program: tuple[str, ...], shown: str, keys: str, number: int, code: int
+) -> None:
+    screen = terminal(*program)
+    screen.shows(shown)
+    if keys:
+        screen.press(keys)
+    else:
+        screen.process.send_signal(number)
+    assert screen.wait() == code
+    assert eventually(screen.is_restored)
+
+
+@SCREENS
+def test_the_terminal_is_restored_after_a_bug(terminal: Open, program: tuple[str, ...], shown: str) -> None:
+    name = name_of(program)
+    code = f"import sys, {name}; {name}.render = lambda *_: 1 / 0; sys.exit({name}.main(sys.argv[1:]))"
+    screen = terminal("-c", code, *program[1:])
+    assert screen.wait() == 1
+    assert eventually(screen.is_restored)
+    screen.shows(f"{name}: ZeroDivisionError .*--debug")
+    assert "Traceback" not in screen.text()
+    assert shown not in screen.text()
+
+
+@SCREENS
+def test_suspend_gives_the_terminal_back_and_fg_takes_it_again(terminal: Open, program: tuple[str, ...], shown: str) -> None:
+    screen = terminal(*program)
+    screen.shows(shown)
+    screen.press("\x1a")
+    eventually(lambda: stands_still(screen.process.pid))
+    assert eventually(screen.is_restored)
+    start = len(screen.raw)
+    screen.process.send_signal(signal.SIGCONT)
+    eventually(lambda: b"\x1b[?1049h" in screen.raw[start:] and shown.encode() in screen.raw[start:])
+    screen.press("q")
+    assert screen.wait() == 0
+    assert eventually(screen.is_restored)
+
+
 # ---- Signals that were ignored, or come twice ----
 
 
@@ -410,11 +469,6 @@ def test_a_signal_that_ends_the_reader_too_is_what_ended_it(program: tuple[str, 
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 130
         assert process.stderr.read() == ""
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])
 
 
 def listens(port: int) -> bool:

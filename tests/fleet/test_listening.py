@@ -12,9 +12,8 @@ from collections.abc import Callable
 import pytest
 
 from edge.fleet.listening import peer_address
-from tests.fixtures.processes import Program
+from tests.fixtures.processes import EXECUTE, Program
 
-EXECUTE = ("-c", "import os, sys; os.execvp(sys.argv[1], sys.argv[1:])")
 NETWORK = ("unshare", "--net", "sh", "-c")
 # Two ends of a cable. Both ways to write its zone begin with two hexadecimal digits, as an escape in a URI does.
 CABLE = "ip link add name be0 index 12 type veth peer name be1 && ip link set be1 up && ip link set be0 up && "

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from edge.hardware.host import FIRST_PID_NAMESPACE, LocalHost
-from tests.fixtures.processes import ROOT, Program, environment
+from tests.fixtures.processes import EXECUTE, ROOT, Program, environment
 
 Start = Callable[..., Program]
 NODE = ("node.py", "--hardware", "host", "--json")
@@ -117,7 +117,7 @@ def test_a_memory_that_grows_is_told_to_the_server(start: Start, tmp_path: pathl
     address = server.line(r"listening on (\S+:\d+)")[1]
     prepare = f"mount --bind {meminfo} /proc/meminfo"
     command = on_box(prepare, *NODE, "--headless", "--server", address, "--id", "box", "--interval", "0.2")
-    start("-c", f"import os; os.execvp('unshare', {command!r})")
+    start(*EXECUTE, *command)
 
     def memory(line: Any) -> tuple[str | None, str | None]:
         (row,) = line["nodes"] or [{"info": {}, "sample": {}}]
