@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from bench import network
 from bench.figures import Failed, Figure, say
 from bench.network import SERVER_ADDRESSES, SERVER_NAME, Wire
-from bench.processes import CORES, ROOT
+from bench.processes import CORES, ROOT, environment
 from edge.protocol import DEFAULT_PORT, FIRST_ANSWER_SECONDS, LOST_SECONDS, silent_after_seconds
 from node import MAX_BACKOFF_SECONDS
 
@@ -47,12 +47,11 @@ class Watched:
 
     def __init__(self, end: network.End, *arguments: str, **environ: str) -> None:
         self.lines: list[Line] = []
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("EDGE_", "PYTHON", "NO_COLOR"))}
         self.process = end.call(
             lambda: subprocess.Popen(
                 [sys.executable, *arguments],
                 cwd=ROOT,
-                env=kept | environ,
+                env=environment(**environ),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,

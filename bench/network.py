@@ -88,10 +88,6 @@ class Nat:
             self._ports.add(source)
         return (source if up else destination) in self._ports
 
-    def forget(self) -> None:
-        """It was restarted, or has held these connections for idle."""
-        self._ports = set()
-
 
 # ---- The ends, and the wire ----
 

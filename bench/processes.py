@@ -29,6 +29,11 @@ SCREEN_SIZE = (160, 50)
 FRAME_MARK = b"\x1b[?2026h"  # each frame is one synchronized update
 
 
+def environment(**changes: str) -> dict[str, str]:
+    """This process's environment without what would change the programs' answers."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("EDGE_", "PYTHON", "NO_COLOR"))} | changes
+
+
 class Terminal:
     """A pseudo-terminal with a reader that counts frames as they come."""
 
@@ -79,14 +84,13 @@ class Program:
     def __init__(self, *arguments: str, terminal: Terminal | None = None, core: int | None = None) -> None:
         self.name = arguments[-1] if arguments[0] == "-c" else arguments[0]
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  closed with this object
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(("EDGE_", "PYTHON", "NO_COLOR"))}
         before = os.sched_getaffinity(0)
         os.sched_setaffinity(0, {SERVER_CORE if core is None else core})  # the child inherits it
         try:
             self.process = subprocess.Popen(
                 [sys.executable, *arguments],
                 cwd=ROOT,
-                env=environment | {"TERM": "xterm-256color"},
+                env=environment(TERM="xterm-256color"),
                 stdin=terminal.slave if terminal else subprocess.DEVNULL,
                 stdout=terminal.slave if terminal else subprocess.DEVNULL,
                 stderr=self._errors,

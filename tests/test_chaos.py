@@ -109,7 +109,7 @@ def test_rules_lose_what_they_say() -> None:
     assert arrived == [same(b"", True) for _ in range(1000)]
 
 
-def test_a_nat_carries_what_it_has_seen_begin_until_it_forgets() -> None:
+def test_a_nat_carries_what_it_has_seen_begin() -> None:
     nat, syn = Nat(), 0x02
     assert not nat(packet(40, 5), True)
     assert not nat(packet(40, 5, syn), False)  # from outside nothing begins
