@@ -55,7 +55,7 @@ from edge.fleet.intake import (
 )
 from edge.fleet.keys import follow, press
 from edge.fleet.lens import EVENTS_KEPT, Lens, Ui
-from edge.fleet.listening import default_endpoint, most_connections, peer_address, raise_open_files, why_not_bound
+from edge.fleet.listening import default_endpoint, most_connections, peer_address, too_few_files, why_not_bound
 from edge.fleet.row import (
     GOING_AWAY,
     End,
@@ -730,7 +730,7 @@ def run(options: argparse.Namespace, make_registry: Callable[..., Registry] = Re
         logging.basicConfig(level=logging.ERROR)
     logging.getLogger().addHandler(ErrorEvents(registry))
     with Inputs(keyboard=screen) as inputs:
-        if warning := raise_open_files(options.max_nodes):
+        if warning := too_few_files(options.max_nodes):
             registry.complain("warning", "server", warning)
         listening = ", ".join(map(str, network.start()))
         try:

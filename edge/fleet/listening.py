@@ -15,7 +15,6 @@ from edge.text import visible
 OTHER_FILES = 32  # than connections, that the server has open
 
 
-
 def default_endpoint() -> Endpoint:
     """All addresses, IPv6 and IPv4; IPv4 alone where IPv6 is off."""
     with contextlib.suppress(OSError), socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as probe:
@@ -45,24 +44,21 @@ def why_not_bound(endpoint: Endpoint) -> str:
     return f"cannot listen on {endpoint}: {reason}; give --listen another address or port"
 
 
-def connections_for(max_nodes: int) -> int:
-    """One a node, and some for those that are refused, or say nothing yet."""
-    return max_nodes + max(max_nodes // 10, 100)
+def files_for(max_nodes: int) -> int:
+    """Open files that a server of so many nodes needs: one a node, some for those that are refused or say nothing yet, its own."""
+    return max_nodes + max(max_nodes // 10, 100) + OTHER_FILES
 
 
 def most_connections(max_nodes: int) -> int:
-    """Connections that are let in: fewer than a fleet of so many nodes wants where the system allows fewer open files."""
-    return max(allow_open_files(connections_for(max_nodes) + OTHER_FILES) - OTHER_FILES, 1)
+    """Raise the limit on open files as far as it is needed, and may be. Returns how many connections can be let in."""
+    return max(allow_open_files(files_for(max_nodes)) - OTHER_FILES, 1)
 
 
-def raise_open_files(max_nodes: int) -> str:
-    """Raise the limit on open files to what `max_nodes` connections need. Returns a warning when the system allows less."""
-    wanted = connections_for(max_nodes) + OTHER_FILES
-    allowed = allow_open_files(wanted)
-    if allowed >= max_nodes + OTHER_FILES:
-        return ""
-    nodes = max(allowed - OTHER_FILES, 0)
-    return f"only {allowed} files may be open here, so about {nodes} nodes: raise it with ulimit -Hn {wanted}"
+def too_few_files(max_nodes: int) -> str:
+    """A warning where the system allows fewer connections than nodes; empty else."""
+    nodes = most_connections(max_nodes)
+    few = f"only {nodes + OTHER_FILES} files may be open here, so about {nodes} nodes"
+    return "" if nodes >= max_nodes else f"{few}: raise it with ulimit -Hn {files_for(max_nodes)}"
 
 
 def peer_address(peer: str) -> str:
