@@ -140,9 +140,10 @@ class BoundedCalls:
     def call(self, function: Callable[[], Any]) -> Any:
         """What `function` returns or raises. TimeoutError when it, or the call before it, has not come back yet."""
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, args=(function,), name="bounded", daemon=True)
+            thread = threading.Thread(target=self._run, args=(function,), name="bounded", daemon=True)
             self._started_at = time.monotonic()
-            self._thread.start()
+            thread.start()  # raises where there may be no more: the next call tries again
+            self._thread = thread
         self._thread.join(max(self._started_at + self._timeout_seconds - time.monotonic(), 0))
         if self._thread.is_alive():
             raise TimeoutError(f"no answer from {self._whom} for {show_seconds(time.monotonic() - self._started_at)}")

@@ -56,6 +56,18 @@ def answer(calls: BoundedCalls) -> object:
         return None
 
 
+def test_a_thread_that_can_not_be_started_costs_that_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = BoundedCalls(5)
+    with monkeypatch.context() as full, pytest.raises(RuntimeError, match="can't start new thread"):
+        full.setattr("threading.Thread.start", start_no_thread)
+        calls.call(lambda: 1)
+    assert calls.call(lambda: 2) == 2
+
+
+def start_no_thread(*_arguments: object, **_options: object) -> None:
+    raise RuntimeError("can't start new thread")
+
+
 class Hanging:
     """Two devices of a driver that can be stopped."""
 
