@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gzip
 import socket
@@ -37,6 +38,7 @@ from edge.fleet.admission import (
     SILENT_PER_MINUTE,
     Memory,
     Places,
+    WaitingRoom,
     network_of,
 )
 from edge.fleet.row import Refused, Row, State, state_of
@@ -152,6 +154,29 @@ def test_of_those_that_wait_with_their_first_message_the_longest_waiting_ends(
     assert status_of(ended[0][3]) == "RESOURCE_EXHAUSTED"
     assert connect(serving.address).answer().acknowledged
     assert serving.streams() == 20  # the newcomer, while it waited, cost one more
+
+
+def test_calls_that_come_and_go_have_one_timer_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    timers, ended = [], list[int]()
+
+    async def wait() -> None:
+        loop = asyncio.get_running_loop()
+        call_later = loop.call_later
+        monkeypatch.setattr(loop, "call_later", lambda *arguments: timers.append(call_later(*arguments)))
+        room = WaitingRoom(20, 0.05, lambda call, _address, _end: ended.append(call))
+        for number in range(100):
+            room.enter(number, "10.0.0.9")
+            room.leave(number)
+        room.enter(100, "10.0.0.9")
+        while not ended:
+            await asyncio.sleep(0)
+        room.enter(101, "10.0.0.9")
+        while len(ended) < 2:
+            await asyncio.sleep(0)
+
+    asyncio.run(wait())
+    assert ended == [100, 101]
+    assert len(timers) < 10
 
 
 def test_a_call_that_says_nothing_is_ended_whichever_it_is(serve: Serve, dial: Dial) -> None:

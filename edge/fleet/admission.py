@@ -66,10 +66,12 @@ class WaitingRoom:
     def __init__(self, most: int, seconds: float, end: Callable[[int, str, End], object]) -> None:
         self._most, self._seconds, self._end = most, seconds, end
         self._calls: dict[int, tuple[float, str]] = {}  # since when, and whose; the longest waiting first
+        self._has_timer = False
 
     def enter(self, call: int, address: str) -> None:
         """A call comes. In the event loop."""
-        if not self._calls:
+        if not self._has_timer:
+            self._has_timer = True
             asyncio.get_running_loop().call_later(self._seconds, self._look)
         self._calls[call] = time.monotonic(), address
         if len(self._calls) > self._most:
@@ -80,13 +82,14 @@ class WaitingRoom:
         self._calls.pop(call, None)
 
     def _look(self) -> None:
-        """One timer for all of them."""
+        """One timer for all of them, however many come and go."""
         while self._calls:
             since, _ = next(iter(self._calls.values()))
             if (left := since + self._seconds - time.monotonic()) > 0:
                 asyncio.get_running_loop().call_later(left, self._look)
                 return
             self._end_first(End(f"no message within {self._seconds:g} s", grpc.StatusCode.DEADLINE_EXCEEDED))
+        self._has_timer = False
 
     def _end_first(self, end: End) -> None:
         call, (_, address) = next(iter(self._calls.items()))
