@@ -36,7 +36,7 @@ import grpc
 
 import node_pb2 as pb
 import node_pb2_grpc
-from edge import history, protocol
+from edge import history, limits, protocol
 from edge.command_line import Options, one_of, parse_node_id, parse_seconds, parse_server, some_of, target_of
 from edge.event_log import Event, EventLog, Follower
 from edge.hardware.base import SLOW_READING_SECONDS
@@ -409,8 +409,7 @@ class Session:
             leaving = self._state.is_closed()
             request = self._heartbeat()
             request.leaving = leaving
-            sample = self._state.view().sample
-            request.gpu_temp = hottest(sample)
+            request.gpu_temp = hottest(self._state.view().sample)
             try:
                 response = stub.Heartbeat(request, timeout=protocol.GOODBYE_SECONDS if leaving else protocol.FIRST_ANSWER_SECONDS)
             except grpc.RpcError as error:
@@ -597,7 +596,7 @@ def guarded(state: NodeState, debug: bool, body: Callable[..., None], *arguments
             body(*arguments)
         except Exception as error:
             detail = traceback.format_exc() if debug else "run with --debug for more, and please report it"
-            state.fail(f"{body.__name__} failed: {type(error).__name__}: {error}; {detail}")
+            state.fail(limits.reached(error) or f"{body.__name__} failed: {type(error).__name__}: {error}; {detail}")
 
     thread = threading.Thread(target=run, name=body.__name__, daemon=True)
     thread.start()
@@ -606,7 +605,6 @@ def guarded(state: NodeState, debug: bool, body: Callable[..., None], *arguments
 
 def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line. Exits with 2 when it can't be understood."""
-
     parser = Options(
         prog="node",
         description="The agent of Edge Compute Node: shows this box's hardware, and reports it to a server.",

@@ -24,7 +24,7 @@ import pytest
 import node
 import node_pb2 as pb
 import node_pb2_grpc
-from edge import history
+from edge import history, limits
 from edge.drawing import cells, plain
 from edge.fleet.row import Refused
 from edge.hardware.host import LocalHost
@@ -168,18 +168,22 @@ def test_an_info_says_how_often_the_box_is_read_and_is_no_longer_than_a_server_t
     assert (len(info.notice), info.notice[-1]) == (MAX_TEXT, "…")
 
 
-class Broken(Machine):
-    """A box with a bug that no boundary of a reading holds."""
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ZeroDivisionError("a bug"), "die failed: ZeroDivisionError: a bug; run with --debug for more, and please report it"),
+        (RuntimeError("can't start new thread"), limits.too_few_threads()),
+    ],
+    ids=["bug", "limit"],
+)
+def test_the_death_of_a_thread_ends_the_program_with_its_reason(error: Exception, said: str) -> None:
+    def die() -> None:
+        raise error
 
-    def sample(self) -> tuple[pb.HostSample, list[pb.DeviceSample]]:
-        raise ZeroDivisionError("a bug")
-
-
-def test_the_death_of_a_thread_ends_the_program_with_its_reason() -> None:
     state = node.NodeState("Node-1", "", pb.NodeInfo(), 1.0)
-    node.guarded(state, False, node.keep_sampling, Broken(LocalHost()), state, 1.0).join(5)
+    node.guarded(state, False, die).join(5)
     assert state.is_closed()
-    assert "ZeroDivisionError: a bug" in state.failure
+    assert state.failure == said
 
 
 def test_what_is_acknowledged_is_kept_no_longer() -> None:
