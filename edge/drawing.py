@@ -131,9 +131,10 @@ def gauge(label: str, part: float | None, value: str, style: str, width: int) ->
     ]
 
 
-# For each byte of a history one of eight blocks: 0 to 100 from the lowest to the highest, above it the highest; NOT_REPORTED: 8.
+BLOCKS = "▁▂▃▄▅▆▇█"
+# For each byte of a history one of them: 0 to 100 from the lowest to the highest, above it the highest; NOT_REPORTED: 8, a blank.
 SPARKS = bytes(min(value * 8 // 101, 7) for value in range(255)) + b"\x08"
-SPARK_CHARACTERS = dict(enumerate("▁▂▃▄▅▆▇█ "))
+SPARK_CHARACTERS = dict(enumerate(BLOCKS + " "))
 
 
 def sparkline(values: bytes, width: int) -> str:
@@ -141,7 +142,7 @@ def sparkline(values: bytes, width: int) -> str:
     return values[-width:].translate(SPARKS).decode("latin-1").translate(SPARK_CHARACTERS).rjust(width)
 
 
-GRAPH_CHARACTERS = dict(enumerate(" ▁▂▃▄▅▆▇█"))
+GRAPH_CHARACTERS = dict(enumerate(" " + BLOCKS))
 
 
 def graph(values: bytes, width: int, height: int, style: str) -> list[Line]:

@@ -23,7 +23,7 @@ class Event(NamedTuple):
 class EventLog:
     """The last `kept` events of each kind. Any thread adds, and several may follow, each at its own pace.
 
-    Each kind has a room of its own, and of `plenty` are the kinds that may come in masses: they push out nothing but themselves.
+    Each kind has a room of its own: those that may come in masses, `plenty`, push out nothing but themselves.
     """
 
     def __init__(self, kept: int, wall: Callable[[], float] = time.time, plenty: Collection[str] = ()) -> None:

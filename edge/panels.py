@@ -45,7 +45,7 @@ GAUGE_LINES = 7  # of a device's box, without its graphs
 GAUGE_WIDTH = 50  # at least, where boxes stand side by side
 GRAPH_WIDTH = 20  # at least
 LEAST_GRAPH_LINES, MOST_GRAPH_LINES = 3, 15  # its title counted
-MOST_CORES = 256  # that are drawn; an agent sends a few dozen
+MAX_DRAWN_CORES = 256  # our own agents send MAX_CORES at most
 WHEEL_LINES = 3  # that a notch of the mouse's wheel moves
 TABLE_LINES = 3  # of the processes: two borders, and the titles
 THROTTLE_WORDS = {  # the reasons that hold a device back
@@ -480,7 +480,7 @@ def process_order(process: pb.Process) -> tuple[float, int, int]:
 def core_lines(percents: bytes, width: int) -> list[Line]:
     """A spark a processor: how even the load is."""
     each = width - 7
-    parts = [percents[start : start + each] for start in range(0, min(len(percents), MOST_CORES), each)]
+    parts = [percents[start : start + each] for start in range(0, min(len(percents), MAX_DRAWN_CORES), each)]
     return [[("cores  ", "dim"), (sparkline(part, len(part)), "green")] for part in parts]
 
 

@@ -219,8 +219,7 @@ def with_filter(ui: Ui, text: str) -> Ui:
 def type_text(turn: Turn) -> Ui:
     """The filter while it is typed: each key narrows what is shown at once. Lines that are pasted are words."""
     key = turn.key
-    text = " ".join(key.removeprefix(PASTE).split()) if key.startswith(PASTE) else key * (len(key) == 1)
-    typed = "".join(character for character in text if character.isprintable())
+    typed = " ".join(key.removeprefix(PASTE).split()) if key.startswith(PASTE) else key * (len(key) == 1)
     return with_filter(turn.ui, (filter_of(turn.ui) + typed)[:MOST_FILTER])
 
 
@@ -266,7 +265,7 @@ BINDINGS = (
     Binding((*PAGES, *WHEEL), (Place.PAGE,), scroll, "PgUp PgDn …", "scroll", Footer(7, say("scroll"), "PgDn")),
     Binding(MOVES, (Place.EVENTS,), scroll_events, "↑↓ PgUp End …", "scroll; End follows", Footer(2, say("scroll"), "↑↓")),
     Binding(("enter",), LISTS, open_page, "Enter", PAGE_HELP, Footer(3, say("page"))),
-    Binding(("escape",), LISTS, change(filter=""), "Esc", PAGE_HELP),
+    Binding(("escape",), LISTS, clear_filter, "Esc", PAGE_HELP),
     Binding(("escape",), (Place.PAGE,), change(page="", scroll=0), "Esc", BACK_HELP),
     Binding(("escape",), (Place.EVENTS,), leave_events, "Esc", "clears the filter; back"),
     Binding(("s",), (Place.TABLE,), sort_by_next, "s", SORT_HELP, Footer(5, lambda ui: f"sort: {ui.sort}")),

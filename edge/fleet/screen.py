@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from edge.drawing import (
+    BLOCKS,
     SMALLEST_HEIGHT,
     SMALLEST_WIDTH,
     Line,
@@ -49,7 +50,6 @@ KEYS_CELLS = 15  # of the help
 GLYPHS = {f"{glyph} " for glyph, _ in STATE_STYLES.values()}
 GRID_CELLS = (26, 9, 2, 1)  # widths of a cell: with name and value, with its value, apart, side by side: the widest that fits all
 GRID_NAME_CELLS = 15  # of the widest
-GRID_STEPS = "▁▂▃▄▅▆▇█"
 GRID_STYLES = ("blue", "blue", "cyan", "cyan", "green", "green", "yellow", "bold red")
 
 
@@ -295,7 +295,7 @@ def grid_panel(view: View, width: int) -> list[Line]:
 def grid_legend(view: View, width: int) -> Line:
     """The metric and its scale, and what the selected cell stands for."""
     metric = METRIC_NAMED[view.ui.metric]
-    scale: Line = [(f"{metric.name}  0 ", "dim"), *zip(GRID_STEPS, GRID_STYLES, strict=True), (f" {metric.full_text}   ", "dim")]
+    scale: Line = [(f"{metric.name}  0 ", "dim"), *zip(BLOCKS, GRID_STYLES, strict=True), (f" {metric.full_text}   ", "dim")]
     selected = next((entry for entry in view.entries if entry.id == view.ui.selected), None)
     if not selected:
         return [*scale, ("↑↓←→ choose a cell", "dim")]
@@ -318,7 +318,7 @@ def grid_cell(entry: Entry, width: int, ui: Ui) -> Line:
     elif entry.state is State.ONLINE:
         part = metric.part(entry)
         step = 0 if part is None else min(max(int(part * 8), 0), 7)
-        glyph, style = ("·", "dim") if part is None else (GRID_STEPS[step], GRID_STYLES[step])
+        glyph, style = ("·", "dim") if part is None else (BLOCKS[step], GRID_STYLES[step])
     words = fit(metric.text(entry.vitals), 7, ">") if width >= GRID_CELLS[1] else ""
     if width >= GRID_CELLS[0]:
         name_cells = width - GRID_CELLS[0] + GRID_NAME_CELLS

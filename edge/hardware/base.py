@@ -1,5 +1,4 @@
-"""What a source of readings is, and how one that may fail or hang is asked. The other files are sources, or parts of one, but
-machine.py and identity.py."""
+"""What a source of readings is, and how one that may fail or hang is asked."""
 
 from __future__ import annotations
 
@@ -34,7 +33,7 @@ class Host(Protocol):
         """What seldom changes: asked with the slow readings."""
 
     def host_sample(self) -> pb.HostSample:
-        """What does."""
+        """What changes all the time."""
 
     def owner(self, pid: int) -> tuple[str, str]:
         """User and name of a process; empty where it is gone, or not ours to ask."""
@@ -54,7 +53,7 @@ class Accelerators(Protocol):
         `unified_memory` without a size: it is the host's."""
 
     def device_samples(self) -> list[pb.DeviceSample]:
-        """What does, in the order of `device_infos` after this call; the error of a device that can't be read."""
+        """What changes all the time, in the order of `device_infos` after this call; the error of a device that can't be read."""
 
     def processes(self) -> list[pb.Process]:
         """What runs on them: device_index is the place in `device_infos`. Without a name, the host is asked for it."""

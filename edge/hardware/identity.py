@@ -10,6 +10,7 @@ import random
 import socket
 import uuid
 
+from edge.hardware.base import read_text, reason
 from edge.hardware.state_folder import StateFile, state_folder
 from edge.protocol import check_node_id
 from edge.text import encodable
@@ -21,7 +22,7 @@ def machine_text(root: pathlib.Path = pathlib.Path("/")) -> str:
     """What is this machine's own, and the same at each start: its id (machine-id(5)), else its MAC; empty where it has neither."""
     for path in ("etc/machine-id", "var/lib/dbus/machine-id"):
         with contextlib.suppress(OSError):
-            text = (root / path).read_text(errors="replace").strip()
+            text = read_text(root / path)
             if text and text != "uninitialized":  # of an image that has not booted yet
                 return text
     node = uuid.getnode()
@@ -64,7 +65,7 @@ class Identity:
             except BlockingIOError:
                 self.unkept = "another agent of this user keeps its own"
             except OSError as error:
-                self.unkept = f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
+                self.unkept = f"{reason(error)}{f': {error.filename}' if error.filename else ''}"
         self._kept = kept
         self.node_id = given or kept or draw_id(self._machine, 0)
 
@@ -95,7 +96,7 @@ class Identity:
             try:
                 self._file.write(json.dumps({"node_id": self.node_id, "box_id": self.box_id}) + "\n")
             except OSError as error:
-                self.unkept = error.strerror or str(error)
+                self.unkept = reason(error)
 
     @property
     def may_change(self) -> str:

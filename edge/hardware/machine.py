@@ -67,7 +67,7 @@ class Machine:
         return fresh
 
     def sample(self) -> tuple[pb.HostSample, list[pb.DeviceSample]]:
-        """What does: the devices in the order of `info` after this call."""
+        """What changes all the time: the devices in the order of `info` after this call."""
         host = self._readings.take("the host's load", self._host.host_sample) or pb.HostSample()
         devices: list[pb.DeviceSample] = []
         for source in self._accelerators:

@@ -11,7 +11,7 @@ import node_pb2 as pb
 from edge.fleet.entry import EntryId
 from edge.fleet.keys import ANY, BINDINGS, WHEEL, Binding, Place, change, footer_of, help_lines
 from edge.fleet.lens import Ui
-from edge.keyboard import CONTROLS, FINAL_NAMES, NUMBER_NAMES, PASTE
+from edge.keyboard import CONTROLS, FINAL_NAMES, NUMBER_NAMES, PASTE, Keyboard
 from tests.fixtures.examples import example_registry, example_row
 from tests.fixtures.screens import Screen, exact
 
@@ -256,8 +256,9 @@ def test_what_is_pasted_is_never_taken_for_keys(place: Place) -> None:
 
 
 def test_what_is_pasted_into_the_filter_is_text() -> None:
-    screen = Screen(example_registry()).press("/", "a", f"{PASTE}state:online\r\nq\tq\x1b[A\n", "b")
-    assert screen.ui.filter == "astate:online q q[Ab"
+    keys = Keyboard().feed(b"/a\x1b[200~state:online\r\nq\tq\x1b[A\n\x1b[201~b", 0.0)
+    screen = Screen(example_registry()).press(*keys)
+    assert screen.ui.filter == "astate:online q q [Ab"
     assert screen.ui.typing
     assert screen.press("ctrl-u", f"{PASTE}{'x' * 500}").ui.filter == "x" * 120
     assert "x█" in screen.text().splitlines()[-1]
