@@ -111,5 +111,5 @@ class Identity:
             kept = json.loads(self._file.read() or "{}")
             same = kept.get("box_id") == self.box_id
             return check_node_id(kept.get("node_id", "")) if same else ""
-        except (ValueError, TypeError, AttributeError):
+        except (ValueError, TypeError, AttributeError, RecursionError):
             return ""

@@ -60,7 +60,9 @@ def test_a_second_agent_of_the_same_user_keeps_nothing(state_home: pathlib.Path)
     assert first.node_id in (state_home / "edge-compute-node/node-id").read_text()
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"node_id": 7}', '{"node_id": "a\\nb", "box_id": "BOX"}', "\xff", "null"])
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", '{"node_id": 7}', '{"node_id": "a\\nb", "box_id": "BOX"}', "\xff", "null", "[" * 9999]
+)
 def test_a_file_that_is_damaged_is_as_if_there_were_none(state_home: pathlib.Path, content: str) -> None:
     folder = state_home / "edge-compute-node"
     folder.mkdir()
