@@ -45,9 +45,9 @@ class TableColumn(NamedTuple):
         return f"{self.layout.title}{'↓' if descending else '↑'}" if self.sort == sort else self.layout.title
 
 
-def natural(text: str) -> list[tuple[int, str]]:
-    """Sorts Node-9 before Node-10."""
-    return [(int(part), "") if index % 2 else (-1, part) for index, part in enumerate(re.split("([0-9]+)", text))]
+def natural(text: str) -> str:
+    """Sorts Node-9 before Node-10: before each number stands how many digits it has."""
+    return re.sub("0*([0-9]+)", lambda number: chr(len(number[1])) + number[1], text)
 
 
 natural_id = functools.lru_cache(maxsize=100_000)(natural)
