@@ -25,13 +25,12 @@ import server
 from bench.figures import Failed, Figure, say
 from bench.generator import Load, Plan
 from bench.http2 import (
-    ACKNOWLEDGES,
+    CANCEL,
     DATA,
     END_STREAM,
+    GREETING,
     HEADERS,
-    PREFACE,
     RST_STREAM,
-    SETTINGS,
     STREAM_CALL,
     UNARY_CALL,
     WINDOW_UPDATE,
@@ -49,9 +48,7 @@ PLANTED = "planted"  # a node that was lost before: the log must still say so af
 ELSEWHERE = "127.0.0.2"  # where the attacker is: all that one peer has is one address
 ATTACK_SECONDS = 5.0
 AT_MOST_MEGABYTES = 250  # of the whole server
-GREETING = PREFACE + frame(SETTINGS, 0, 0) + frame(SETTINGS, ACKNOWLEDGES, 0)
-GREETING += frame(WINDOW_UPDATE, 0, 0, (2**30).to_bytes(4, "big"))
-CANCEL = (8).to_bytes(4, "big")
+OPENING = GREETING + frame(WINDOW_UPDATE, 0, 0, (2**30).to_bytes(4, "big"))  # the server may answer as much as it likes
 
 
 def beat(**fields: Any) -> bytes:
@@ -121,7 +118,7 @@ class Connection:
     def __init__(self, port: int) -> None:
         self._socket = socket.create_connection(("127.0.0.1", port), source_address=(ELSEWHERE, 0))
         self._socket.setblocking(False)
-        self._unsent = GREETING
+        self._unsent = OPENING
         self._streams = itertools.count(1, 2)
 
     def attack(self, data: Callable[[int, int], bytes], turn: int) -> None:
@@ -236,7 +233,7 @@ def abuse(_options: argparse.Namespace) -> Iterator[Figure]:
 def plant(port: int) -> None:
     """A node comes and is torn away."""
     with socket.create_connection(("127.0.0.1", port)) as connection:
-        connection.sendall(GREETING + streamed(1, beat(node_id=PLANTED)))
+        connection.sendall(OPENING + streamed(1, beat(node_id=PLANTED)))
         time.sleep(0.5)
 
 
@@ -267,7 +264,7 @@ def wait_until_served(port: int) -> None:
     """Until a call of each kind is answered, which waits behind all that came before it."""
     for call in (unary(1, beat(node_id="last")), streamed(1, beat(node_id="last-stream"))):
         with socket.create_connection(("127.0.0.1", port), 60) as connection:
-            connection.sendall(GREETING + call)
+            connection.sendall(OPENING + call)
             rest, kinds = b"", set[int]()
             while not kinds & {HEADERS, RST_STREAM} and (data := connection.recv(65_536)):
                 frames, rest = split_frames(rest + data)

@@ -19,6 +19,10 @@ def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
     return len(payload).to_bytes(3, "big") + bytes((kind, flags)) + stream.to_bytes(4, "big") + payload
 
 
+GREETING = PREFACE + frame(SETTINGS, 0, 0) + frame(SETTINGS, ACKNOWLEDGES, 0)  # of who does not wait for the server's settings
+CANCEL = (8).to_bytes(4, "big")  # the reason of a RST_STREAM
+
+
 def data_frame(message: bytes, flags: int = 0, stream: int = 1, compressed: bool = False) -> bytes:
     """A message on a stream."""
     return frame(DATA, flags, stream, bytes([compressed]) + len(message).to_bytes(4, "big") + message)

@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gzip
-import socket
-import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -15,7 +13,7 @@ import pytest
 
 import node_pb2 as pb
 from bench.http2 import (
-    ACKNOWLEDGES,
+    CANCEL,
     DATA,
     END_STREAM,
     HEADERS,
@@ -27,7 +25,6 @@ from bench.http2 import (
     data_frame,
     frame,
     request_headers,
-    split_frames,
     status_of,
 )
 from edge.fleet.admission import (
@@ -44,73 +41,12 @@ from edge.fleet.admission import (
 from edge.fleet.row import Refused, Row, State, state_of
 from edge.protocol import BACKLOG_SAMPLES, MAX_DEVICES, MAX_PROCESSES, MAX_STREAMS
 from server import Registry
+from tests.fixtures.peers import Peer
 from tests.fixtures.processes import eventually
 from tests.fixtures.sessions import LOCAL, Clock, Serving, Stream, opened, refusal, refused, unary
 
 Serve = Callable[..., Serving]
 Connect = Callable[..., Stream]
-
-
-class Peer:
-    """A raw connection, which speaks as much HTTP/2 as it likes."""
-
-    def __init__(self, port: int, greeting: bytes = PREFACE + frame(SETTINGS, 0, 0) + frame(SETTINGS, ACKNOWLEDGES, 0)) -> None:
-        self._socket = socket.create_connection(("127.0.0.1", port), timeout=20)
-        self._rest = b""
-        self.send(greeting)
-
-    def send(self, *data: bytes) -> None:
-        with contextlib.suppress(OSError):  # the server has hung up
-            self._socket.sendall(b"".join(data))
-
-    def frames(self) -> Iterator[tuple[int, int, int, bytes]]:
-        """What comes, until the server closes the connection, or is silent for long."""
-        with contextlib.suppress(ConnectionError):
-            while data := self._socket.recv(65_536):
-                frames, self._rest = split_frames(self._rest + data)
-                yield from frames
-
-    def count(self, kind: int, wanted: int) -> list[tuple[int, int, int, bytes]]:
-        """The first so many frames of a kind."""
-        found = []
-        for one in self.frames():
-            if one[0] == kind:
-                found.append(one)
-                if len(found) == wanted:
-                    break
-        return found
-
-    def status(self) -> str:
-        """Of the first call that ends."""
-        return next((status for kind, _, _, payload in self.frames() if kind == HEADERS and (status := status_of(payload))), "")
-
-    def is_closed_within(self, seconds: float) -> bool:
-        self._socket.settimeout(seconds)
-        try:
-            for _ in self.frames():
-                pass
-        except TimeoutError:
-            return False
-        return True
-
-    def close(self) -> None:
-        self._socket.close()
-
-
-@pytest.fixture
-def dial() -> Iterator[Callable[..., Peer]]:
-    """Opens raw connections."""
-    peers: list[Peer] = []
-
-    def start(serving: Serving, **settings: Any) -> Peer:
-        peers.append(Peer(serving.port, **settings))
-        return peers[-1]
-
-    yield start
-    for peer in peers:
-        peer.close()
-
-
 Dial = Callable[..., Peer]
 
 
@@ -135,8 +71,7 @@ def test_a_connection_has_so_many_streams_and_no_more(serve: Serve, connect: Con
 def test_streams_opened_and_reset_over_and_over_stay_within_that(serve: Serve, connect: Connect, dial: Dial) -> None:
     serving = serve()
     peer = dial(serving)
-    reset = struct.pack(">I", 8)
-    peer.send(*(request_headers(stream) + frame(RST_STREAM, 0, stream, reset) for stream in range(1, 6001, 2)))
+    peer.send(*(request_headers(stream) + frame(RST_STREAM, 0, stream, CANCEL) for stream in range(1, 6001, 2)))
     assert connect(serving.address).answer().acknowledged
     eventually(lambda: serving.streams() == 1)
     assert set(serving.rows()) == {"box"}

@@ -10,7 +10,6 @@ import os
 import pathlib
 import re
 import signal
-import socket
 import struct
 import time
 import types
@@ -21,6 +20,18 @@ import grpc
 import pytest
 
 import node_pb2 as pb
+from bench.http2 import (
+    CANCEL,
+    DATA,
+    END_STREAM,
+    INITIAL_WINDOW_SIZE,
+    PREFACE,
+    RST_STREAM,
+    SETTINGS,
+    data_frame,
+    frame,
+    request_headers,
+)
 from edge.drawing import plain
 from edge.fleet.admission import COMPLAINTS_PER_SECOND
 from edge.fleet.export import snapshot_json
@@ -31,6 +42,7 @@ from edge.program import VERSION
 from edge.protocol import ACKNOWLEDGE_SECONDS, GOODBYE_SECONDS, SILENCE_SECONDS
 from server import CHECK_SECONDS, Registry, Ticker
 from tests.fixtures.examples import example_registry
+from tests.fixtures.peers import Peer
 from tests.fixtures.processes import ROOT, Program, Terminal, eventually
 from tests.fixtures.screens import exact, frame_of
 from tests.fixtures.sessions import LOCAL, Clock, Serving, Stream, kinds, opened, refusal, refused, unary
@@ -39,7 +51,7 @@ Start = Callable[..., Program]
 Open = Callable[..., Terminal]
 Serve = Callable[..., Serving]
 Connect = Callable[..., Stream]
-Dial = Callable[..., socket.socket]
+Dial = Callable[..., Peer]
 
 SIMULATED = ("--hardware", "simulated", "--seed", "1", "--headless")
 DAY = 24 * 3600.0
@@ -735,73 +747,33 @@ def test_bytes_that_are_no_heartbeat_are_refused(serve: Serve, connect: Connect,
     assert connect(serving.address, "good").answer().acknowledged
 
 
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-NO_WINDOW = struct.pack(">HI", 4, 0)  # SETTINGS_INITIAL_WINDOW_SIZE = 0: not one answer can be sent
-
-
-def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
-    """A frame of HTTP/2."""
-    return struct.pack(">I", len(payload))[1:] + bytes([kind, flags]) + struct.pack(">I", stream) + payload
-
-
-def headers(path: str = "/node.NodeService/StreamHeartbeats") -> bytes:
-    """A request's headers, uncompressed."""
-    pairs = {":method": "POST", ":scheme": "http", ":path": path, ":authority": "x", "te": "trailers"}
-    pairs["content-type"] = "application/grpc"
-    return b"".join(bytes([0, len(name)]) + name.encode() + bytes([len(value)]) + value.encode() for name, value in pairs.items())
-
-
-def message(request: pb.HeartbeatRequest) -> bytes:
-    """A message as gRPC frames it."""
-    data = request.SerializeToString()
-    return b"\0" + struct.pack(">I", len(data)) + data
-
-
-@pytest.fixture
-def dial() -> Iterator[Dial]:
-    """Opens raw connections, and sends bytes."""
-    sockets: list[socket.socket] = []
-
-    def start(serving: Serving, *data: bytes) -> socket.socket:
-        sockets.append(socket.create_connection(("127.0.0.1", serving.port), timeout=20))
-        with contextlib.suppress(OSError):  # the server has hung up already
-            sockets[-1].sendall(b"".join(data))
-        return sockets[-1]
-
-    yield start
-    for opened_socket in sockets:
-        opened_socket.close()
+UNREAD = PREFACE + frame(SETTINGS, 0, 0, struct.pack(">HI", INITIAL_WINDOW_SIZE, 0))  # not one answer can be sent
 
 
 def test_garbage_on_the_wire_disturbs_nobody(serve: Serve, connect: Connect, dial: Dial) -> None:
     serving = serve()
     other = connect(serving.address, "other")
     other.answer()
-    dial(serving, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-    dial(serving, bytes(range(256)) * 20)
-    dial(serving, b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(500))  # TLS
-    dial(serving, PREFACE, bytes(range(200)))
-    dial(serving, PREFACE, frame(4, 0, 0, b""), frame(1, 4, 1, headers("/node.NodeService/Nothing")))
-    dial(serving, PREFACE, frame(4, 0, 0, b""), frame(1, 4, 1, headers()), frame(0, 0, 1, b"\x07\xff\xff\xff\xff"))
+    dial(serving, greeting=b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+    dial(serving, greeting=bytes(range(256)) * 20)
+    dial(serving, greeting=b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(500))  # TLS
+    dial(serving, greeting=PREFACE + bytes(range(200)))
+    dial(serving, request_headers(path=b"/node.NodeService/Nothing"))
+    dial(serving, request_headers(), frame(DATA, 0, 1, b"\x07\xff\xff\xff\xff"))
     for _ in range(50):
-        dial(serving, b"PRI")  # half a greeting, and silence
-    reset = (headers_and_reset(2 * number + 1) for number in range(500))
-    dial(serving, PREFACE, frame(4, 0, 0, b""), *reset)
+        dial(serving, greeting=b"PRI")  # half a greeting, and silence
+    dial(serving, *(request_headers(stream) + frame(RST_STREAM, 0, stream, CANCEL) for stream in range(1, 1001, 2)))
     other.send(sample=pb.Sample(sequence=5))
     eventually(lambda: serving.rows()["other"].sample.sequence == 5)
     assert set(serving.rows()) == {"other"}
 
 
-def headers_and_reset(stream: int) -> bytes:
-    return frame(1, 4, stream, headers()) + frame(3, 0, stream, struct.pack(">I", 8))
-
-
 def test_nodes_that_never_read_can_not_hold_the_server(serve: Serve, dial: Dial) -> None:
     serving = serve()
     for number in range(10):
-        first = message(pb.HeartbeatRequest(node_id=f"slow-{number}"))
-        goodbye = message(pb.HeartbeatRequest(leaving=True))
-        dial(serving, PREFACE, frame(4, 0, 0, NO_WINDOW), frame(1, 4, 1, headers()), frame(0, 0, 1, first), frame(0, 0, 1, goodbye))
+        first, goodbye = pb.HeartbeatRequest(node_id=f"slow-{number}"), pb.HeartbeatRequest(leaving=True)
+        beats = (data_frame(request.SerializeToString()) for request in (first, goodbye))
+        dial(serving, request_headers(), *beats, greeting=UNREAD)
     eventually(lambda: len(serving.rows()) == 10)
     unary(serving.address, node_id="other")
     begun = time.monotonic()
@@ -816,8 +788,8 @@ def test_a_node_that_never_reads_can_be_taken_over(
     serving = serve()
     node_ids = [f"slow-{number}" for number in range(10)]
     for node_id in node_ids:
-        first = message(pb.HeartbeatRequest(node_id=node_id, info=pb.NodeInfo(instance_id="a")))
-        dial(serving, PREFACE, frame(4, 0, 0, NO_WINDOW), frame(1, 4, 1, headers()), frame(0, 0, 1, first))
+        first = pb.HeartbeatRequest(node_id=node_id, info=pb.NodeInfo(instance_id="a"))
+        dial(serving, request_headers(), data_frame(first.SerializeToString()), greeting=UNREAD)
     eventually(lambda: len(serving.rows()) == 10)
     before = serving.rows()
     for node_id in node_ids:
@@ -836,8 +808,7 @@ def test_a_node_that_never_reads_can_be_taken_over(
 
 def test_half_closing_is_an_end_though_the_connection_stays(serve: Serve, dial: Dial) -> None:
     serving = serve()
-    first = message(pb.HeartbeatRequest(node_id="box"))
-    dial(serving, PREFACE, frame(4, 0, 0, b""), frame(1, 4, 1, headers()), frame(0, 1, 1, first))
+    dial(serving, request_headers(), data_frame(pb.HeartbeatRequest(node_id="box").SerializeToString(), END_STREAM))
     eventually(lambda: serving.state("box") is State.DISCONNECTED)
     assert serving.rows()["box"].reason == "the stream broke"
     assert serving.streams() == 0
