@@ -42,7 +42,7 @@ import node_pb2 as pb
 import node_pb2_grpc
 from edge.command_line import Endpoint, Listed, Options, parse_count, parse_endpoints, parse_seconds, target_of
 from edge.event_log import Event, EventLog, Follower
-from edge.fleet.admission import PLENTY, Lines, Memory, Places, Rate, WaitingRoom, network_of
+from edge.fleet.admission import PLENTY, Lines, Memory, Places, RateLimit, WaitingRoom, network_of
 from edge.fleet.export import snapshot_json
 from edge.fleet.intake import (
     MAX_UNREAD_BYTES,
@@ -398,7 +398,7 @@ class Service(node_pb2_grpc.NodeServiceServicer):
 
     def __init__(self, registry: Registry, first_message_seconds: float) -> None:
         self._registry = registry
-        self._unary = Rate(1, UNARY_PER_SECOND, UNARY_OF_ONE)
+        self._unary = RateLimit(1, UNARY_PER_SECOND, UNARY_OF_ONE)
         # Calls by number, and why the server ends those that it ends. A call's frames do not hold its task: the task keeps
         # the error that ended it, and that the frames. Such cycles wait for a garbage collection, with all that they hold.
         self._streams: dict[int, asyncio.Task[None]] = {}

@@ -36,8 +36,8 @@ def network_of(address: str) -> str:
     return address if ip.version == 4 else str(ipaddress.ip_network((ip, 64), strict=False))
 
 
-class Rate:
-    """How many of something there may be in so many seconds by the registry's clock: of all, and of each key."""
+class RateLimit:
+    """How many of something there may be in each window of so many seconds by the registry's clock: of all, and of each key."""
 
     def __init__(self, seconds: float, most: int, of_each: int) -> None:
         self._seconds, self._most, self._of_each = seconds, most, of_each
@@ -102,9 +102,9 @@ class Lines:
 
     def __init__(self, log: EventLog) -> None:
         self._log = log
-        self._plenty = Rate(1, PLENTY_PER_SECOND, PLENTY_OF_ONE)
-        self._silent = Rate(60, 2 * SILENT_PER_MINUTE, SILENT_PER_MINUTE // 20)
-        self._complaints = Rate(1, 3 * COMPLAINTS_PER_SECOND, COMPLAINTS_PER_SECOND)
+        self._plenty = RateLimit(1, PLENTY_PER_SECOND, PLENTY_OF_ONE)
+        self._silent = RateLimit(60, 2 * SILENT_PER_MINUTE, SILENT_PER_MINUTE // 20)
+        self._complaints = RateLimit(1, 3 * COMPLAINTS_PER_SECOND, COMPLAINTS_PER_SECOND)
 
     def add(self, kind: str, text: str, node_id: str, now: float, address: str = "") -> None:
         """A line, at `now` by the registry's clock. Of a silent node, its address as well."""
