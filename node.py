@@ -467,8 +467,8 @@ class Session:
         self._state.acknowledge(sequence)
         round_trip_seconds = self._round_trips.heard(sequence, now)
         if response.heartbeat_interval_milliseconds:
-            assigned = max(response.heartbeat_interval_milliseconds / 1000, protocol.LEAST_INTERVAL_SECONDS)
-            assigned = min(assigned, protocol.MOST_UNARY_INTERVAL_SECONDS if self._unary else protocol.MOST_INTERVAL_SECONDS)
+            assigned = max(response.heartbeat_interval_milliseconds / 1000, protocol.MIN_INTERVAL_SECONDS)
+            assigned = min(assigned, protocol.MAX_UNARY_INTERVAL_SECONDS if self._unary else protocol.MAX_INTERVAL_SECONDS)
             if self.acknowledged and assigned != self._interval_seconds:
                 self._state.log(f"{self._server} asks for a heartbeat every {assigned:g} s")
             self._interval_seconds = assigned

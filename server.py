@@ -92,7 +92,7 @@ PRINT_SECONDS = 0.2  # from one look into the log to the next, without a screen
 UNHEARD_SECONDS = 0.1  # that gRPC may take at the end to say what became of an answer that was broken off
 UNARY_PER_SECOND, UNARY_OF_ONE = 3000, 2500  # heartbeats without a stream that are answered: of all, and of one network
 TOO_MANY_UNARY = f"over {UNARY_OF_ONE} unary heartbeats a second of one network, or {UNARY_PER_SECOND} of all: use StreamHeartbeats"
-MOST_WAITING = 200  # calls whose first message has not come, 26 KiB each: in a fleet that comes back at once a few are on the way
+MAX_WAITING = 200  # calls whose first message has not come, 26 KiB each: in a fleet that comes back at once a few are on the way
 
 
 # ---- The registry: all nodes, under one lock ----
@@ -403,7 +403,7 @@ class Service(node_pb2_grpc.NodeServiceServicer):
         # the error that ended it, and that the frames. Such cycles wait for a garbage collection, with all that they hold.
         self._streams: dict[int, asyncio.Task[None]] = {}
         self._ends: dict[int, End] = {}
-        self._waiting = WaitingRoom(MOST_WAITING, first_message_seconds, self._end_waiting)
+        self._waiting = WaitingRoom(MAX_WAITING, first_message_seconds, self._end_waiting)
         self._answering: set[int] = set()  # streams with an answer under way: gRPC takes no status beside it
         self.has_unheard = False  # an answer was broken off, and gRPC has yet to say what became of it
         self._numbers = itertools.count()

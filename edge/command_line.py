@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 from edge.program import FRAMES_PER_SECOND, put, version_text
-from edge.protocol import DEFAULT_PORT, LEAST_INTERVAL_SECONDS, MOST_INTERVAL_SECONDS, check_node_id
+from edge.protocol import DEFAULT_PORT, MAX_INTERVAL_SECONDS, MIN_INTERVAL_SECONDS, check_node_id
 
 YES, NO = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")  # of a switch in the environment
 
@@ -88,7 +88,7 @@ def number_between(lowest: float, highest: float, what: str) -> Callable[[str], 
     return parse
 
 
-parse_seconds = number_between(LEAST_INTERVAL_SECONDS, MOST_INTERVAL_SECONDS, "number of seconds")
+parse_seconds = number_between(MIN_INTERVAL_SECONDS, MAX_INTERVAL_SECONDS, "number of seconds")
 parse_fps = number_between(0.1, FRAMES_PER_SECOND, "number of frames a second")
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from edge.history import NOT_REPORTED
 from edge.text import MISSING
 
-SMALLEST_WIDTH, SMALLEST_HEIGHT = 40, 10
+MIN_WIDTH, MIN_HEIGHT = 40, 10
 Span = tuple[str, str]  # text, and its style in rich's words ("bold red"); "" is the terminal's own
 Line = list[Span]
 
@@ -89,7 +89,7 @@ def fit_lines(lines: list[Line], width: int, height: int) -> list[Line]:
 
 def too_small(width: int, height: int) -> list[Line]:
     """A frame that says how large the terminal must be."""
-    return fit_lines([[(f"too small: {width}x{height}, needs {SMALLEST_WIDTH}x{SMALLEST_HEIGHT}", "")]], width, height)
+    return fit_lines([[(f"too small: {width}x{height}, needs {MIN_WIDTH}x{MIN_HEIGHT}", "")]], width, height)
 
 
 def plain(lines: list[Line]) -> str:

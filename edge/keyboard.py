@@ -14,9 +14,9 @@ PAUSE_SECONDS = 0.05  # after which what is unfinished counts as it is: ESC alon
 STRING_SECONDS = 1.0  # that a string has to end: its beginning may have come by chance, and must not eat all that is typed
 PASTE_PAUSE_SECONDS = 1.0  # that a paste may stand still, on a slow line
 PASTE_SECONDS = 10.0  # and take in all
-MOST_PARAMETERS = 64  # bytes
-MOST_STRING = 65536  # bytes
-MOST_PASTE = 4096  # bytes that are kept
+MAX_PARAMETERS = 64  # bytes
+MAX_STRING = 65536  # bytes
+MAX_PASTE = 4096  # bytes that are kept
 
 ESC, BEL = 0x1B, 0x07
 PASTE_END = b"\x1b[201~"
@@ -104,7 +104,7 @@ class Keyboard:
 
     def _read_string(self) -> Reading:
         until = self._now + STRING_SECONDS
-        for _ in range(MOST_STRING):
+        for _ in range(MAX_STRING):
             byte = yield until
             if byte in (None, ESC):
                 return byte
@@ -115,7 +115,7 @@ class Keyboard:
     def _read_sequence(self, introducer: str) -> Reading:
         """CSI or SS3: parameters, and a final byte."""
         parameters = ""
-        while len(parameters) < MOST_PARAMETERS:
+        while len(parameters) < MAX_PARAMETERS:
             byte = yield self._soon()
             if byte is None or not 0x20 <= byte < 0x7F:
                 return byte
@@ -151,9 +151,9 @@ class Keyboard:
             if byte is None:
                 break
             sent.append(byte)
-            if len(sent) > 2 * MOST_PASTE:
-                del sent[MOST_PASTE : -len(PASTE_END)]
-        text = sent.removesuffix(PASTE_END)[:MOST_PASTE].decode(errors="ignore")
+            if len(sent) > 2 * MAX_PASTE:
+                del sent[MAX_PASTE : -len(PASTE_END)]
+        text = sent.removesuffix(PASTE_END)[:MAX_PASTE].decode(errors="ignore")
         self._put(PASTE + "".join(character if character.isprintable() else " " for character in text))
         return None
 

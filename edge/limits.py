@@ -7,9 +7,9 @@ import errno
 import os
 import threading
 
-LEAST_OPEN_FILES = 32  # that both programs start with; the server has 20 open before the first node comes
+MIN_OPEN_FILES = 32  # that both programs start with; the server has 20 open before the first node comes
 # gRPC starts a thread for each processor, 4 to 16, and a few more; the rest are our own.
-LEAST_THREADS = min(max(os.cpu_count() or 1, 4), 16) + 8
+MIN_THREADS = min(max(os.cpu_count() or 1, 4), 16) + 8
 NO_FILES = (errno.EMFILE, errno.ENFILE)
 
 
@@ -49,16 +49,16 @@ def may_start_threads(count: int) -> bool:
 
 def lacking() -> str:
     """What there is too little of to start, in a sentence that names the limit; an empty string if there is enough."""
-    if (allowed := allow_open_files(LEAST_OPEN_FILES)) < LEAST_OPEN_FILES:
-        few = f"only {allowed} files may be open here, and {LEAST_OPEN_FILES} are needed"
+    if (allowed := allow_open_files(MIN_OPEN_FILES)) < MIN_OPEN_FILES:
+        few = f"only {allowed} files may be open here, and {MIN_OPEN_FILES} are needed"
         return f"{few}: raise what limits them (ulimit -n, a service's LimitNOFILE)"
-    return "" if may_start_threads(LEAST_THREADS) else too_few_threads()
+    return "" if may_start_threads(MIN_THREADS) else too_few_threads()
 
 
 def too_few_threads() -> str:
     """Which limits there are on threads, and what to do."""
     limits = "ulimit -u, a service's TasksMax, a container's pids limit"
-    return f"too few threads may be started here, and {LEAST_THREADS} are needed: raise what limits them ({limits})"
+    return f"too few threads may be started here, and {MIN_THREADS} are needed: raise what limits them ({limits})"
 
 
 def reached(error: Exception) -> str:

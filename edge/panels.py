@@ -44,7 +44,7 @@ from edge.text import (
 GAUGE_LINES = 7  # of a device's box, without its graphs
 GAUGE_WIDTH = 50  # at least, where boxes stand side by side
 GRAPH_WIDTH = 20  # at least
-LEAST_GRAPH_LINES, MOST_GRAPH_LINES = 3, 15  # its title counted
+MIN_GRAPH_LINES, MAX_GRAPH_LINES = 3, 15  # its title counted
 MAX_DRAWN_CORES = 256  # our own agents send MAX_CORES at most
 WHEEL_LINES = 3  # that a notch of the mouse's wheel moves
 TABLE_LINES = 3  # of the processes: two borders, and the titles
@@ -137,8 +137,8 @@ def plan_of(subject: Subject, width: int, room: int) -> Plan:
     host = [panel for panel in hosts if len(panel) <= left + 1 or panel is hosts[0]][-1]
     left -= len(host) - 1
     rows = box_lines // GAUGE_LINES if is_boxed else graph_rows(subject, width)
-    graph_lines = min((left if is_boxed else left - 2) // rows, MOST_GRAPH_LINES) if rows else 0
-    graph_lines = graph_lines if graph_lines >= LEAST_GRAPH_LINES else 0
+    graph_lines = min((left if is_boxed else left - 2) // rows, MAX_GRAPH_LINES) if rows else 0
+    graph_lines = graph_lines if graph_lines >= MIN_GRAPH_LINES else 0
     return Plan(boxes_per_line if is_boxed else 0, graph_lines, host, False, Reach(processes - shown, shown))
 
 

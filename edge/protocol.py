@@ -25,7 +25,7 @@ MAX_TEXT = 256  # characters of any text that a node sends
 MAX_CORES = 24  # bytes of a heartbeat: a host with more processors reports means of groups
 BACKLOG_SAMPLES = 300  # that a node keeps while no server acknowledges them
 MAX_STREAMS = 128  # of one connection: a node needs one, a proxy may carry many nodes
-MOST_PENDING = 9000  # calls of each kind that wait their turn, 16 KiB each: of 10,000 in a second a tenth is served meanwhile
+MAX_PENDING = 9000  # calls of each kind that wait their turn, 16 KiB each: of 10,000 in a second a tenth is served meanwhile
 
 # ---- Timings ----
 
@@ -34,15 +34,15 @@ SILENCE_SECONDS = 12.0  # of the server, and two intervals: then a node gives it
 FIRST_MESSAGE_SECONDS = 10.0  # that the server waits for the first message of a session
 FIRST_ANSWER_SECONDS = 10.0  # that a node waits for the first acknowledgement of one
 GOODBYE_SECONDS = 2.0  # that either end takes to leave
-LEAST_INTERVAL_SECONDS, MOST_INTERVAL_SECONDS = 0.1, 3600.0  # from one heartbeat, or reading, to the next
-MOST_UNARY_INTERVAL_SECONDS = 60.0  # that a node believes without a stream, since only the next call tells whether the server lives
+MIN_INTERVAL_SECONDS, MAX_INTERVAL_SECONDS = 0.1, 3600.0  # from one heartbeat, or reading, to the next
+MAX_UNARY_INTERVAL_SECONDS = 60.0  # that a node believes without a stream, since only the next call tells whether the server lives
 LATE_INTERVALS = 3  # without a heartbeat
 LOST_SECONDS, LOST_INTERVALS = 10.0, 5  # without a heartbeat, whichever is longer
 STALE_SAMPLE_SECONDS = 5.0  # and two intervals: then a node's own screen says that its sensors hang
 
 NODE_PING_SECONDS, NODE_PING_TIMEOUT_SECONDS = 10, 4  # HTTP/2 keepalive of a node: finds a connection that is half-open
 SERVER_PING_SECONDS, SERVER_PING_TIMEOUT_SECONDS = 20, 10  # and of the server: finds the dead connections of nodes that do not beat
-LEAST_PING_SECONDS = 1  # between two pings that the server bears; a node that pings more often gets GOAWAY too_many_pings
+MIN_PING_SECONDS = 1  # between two pings that the server bears; a node that pings more often gets GOAWAY too_many_pings
 
 
 def late_after_seconds(interval_seconds: float) -> float:
@@ -88,7 +88,7 @@ CHANNEL_OPTIONS = (
 
 def server_options(max_nodes: int, max_connections: int) -> tuple[tuple[str, int], ...]:
     """gRPC's options for a fleet of so many nodes."""
-    pending = min(max(max_nodes, 1000), MOST_PENDING)
+    pending = min(max(max_nodes, 1000), MAX_PENDING)
     return (
         ("grpc.so_reuseport", 0),  # else a second server on the same port starts without an error, and takes half of the nodes
         ("grpc.http2.bdp_probe", 0),  # it answers nearly every heartbeat with a ping
@@ -107,7 +107,7 @@ def server_options(max_nodes: int, max_connections: int) -> tuple[tuple[str, int
         ("grpc.keepalive_timeout_ms", 1000 * SERVER_PING_TIMEOUT_SECONDS),
         ("grpc.http2.ping_timeout_ms", 1000 * SERVER_PING_TIMEOUT_SECONDS),
         ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", 1000 * LEAST_PING_SECONDS),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 1000 * MIN_PING_SECONDS),
         ("grpc.http2.max_ping_strikes", 0),
     )
 

@@ -20,7 +20,7 @@ DISPUTED = re.compile(
 )
 DISPUTED_CATEGORIES = {"Mc", "Me"}  # combining characters that take room of their own, or surround another one
 VIRAMA = 9  # the class of combining characters that melt two letters of an Indic script into one
-MOST_MARKS = 3  # on one character: a pile of them is painted over the lines above and below
+MAX_MARKS = 3  # on one character: a pile of them is painted over the lines above and below
 
 
 def encodable(text: str) -> str:
@@ -40,7 +40,7 @@ def visible(text: str, limit: int = 200) -> str:
     for c in DISPUTED.sub("�", unicodedata.normalize("NFC", text)):
         combining = unicodedata.combining(c)
         marks = marks + 1 if combining else 0
-        is_disputed = combining == VIRAMA or unicodedata.category(c) in DISPUTED_CATEGORIES or marks > MOST_MARKS
+        is_disputed = combining == VIRAMA or unicodedata.category(c) in DISPUTED_CATEGORIES or marks > MAX_MARKS
         shown.append(c if c.isprintable() and not is_disputed else "�")
     return "".join(shown)
 

@@ -29,7 +29,7 @@ from bench.http2 import (
 )
 from edge.fleet.admission import (
     COMPLAINTS_PER_SECOND,
-    LEAST_POOL_BYTES,
+    MIN_POOL_BYTES,
     OWN_BYTES,
     PLENTY_OF_ONE,
     SILENT_PER_MINUTE,
@@ -80,7 +80,7 @@ def test_streams_opened_and_reset_over_and_over_stay_within_that(serve: Serve, c
 def test_of_those_that_wait_with_their_first_message_the_longest_waiting_ends(
     serve: Serve, connect: Connect, dial: Dial, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.MOST_WAITING", 20)
+    monkeypatch.setattr("server.MAX_WAITING", 20)
     serving = serve()
     peer = dial(serving)
     peer.send(*(request_headers(2 * number + 1) for number in range(30)))
@@ -277,7 +277,7 @@ def test_all_that_is_kept_is_bounded_and_who_is_small_is_never_refused() -> None
             reasons.add(error.end.reason)
     kept = sum(row.kept_bytes() for row in registry.snapshot())
     assert 200 < taken < 400
-    assert kept < LEAST_POOL_BYTES + taken * OWN_BYTES
+    assert kept < MIN_POOL_BYTES + taken * OWN_BYTES
     (reason,) = reasons
     assert reason == (
         "58.8 KiB are too much to keep of one node: 16.0 MiB are there for all large ones, half of it for those of one network; "
@@ -294,7 +294,7 @@ def test_all_that_is_kept_is_bounded_and_who_is_small_is_never_refused() -> None
 
 def test_one_network_takes_half_of_it() -> None:
     memory = Memory(1)
-    row = Row("box", "10.0.0.1", None, 1.0, packed_processes=bytes(OWN_BYTES + LEAST_POOL_BYTES // 2))
+    row = Row("box", "10.0.0.1", None, 1.0, packed_processes=bytes(OWN_BYTES + MIN_POOL_BYTES // 2))
     memory.swap(None, row)
     memory.swap(row, row._replace(heartbeat_at=1.0))
     more = row._replace(packed_processes=bytes(OWN_BYTES + 1))

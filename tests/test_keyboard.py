@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from edge.keyboard import CONTROLS, FINAL_NAMES, MOST_PASTE, MOST_STRING, NUMBER_NAMES, PASTE, PAUSE_SECONDS, WHEEL_NAMES, Keyboard
+from edge.keyboard import CONTROLS, FINAL_NAMES, MAX_PASTE, MAX_STRING, NUMBER_NAMES, PASTE, PAUSE_SECONDS, WHEEL_NAMES, Keyboard
 
 COLOR = b"\x1b]11;rgb:1e1e/1e1e/1e1e\x1b\\"  # what a terminal answers when it is asked for its background
 
@@ -118,7 +118,7 @@ def test_a_string_has_a_second_to_end(begin: bytes) -> None:
         assert keyboard.feed(b"q", 10 + tenth / 10) == []
     assert keyboard.rest(11) == []
     assert keyboard.feed(b"q", 11) == ["q"]
-    assert Keyboard().feed(begin + b"q" * (MOST_STRING + 3), 10) == ["q"] * 3  # and not more bytes than any has
+    assert Keyboard().feed(begin + b"q" * (MAX_STRING + 3), 10) == ["q"] * 3  # and not more bytes than any has
 
 
 def test_a_paste_without_an_end_is_one() -> None:
@@ -139,4 +139,4 @@ def test_a_paste_of_a_whole_file_is_cut() -> None:
     keyboard = Keyboard()
     for _ in range(100):
         assert keyboard.feed(b"\x1b[200~" * (_ == 0) + b"q\n" * 5000, 10) == []
-    assert keyboard.feed(b"\x1b[201~q", 10) == [PASTE + "q " * (MOST_PASTE // 2), "q"]
+    assert keyboard.feed(b"\x1b[201~q", 10) == [PASTE + "q " * (MAX_PASTE // 2), "q"]

@@ -21,7 +21,7 @@ BOTH = pytest.mark.parametrize(
 
 
 @BOTH
-@pytest.mark.parametrize("files", [8, 16, limits.LEAST_OPEN_FILES - 1])
+@pytest.mark.parametrize("files", [8, 16, limits.MIN_OPEN_FILES - 1])
 def test_too_few_files(program: tuple[str, ...], files: int) -> None:
     done = subprocess.run(
         ["prlimit", f"--nofile={files}", sys.executable, *program],

@@ -14,14 +14,14 @@ from edge.protocol import (
     FIRST_ANSWER_SECONDS,
     FIRST_MESSAGE_SECONDS,
     GOODBYE_SECONDS,
-    LEAST_PING_SECONDS,
     MAX_AHEAD_BYTES,
     MAX_DEVICES,
     MAX_MESSAGE_BYTES,
     MAX_NODE_ID,
+    MAX_PENDING,
     MAX_RESPONSE_BYTES,
     MAX_STREAMS,
-    MOST_PENDING,
+    MIN_PING_SECONDS,
     NODE_PING_SECONDS,
     NODE_PING_TIMEOUT_SECONDS,
     SERVER_PING_SECONDS,
@@ -70,7 +70,7 @@ def test_a_half_open_connection_is_found_in_time_at_1_hz() -> None:
 
 
 def test_the_server_bears_the_nodes_pings() -> None:
-    assert LEAST_PING_SECONDS < NODE_PING_SECONDS, "else it answers GOAWAY too_many_pings"
+    assert MIN_PING_SECONDS < NODE_PING_SECONDS, "else it answers GOAWAY too_many_pings"
     assert NODE_PING_TIMEOUT_SECONDS < NODE_PING_SECONDS, "a ping is given up before the next"
     assert SERVER_PING_TIMEOUT_SECONDS < SERVER_PING_SECONDS
 
@@ -110,7 +110,7 @@ def test_the_server_has_its_timings_and_bounds() -> None:
     assert options["grpc.keepalive_time_ms"] == 1000 * SERVER_PING_SECONDS
     assert options["grpc.keepalive_timeout_ms"] == options["grpc.http2.ping_timeout_ms"] == 1000 * SERVER_PING_TIMEOUT_SECONDS
     assert options["grpc.keepalive_permit_without_calls"] == 1, "a connection that began no call may be dead as well"
-    assert options["grpc.http2.min_recv_ping_interval_without_data_ms"] == 1000 * LEAST_PING_SECONDS
+    assert options["grpc.http2.min_recv_ping_interval_without_data_ms"] == 1000 * MIN_PING_SECONDS
     assert options["grpc.http2.max_ping_strikes"] == 0, "0 is no bound: a clock that is a little off must not cost a session"
     assert options["grpc.max_receive_message_length"] == MAX_MESSAGE_BYTES
     assert options["grpc.http2.lookahead_bytes"] == MAX_AHEAD_BYTES
@@ -122,7 +122,7 @@ def test_the_server_has_its_timings_and_bounds() -> None:
         assert options[name] == 1000 * FIRST_MESSAGE_SECONDS, "a connection that says nothing is worth no more than such a call"
 
 
-@pytest.mark.parametrize(("max_nodes", "pending"), [(1, 1000), (5000, 5000), (15_000, MOST_PENDING)])
+@pytest.mark.parametrize(("max_nodes", "pending"), [(1, 1000), (5000, 5000), (15_000, MAX_PENDING)])
 def test_as_many_calls_may_wait_as_a_fleet_makes_at_once(max_nodes: int, pending: int) -> None:
     options = dict(server_options(max_nodes, 100))
     assert options["grpc.server.max_pending_requests"] == options["grpc.server.max_pending_requests_hard_limit"] == pending

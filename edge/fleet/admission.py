@@ -22,7 +22,7 @@ SILENT = ("late", "lost", "hung", "failed")
 SILENT_PER_MINUTE = 5000  # lines of each kind, a twentieth of it of one network
 
 OWN_BYTES = 8 * 1024  # that each node may keep here whatever the others do: a box of 8 GPUs needs 6 KiB with its history
-LEAST_POOL_BYTES = 16 * 2**20  # of all that nodes keep beyond it
+MIN_POOL_BYTES = 16 * 2**20  # of all that nodes keep beyond it
 POOL_BYTES_A_NODE = 2 * 1024  # of the pool of a large fleet
 
 
@@ -124,7 +124,7 @@ class Memory:
     """What rows keep beyond OWN_BYTES each. So some may be large, but not all; and who is small is never refused for others."""
 
     def __init__(self, max_nodes: int) -> None:
-        self._most = max(LEAST_POOL_BYTES, POOL_BYTES_A_NODE * max_nodes)
+        self._most = max(MIN_POOL_BYTES, POOL_BYTES_A_NODE * max_nodes)
         self._all = 0
         self._of_network: collections.Counter[str] = collections.Counter()
 

@@ -25,9 +25,9 @@ STATE_STYLES = {
     State.LEFT: ("◌", "dim"),
 }
 METER_CELLS = 8
-MOST_SPARKS = 60
+MAX_SPARKS = 60
 LONGER_NAMES = ("HARDWARE", "HOSTNAME", "NODE")  # get what is left over, in this order
-LEAST_SPARKS = 6  # cells, its space counted, of a sparkline that is worth its room
+MIN_SPARKS = 6  # cells, its space counted, of a sparkline that is worth its room
 
 
 class TableColumn(NamedTuple):
@@ -123,7 +123,7 @@ def metric_spans(metric: Metric, entry: Entry, width: int) -> Line:
         values = b""
         if metric.history is not None:
             values = history.series(entry.row.history, len(entry.row.capacities.devices), entry.id.device, metric.history)
-        line.append((sparkline(values[-MOST_SPARKS:], room - METER_CELLS - 2) + " ", style))
+        line.append((sparkline(values[-MAX_SPARKS:], room - METER_CELLS - 2) + " ", style))
         room = METER_CELLS + 1
     if room > METER_CELLS:
         line += [*meter(metric.meter(vitals), METER_CELLS, style), (" " * (room - METER_CELLS - 1), "")]
@@ -206,11 +206,11 @@ def widths_of(columns: Sequence[TableColumn], width: int, needs: Mapping[str, in
     for title in meters:
         widen(title, METER_CELLS + 1)
     if "HARDWARE" in widths:
-        widen("HARDWARE", min(spare - LEAST_SPARKS * len(meters), 10))
-    with_sparks = next((meters[:count] for count in range(len(meters), 0, -1) if spare // count >= LEAST_SPARKS), [])
+        widen("HARDWARE", min(spare - MIN_SPARKS * len(meters), 10))
+    with_sparks = next((meters[:count] for count in range(len(meters), 0, -1) if spare // count >= MIN_SPARKS), [])
     each = spare // max(len(with_sparks), 1)
     for title in with_sparks:
-        widen(title, min(each, MOST_SPARKS + 1))
+        widen(title, min(each, MAX_SPARKS + 1))
     for title in LONGER_NAMES:
         if title in widths:
             widen(title, 12)

@@ -17,7 +17,7 @@ from edge.fleet.metrics import METRICS, metric_after
 from edge.keyboard import PASTE
 from edge.panels import WHEEL_LINES, Reach, scrolled
 
-MOST_FILTER = 120  # characters
+MAX_FILTER = 120  # characters
 
 
 class Place(enum.Enum):
@@ -220,7 +220,7 @@ def type_text(turn: Turn) -> Ui:
     """The filter while it is typed: each key narrows what is shown at once. Lines that are pasted are words."""
     key = turn.key
     typed = " ".join(key.removeprefix(PASTE).split()) if key.startswith(PASTE) else key * (len(key) == 1)
-    return with_filter(turn.ui, (filter_of(turn.ui) + typed)[:MOST_FILTER])
+    return with_filter(turn.ui, (filter_of(turn.ui) + typed)[:MAX_FILTER])
 
 
 def take_back(turn: Turn) -> Ui:

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from edge.drawing import (
     BLOCKS,
-    SMALLEST_HEIGHT,
-    SMALLEST_WIDTH,
+    MIN_HEIGHT,
+    MIN_WIDTH,
     Line,
     Span,
     align,
@@ -99,7 +99,7 @@ def look(lens: Lens, ui: Ui, width: int, height: int, listening: str, events: Se
 
 def render(view: View, width: int, height: int) -> list[Line]:
     """A frame: exactly `height` lines of `width` cells."""
-    if width < SMALLEST_WIDTH or height < SMALLEST_HEIGHT:
+    if width < MIN_WIDTH or height < MIN_HEIGHT:
         return too_small(width, height)
     room = height - HEADER_LINES - FOOTER_LINES
     if view.ui.help:

@@ -22,10 +22,10 @@ from edge.hardware.network import Key, counted_once, rates_between, with_indexes
 from edge.protocol import MAX_CORES
 from edge.text import encodable
 
-SHORTEST_MEAN_SECONDS = 0.05  # the kernel counts a processor's time in ticks of 10 ms
+MIN_MEAN_SECONDS = 0.05  # the kernel counts a processor's time in ticks of 10 ms
 PATIENCE_SECONDS = 0.5  # a failing disk may hang, or one in the network, or a sensor on a bus
 DIRECTORY_PATIENCE_SECONDS = 0.05  # a directory service that is away takes many seconds to name a user
-LONGEST_TEXT = 128  # characters of a name
+MAX_NAME = 128  # characters of a name
 FIRST_PID_NAMESPACE = "pid:[4026531836]"  # PROC_PID_INIT_INO in Linux' include/linux/proc_ns.h
 
 
@@ -143,7 +143,7 @@ class LocalHost:
         self._disks = take("disk", self._disk_calls.call, functools.partial(_read_disks, mountinfo)) or Disks(None, [])
         disk = self._disks.fullest
         self._temperature = take("temperature", self._sensor_calls.call, self._hottest)
-        self._hostname = encodable(take("hostname", socket.gethostname) or "")[:LONGEST_TEXT]
+        self._hostname = encodable(take("hostname", socket.gethostname) or "")[:MAX_NAME]
         self._facts = pb.HostInfo(
             model=take("model", self._model),
             operating_system=take("operating system", self._operating_system),
@@ -157,7 +157,7 @@ class LocalHost:
 
     def _add_processors(self, host: pb.HostSample, now: float) -> None:
         before = self._processors_at
-        if before is not None and now - before < SHORTEST_MEAN_SECONDS:
+        if before is not None and now - before < MIN_MEAN_SECONDS:
             return  # psutil would say 0
         percents = self._readings.take("processors", self._percents)
         self._processors_at = now if percents else None
@@ -217,15 +217,15 @@ class LocalHost:
         for path in ("sys/class/dmi/id/product_name", "proc/device-tree/model"):
             with contextlib.suppress(OSError):
                 if text := read_text(self._root / path):
-                    return text[:LONGEST_TEXT]
-        return encodable(platform.machine())[:LONGEST_TEXT]
+                    return text[:MAX_NAME]
+        return encodable(platform.machine())[:MAX_NAME]
 
     def _operating_system(self) -> str:
         for path in ("etc/os-release", "usr/lib/os-release"):  # os-release(5)
             with contextlib.suppress(OSError):
                 if name := re.search(r"""^PRETTY_NAME=(["']?)(.+?)\1\s*$""", read_text(self._root / path), re.MULTILINE):
-                    return re.sub(r"\\(.)", r"\1", name[2])[:LONGEST_TEXT]
-        return encodable(platform.platform(terse=True))[:LONGEST_TEXT]
+                    return re.sub(r"\\(.)", r"\1", name[2])[:MAX_NAME]
+        return encodable(platform.platform(terse=True))[:MAX_NAME]
 
 
 def _read_disks(mountinfo: pathlib.Path) -> Disks:

@@ -18,7 +18,7 @@ from edge.text import encodable
 NVML_TIMEOUT_SECONDS = 2.0  # a driver call that takes longer hangs
 REOPEN_SECONDS, MAX_REOPEN_SECONDS = 2.5, 60.0  # from one opening to the next: twice as long each time that it did not help
 KERNELS_LIST = pathlib.Path("/proc/driver/nvidia/gpus")  # NVML counts when it is opened: here a GPU that comes later is seen
-LONGEST_TEXT = 96  # characters of a name
+MAX_NAME = 96  # characters of a name
 
 
 class GpuFailed(Exception):
@@ -95,7 +95,7 @@ class Gpu:
     def read_info(self) -> None:
         """What seldom changes. What can't be read stays as it was known, if it is the same device. Raises GpuFailed."""
         nvml = self._nvml
-        uuid = encodable(self._ask("UUID", nvml.nvmlDeviceGetUUID) or "")[:LONGEST_TEXT]
+        uuid = encodable(self._ask("UUID", nvml.nvmlDeviceGetUUID) or "")[:MAX_NAME]
         memory, is_unified = self._memory()
         limit = self._ask("power limit", nvml.nvmlDeviceGetEnforcedPowerLimit)
         slowdown = self._ask(
@@ -104,7 +104,7 @@ class Gpu:
         new = pb.DeviceInfo(
             index=self.info.index,
             uuid=uuid,
-            name=encodable(self._ask("name", nvml.nvmlDeviceGetName) or "")[:LONGEST_TEXT],
+            name=encodable(self._ask("name", nvml.nvmlDeviceGetName) or "")[:MAX_NAME],
             memory_total_bytes=within(memory and memory.total, 1, 2**50),
             power_limit_milliwatts=within(limit, 1, 10**7),
             slowdown_temperature_celsius=within(slowdown, 1, 200),

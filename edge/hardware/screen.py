@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import node_pb2 as pb
 from edge import protocol
-from edge.drawing import SMALLEST_HEIGHT, SMALLEST_WIDTH, Line, fit_line, fit_lines, too_small
+from edge.drawing import MIN_HEIGHT, MIN_WIDTH, Line, fit_line, fit_lines, too_small
 from edge.event_log import Event
 from edge.panels import Subject, log_panel, node_panels, reach_of
 from edge.text import show_seconds, visible
@@ -44,7 +44,7 @@ class View(NamedTuple):
 
 def render(view: View, width: int, height: int, wall: float, clock: float, scroll: int = 0) -> list[Line]:
     """A frame: exactly `height` lines of `width` cells. `wall` is the time of day in seconds, `clock` the monotonic one."""
-    if width < SMALLEST_WIDTH or height < SMALLEST_HEIGHT:
+    if width < MIN_WIDTH or height < MIN_HEIGHT:
         return too_small(width, height)
     subject, room = subject_of(view), panels_room(view, height)
     panels = node_panels(subject, width, room, scroll)
