@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import collections
 import os
-import pathlib
 import re
-import signal
 import socket
 import time
 import unicodedata
@@ -500,16 +498,6 @@ def test_resizing(fleet: Terminal, size: tuple[int, int]) -> None:
     fleet.shows("too small")
     fleet.resize(160, 45)
     fleet.shows("box-2 .*ONLINE")
-
-
-def test_suspend_and_resume(fleet: Terminal) -> None:
-    fleet.press("\x1a")
-    status = pathlib.Path(f"/proc/{fleet.process.pid}/stat")
-    eventually(lambda: status.read_text().rpartition(")")[2].split()[0] == "T")
-    assert eventually(fleet.is_restored)
-    start = len(fleet.raw)
-    fleet.process.send_signal(signal.SIGCONT)
-    eventually(lambda: b"\x1b[?1049h" in fleet.raw[start:] and b"Edge fleet" in fleet.raw[start:])
 
 
 def test_a_frame_sends_only_the_lines_that_changed(fleet: Terminal) -> None:
