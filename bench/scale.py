@@ -50,10 +50,10 @@ class Cost(NamedTuple):
         ]
 
 
-def measure(program: Program, load: Load, seconds: float = WINDOW_SECONDS) -> Cost:
+def measure(program: Program, load: Load) -> Cost:
     """The cost of a fleet that beats."""
     before, cpu, started = load.report(), program.cpu_seconds(), time.monotonic()
-    time.sleep(seconds)
+    time.sleep(WINDOW_SECONDS)
     cpu, elapsed, sent = program.cpu_seconds() - cpu, time.monotonic() - started, load.report()
     load_cpu = (sent.cpu_seconds - before.cpu_seconds) / elapsed
     cost = Cost(100 * cpu / elapsed, 1e6 * cpu / max(sent.sent, 1), program.megabytes(), program.threads(), sent)
