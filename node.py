@@ -9,7 +9,8 @@
 Data flows one way:  Machine.sample() -> NodeState -> heartbeat session
                                               \\-> View -> render()
 
-Threads: main (screen or plain lines), telemetry, heartbeat. Each session has one more, which reads the acknowledgements.
+Threads: main (screen or plain lines), telemetry, heartbeat. Each session has one more, which reads the acknowledgements; and so has
+each reading that may hang (base.py), while it is asked.
 """
 
 from __future__ import annotations

@@ -94,7 +94,7 @@ def server_options(max_nodes: int, max_connections: int) -> tuple[tuple[str, int
         ("grpc.http2.bdp_probe", 0),  # it answers nearly every heartbeat with a ping
         ("grpc.server.max_pending_requests", pending),  # below that none is refused when a whole fleet comes back at once
         ("grpc.server.max_pending_requests_hard_limit", pending),
-        ("grpc.server_max_unrequested_time_in_server", round(FIRST_ANSWER_SECONDS)),  # that one waits: its node has given up then
+        ("grpc.server_max_unrequested_time_in_server", round(FIRST_ANSWER_SECONDS)),  # a call waits: its node gives up then
         ("grpc.max_concurrent_streams", MAX_STREAMS),
         ("grpc.max_allowed_incoming_connections", max_connections),
         ("grpc.server_handshake_timeout_ms", round(1000 * FIRST_MESSAGE_SECONDS)),  # of a connection that says nothing

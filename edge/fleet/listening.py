@@ -12,7 +12,7 @@ from edge.limits import allow_open_files
 from edge.protocol import DEFAULT_PORT
 from edge.text import visible
 
-OTHER_FILES = 32  # than connections, that the server has open
+OTHER_FILES = 32  # that the server has open beside its connections
 
 
 def default_endpoint() -> Endpoint:

@@ -162,7 +162,7 @@ class LocalHost:
         percents = self._readings.take("processors", self._percents)
         self._processors_at = now if percents else None
         if before is None or not percents:
-            return  # the mean since this thread's call before, which there was none
+            return  # a first answer of psutil's is no mean
         host.cpu_percent = round(sum(percents) / len(percents))
         group = -(-len(percents) // MAX_CORES)
         groups = [percents[start : start + group] for start in range(0, len(percents), group)]

@@ -103,8 +103,8 @@ def simulated(seed: int, clock: Callable[[], float] = time.monotonic, faults: fr
 class Maker(NamedTuple):
     """Accelerators of one maker, as they are looked for."""
 
-    open: Callable[[], Accelerators]  # raises Failure, whose words are a notice with `auto`, where there never will be one
-    advice: str  # to who has asked for them, after the words of why there is none
+    open: Callable[[], Accelerators]  # raises Failure where there never will be one: with `auto`, its words are a notice
+    advice: str  # follows the reason, for who has asked for them by name
 
 
 MAKERS = {"nvml": Maker(open_nvml, "is the NVIDIA driver installed and loaded? Try nvidia-smi, or --hardware host")}

@@ -36,7 +36,7 @@ class Gpu:
         self._is_failed = False
         self._answered = False  # a field in this round
         self._failure: Exception | None = None  # of one
-        # What the device itself says that it is not there, and what says that a field of it is not.
+        # Return codes that say that the device itself is gone, and those that say that it has no such field.
         self._gone = {
             nvml.NVML_ERROR_UNINITIALIZED,
             nvml.NVML_ERROR_DRIVER_NOT_LOADED,
