@@ -56,19 +56,7 @@ from edge.fleet.intake import (
 from edge.fleet.keys import follow, press
 from edge.fleet.lens import EVENTS_KEPT, Lens, Ui
 from edge.fleet.listening import default_endpoint, most_connections, peer_address, too_few_files, why_not_bound
-from edge.fleet.row import (
-    GOING_AWAY,
-    End,
-    Refused,
-    Row,
-    Session,
-    State,
-    hanging_seconds,
-    reason_of,
-    state_of,
-    told_of_devices,
-    told_of_sensors,
-)
+from edge.fleet.row import GOING_AWAY, End, Refused, Row, Session, State, hanging_seconds, reason_of, state_of
 from edge.fleet.screen import look, render, room_of
 from edge.program import Failure, OutputClosed, is_screen, main_of, put, time_stamp
 from edge.protocol import (
@@ -269,9 +257,7 @@ class Registry:
             row = row._replace(left=True, session=None, reason="said goodbye")
             self._places.leave(row)
             self._lines.add("left", row.reason, row.node_id, row.heartbeat_at)
-        before = self._rows.get(row.node_id)
-        if row.vitals.errors != (before.vitals.errors if before else 0):
-            self._lines.add(*told_of_devices(row), row.node_id, row.heartbeat_at, row.address)
+        self._lines.tell_devices(self._rows.get(row.node_id), row)
         self._rows[row.node_id] = row
 
     def stream_ended(self, session: Session, reason: str) -> None:
@@ -359,7 +345,7 @@ class Registry:
             self._places.set_gone(gone)
             for row in rows:
                 if (row.node_id in hung) != (row.node_id in self._hung):
-                    self._lines.add(*told_of_sensors(row, now), row.node_id, now, row.address)
+                    self._lines.tell_sensors(row, now)
             self._hung = hung
             for row, state in silent:
                 if self._rows.get(row.node_id) is not row:

@@ -12,8 +12,8 @@ from collections.abc import Callable, Hashable, Iterable
 import grpc
 
 from edge.event_log import EventLog
-from edge.fleet.row import End, Refused, Row
-from edge.text import show_bytes
+from edge.fleet.row import End, Refused, Row, hanging_seconds
+from edge.text import show_bytes, show_seconds, visible
 
 COMPLAINTS_PER_SECOND = 10  # lines of refusals in the log, as many of warnings, and of errors
 PLENTY = ("joined", "back", "left", "disconnected")  # what any sender can make come in masses
@@ -118,6 +118,21 @@ class Lines:
             self._log.add(kind, text, node_id)
         else:
             self._log.miss()
+
+
+    def tell_devices(self, before: Row | None, row: Row) -> None:
+        """A line where more or fewer devices than before can't be read."""
+        if row.vitals.errors == (before.vitals.errors if before else 0):
+            return
+        errors = [device.error for device in row.sample.devices if device.error]
+        failed = f"{len(errors)} of {len(row.capacities.devices)} GPUs can't be read: {visible(errors[0])}" if errors else ""
+        self.add("failed" if failed else "back", failed or "all its GPUs are read again", row.node_id, row.heartbeat_at, row.address)
+
+    def tell_sensors(self, row: Row, now: float) -> None:
+        """A line where readings come no longer, though heartbeats do; or again."""
+        hanging = hanging_seconds(row, now)
+        kind, text = ("back", "its readings come again") if hanging is None else ("hung", f"no readings for {show_seconds(hanging)}")
+        self.add(kind, text, row.node_id, now, row.address)
 
 
 class Memory:

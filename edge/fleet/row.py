@@ -10,7 +10,7 @@ import grpc
 
 import node_pb2 as pb
 from edge.protocol import hangs_after_seconds, late_after_seconds, lost_after_seconds
-from edge.text import show_seconds, visible
+from edge.text import show_seconds
 
 DEVICE_BYTES = 100  # that the capacities of a device take
 
@@ -169,20 +169,6 @@ def hanging_seconds(row: Row, now: float) -> float | None:
         return None
     usual = max(row.interval_seconds, row.capacities.sampling_seconds)
     return now - row.sample_at if row.heartbeat_at - row.sample_at > hangs_after_seconds(usual) else None
-
-
-def told_of_sensors(row: Row, now: float) -> tuple[str, str]:
-    """Kind and text of an event: readings come no longer, or again."""
-    hanging = hanging_seconds(row, now)
-    return ("back", "its readings come again") if hanging is None else ("hung", f"no readings for {show_seconds(hanging)}")
-
-
-def told_of_devices(row: Row) -> tuple[str, str]:
-    """Kind and text of an event: more or fewer devices than before can't be read."""
-    errors = [device.error for device in row.sample.devices if device.error]
-    if not errors:
-        return "back", "all its GPUs are read again"
-    return "failed", f"{len(errors)} of {len(row.capacities.devices)} GPUs can't be read: {visible(errors[0])}"
 
 
 def reason_of(row: Row, state: State, now: float) -> str:
