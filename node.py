@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import functools
 import json
 import os
@@ -646,10 +647,15 @@ def run(options: argparse.Namespace, find_machine: Callable[[str, int, frozenset
     seed = random.SystemRandom().randrange(2**32) if options.seed is None else options.seed
     machine = find_machine(options.hardware, seed, options.faults)
     is_real = options.hardware != "simulated"
-    identity = Identity(options.id, machine_text() if is_real else simulated_text(seed), keeps=is_real)
-    if options.once:
-        print_once(machine, identity.node_id, options.json)
-        return 0
+    with contextlib.closing(Identity(options.id, machine_text() if is_real else simulated_text(seed), keeps=is_real)) as identity:
+        if options.once:
+            print_once(machine, identity.node_id, options.json)
+            return 0
+        return report(options, machine, identity)
+
+
+def report(options: argparse.Namespace, machine: Machine, identity: Identity) -> int:
+    """The program from its first reading to its last words. Raises Failure."""
     server = str(options.server)
     state = NodeState(identity.node_id, server, make_info(machine, os.urandom(8).hex(), options.interval), options.interval)
     state.log(f"this is {identity.node_id}, for the server at {server}")

@@ -68,5 +68,8 @@ def read_disks(mountinfo: str) -> Disks:
 
 
 def usage_of(place: str) -> Usage:
-    """Of the file system at a place. Raises OSError."""
-    return Usage(*shutil.disk_usage(place)[:2])
+    """Of the file system at a place. Raises OSError; ValueError where what it says can't be."""
+    usage = Usage(*shutil.disk_usage(place)[:2])
+    if not 0 <= usage.used <= usage.total:
+        raise ValueError(f"{usage.used} of {usage.total} bytes are used")
+    return usage

@@ -13,7 +13,7 @@ import socket
 import time
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import node_pb2 as pb
 from edge.hardware.base import SLOW_READING_SECONDS, BoundedCalls, Readings, read_text, reason, within
@@ -26,7 +26,15 @@ MIN_MEAN_SECONDS = 0.05  # the kernel counts a processor's time in ticks of 10 m
 PATIENCE_SECONDS = 0.5  # a failing disk may hang, or one in the network, or a sensor on a bus
 DIRECTORY_PATIENCE_SECONDS = 0.05  # a directory service that is away takes many seconds to name a user
 MAX_NAME = 128  # characters of a name
+MAX_UPTIME_SECONDS = 2**30  # 34 years; without a clock, or a time of the start, it would be the time since 1970
 FIRST_PID_NAMESPACE = "pid:[4026531836]"  # PROC_PID_INIT_INO in Linux' include/linux/proc_ns.h
+
+
+class Memory(NamedTuple):
+    """In bytes. None is "not known"."""
+
+    total: int | None
+    used: int | None
 
 
 class LocalHost:
@@ -46,8 +54,9 @@ class LocalHost:
         self._hostname = ""
         self._disks = Disks(None, [])
         self._temperature: int | None = None
-        self._memory: Any = None
+        self._memory = Memory(None, None)
         self._processors_at: float | None = None
+        self._processors = 0
         self._counters: tuple[float, dict[Key, Any]] = -math.inf, {}
         self._counted: list[Key] = []
         self._psutil: Any = None
@@ -74,11 +83,10 @@ class LocalHost:
     def host_info(self) -> pb.HostInfo:
         info = pb.HostInfo()
         info.CopyFrom(self._known_facts())
-        if not self._memory:
+        if not self._memory.total:
             self._read_memory()
-        total = self._memory and within(self._memory.total, 1, 2**50)
-        if total:
-            info.memory_total_bytes = total
+        if self._memory.total:
+            info.memory_total_bytes = self._memory.total
         return info
 
     def host_sample(self) -> pb.HostSample:
@@ -87,17 +95,13 @@ class LocalHost:
             self._slow_at = now
             self._read_slowly()
         self._read_memory()
-        memory, disk, load, uptime = self._memory, self._disks.fullest, None, None
-        if hasattr(os, "getloadavg"):
-            load = self._readings.take("load", lambda: os.getloadavg()[0])
-        if self._psutil:
-            uptime = self._readings.take("uptime", lambda: time.time() - self._psutil.boot_time())
+        disk = self._disks.fullest
         host = pb.HostSample(
-            memory_used_bytes=memory and within(min(max(memory.total - memory.available, 0), memory.total), 0, 2**50),
+            memory_used_bytes=self._memory.used,
             disk_used_bytes=disk and within(disk.used, 0, 2**60),
             temperature_celsius=self._temperature,
-            load_1m=load if load is not None and 0 <= load <= 10**6 else None,
-            uptime_seconds=within(uptime, 0, 2**32 - 1),
+            load_1m=self._readings.take("load", _load) if hasattr(os, "getloadavg") else None,
+            uptime_seconds=self._readings.take("uptime", self._uptime_seconds) if self._psutil else None,
         )
         if self._psutil:
             self._add_processors(host, now)
@@ -143,26 +147,37 @@ class LocalHost:
         self._disks = take("disk", self._disk_calls.call, functools.partial(_read_disks, mountinfo)) or Disks(None, [])
         disk = self._disks.fullest
         self._temperature = take("temperature", self._sensor_calls.call, self._hottest)
-        self._hostname = encodable(take("hostname", socket.gethostname) or "")[:MAX_NAME]
+        self._hostname = take("hostname", lambda: encodable(socket.gethostname())[:MAX_NAME]) or ""
         self._facts = pb.HostInfo(
             model=take("model", self._model),
             operating_system=take("operating system", self._operating_system),
-            cpu_count=within(take("number of processors", os.cpu_count), 1, 10**6),
+            cpu_count=take("number of processors", lambda: within(os.cpu_count(), 1, 10**6)),
             disk_total_bytes=disk and within(disk.total, 1, 2**60),
         )
         self._counted = []
 
     def _read_memory(self) -> None:
-        self._memory = self._psutil and self._readings.take("memory", self._psutil.virtual_memory)
+        if self._psutil:
+            self._memory = self._readings.take("memory", self._memory_now) or Memory(None, None)
+
+    def _memory_now(self) -> Memory:
+        memory = self._psutil.virtual_memory()
+        total, available = within(memory.total, 1, 2**50), within(memory.available, 0, 2**50)
+        if total is None or available is None:
+            return Memory(total, None)
+        return Memory(total, max(total - available, 0))  # a container may have more available than in all
+
+    def _uptime_seconds(self) -> int | None:
+        return within(time.time() - self._psutil.boot_time(), 0, MAX_UPTIME_SECONDS)
 
     def _add_processors(self, host: pb.HostSample, now: float) -> None:
         before = self._processors_at
         if before is not None and now - before < MIN_MEAN_SECONDS:
             return  # psutil would say 0
         percents = self._readings.take("processors", self._percents)
-        self._processors_at = now if percents else None
-        if before is None or not percents:
-            return  # a first answer of psutil's is no mean
+        self._processors_at, known, self._processors = now if percents else None, self._processors, len(percents or ())
+        if before is None or not percents or len(percents) != known:
+            return  # no mean since the call before: there was none, or each was compared with another, since one came or went
         host.cpu_percent = round(sum(percents) / len(percents))
         group = -(-len(percents) // MAX_CORES)
         groups = [percents[start : start + group] for start in range(0, len(percents), group)]
@@ -178,7 +193,9 @@ class LocalHost:
         """Rates since the sample before."""
         counters = self._readings.take("network", self._read_counters)
         (before_at, before), self._counters = self._counters, (now, counters or {})
-        rates = rates_between(before, counters, self._counted, now - before_at) if counters else None
+        if not counters:
+            return
+        rates = self._readings.take("network rates", rates_between, before, counters, self._counted, now - before_at)
         if rates:
             host.network_received_bytes_per_second = round(min(rates.received, 2**50))
             host.network_sent_bytes_per_second = round(min(rates.sent, 2**50))
@@ -196,7 +213,7 @@ class LocalHost:
             return None
         try:
             found = self._psutil.sensors_temperatures().items()
-            sensors = [(name, reading.current) for name, readings in found for reading in readings]
+            sensors = [(name, celsius) for name, readings in found for reading in readings if is_number(celsius := reading.current)]
         except Exception:  # TypeError where one of them answers EAGAIN: https://github.com/giampaolo/psutil/issues/2477
             sensors = self._zones()
             if not sensors:
@@ -226,6 +243,15 @@ class LocalHost:
                 if name := re.search(r"""^PRETTY_NAME=(["']?)(.+?)\1\s*$""", read_text(self._root / path), re.MULTILINE):
                     return re.sub(r"\\(.)", r"\1", name[2])[:MAX_NAME]
         return encodable(platform.platform(terse=True))[:MAX_NAME]
+
+
+def is_number(value: object) -> bool:
+    return isinstance(value, (int, float))
+
+
+def _load() -> float | None:
+    load = os.getloadavg()[0]
+    return load if 0 <= load <= 10**6 else None
 
 
 def _read_disks(mountinfo: pathlib.Path) -> Disks:

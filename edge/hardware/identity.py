@@ -23,7 +23,7 @@ def machine_text(root: pathlib.Path = pathlib.Path("/")) -> str:
     for path in ("etc/machine-id", "var/lib/dbus/machine-id"):
         with contextlib.suppress(OSError):
             text = read_text(root / path)
-            if text and text != "uninitialized":  # of an image that has not booted yet
+            if text.strip("0-") and text.lower() != "uninitialized":  # of an image that has not booted; of a disk that lost it
                 return text
     node = uuid.getnode()
     return "" if node & MULTICAST else f"{node:012x}"
@@ -78,6 +78,7 @@ class Identity:
         """Let another agent of this user keep its id."""
         if self._file:
             self._file.close()
+            self._file = None
 
     def redraw(self) -> str:
         """Another one: the one before is taken."""

@@ -155,6 +155,65 @@ def test_a_reading_that_raises_is_not_reported_and_costs_no_other(
     assert {field.name for field, _ in read_twice(well_for(tmp_path)).ListFields()} == well
 
 
+def answer(**fields: Any) -> types.SimpleNamespace:
+    return types.SimpleNamespace(**fields)
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "values"),
+    [
+        ("psutil.virtual_memory", {"memory_used_bytes"}, [
+            None, (), answer(total=None, available=None), answer(total=2**34, available=None), answer(total=2**34, available=NAN),
+            answer(total=NAN, available=NAN), answer(total=0, available=0), answer(total=2**34, available=-5),
+            answer(total=-1, available=-5), answer(total=2**64 - 1, available=2**64 - 1), answer(total="a", available="b"),
+        ]),
+        ("psutil.net_io_counters", {"network_received_bytes_per_second", "network_sent_bytes_per_second"}, [
+            None, {}, {"eth0": None}, {"eth0": answer(bytes_recv=None, bytes_sent=None)},
+            {"eth0": answer(bytes_recv=NAN, bytes_sent=NAN)}, {"eth0": answer(bytes_recv="a", bytes_sent="b")},
+        ]),
+        ("psutil.cpu_percent", {"cpu_percent", "cpu_core_percents"}, [None, [], [None], [NAN, 5.0], ["a"], 5.0]),
+        ("psutil.boot_time", {"uptime_seconds"}, [None, NAN, 0, -1e9, 1e12, float("inf"), "a"]),
+        ("psutil.sensors_temperatures", {"temperature_celsius"}, [
+            None, {"coretemp": None}, {"coretemp": [None]}, *({"coretemp": [answer(current=value)]} for value in (None, NAN, "a")),
+        ]),
+        ("os.getloadavg", {"load_1m"}, [None, (), *((value, 0, 0) for value in (None, NAN, -1, float("inf"), "a"))]),
+        ("shutil.disk_usage", {"disk_used_bytes"}, [
+            None, (), (None, None, None), (NAN, NAN, NAN), (0, 0, 0), (-5, -3, 0), (100, 500, 0), (100, -1, 0), ("a", "b", "c"),
+        ]),
+        ("socket.gethostname", set(), [None, 5, b"x", "", "\udcff"]),
+        ("os.cpu_count", set(), [None, 0, -1, NAN, "a"]),
+    ],
+)  # fmt: skip
+def test_a_reading_that_makes_no_sense_is_not_reported_and_costs_no_other(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path, name: str, fields: set[str], values: list[Any]
+) -> None:
+    well = {field.name for field, _ in read_twice(well_for(tmp_path)).ListFields()}
+    for value in values:
+        monkeypatch.setattr(name, lambda *_, value=value, **__: value)
+        host = well_for(tmp_path)
+        assert {field.name for field, _ in read_twice(host).ListFields()} == well - fields, value
+        assert host.host_info().operating_system
+        monkeypatch.undo()
+
+
+def test_a_sensor_that_makes_no_sense_costs_itself(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
+    readings = [answer(current=value) for value in (None, "a", NAN, 51.0, -273.0)]
+    monkeypatch.setattr("psutil.sensors_temperatures", lambda: {"coretemp": readings}, raising=False)
+    assert read_twice(well_for(tmp_path)).temperature_celsius == 51
+
+
+def test_processors_that_come_or_go_are_not_compared_with_one_another(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    percents = iter([[0.0, 0.0], [10.0, 30.0], [100.0], [50.0]])
+    monkeypatch.setattr("psutil.cpu_percent", lambda percpu: next(percents))
+    host = well_for(tmp_path)
+    assert [reported(host.host_sample(), "cpu_percent") for _ in range(4)] == [None, 20, None, 50]
+
+
 def test_no_processors_are_a_dash(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
     monkeypatch.setattr("psutil.cpu_percent", lambda percpu: [])
     host = well_for(tmp_path)

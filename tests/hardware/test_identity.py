@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 import stat
 
@@ -61,7 +62,7 @@ def test_a_second_agent_of_the_same_user_keeps_nothing(state_home: pathlib.Path)
 
 
 @pytest.mark.parametrize(
-    "content", ["", "{", "[]", '{"node_id": 7}', '{"node_id": "a\\nb", "box_id": "BOX"}', "\xff", "null", "[" * 9999]
+    "content", ["", "{", "[]", '{"node_id": 7}', '{"node_id": "a\\nb", "box_id": "BOX"}', "\xff", "null", "[" * 60_000]
 )
 def test_a_file_that_is_damaged_is_as_if_there_were_none(state_home: pathlib.Path, content: str) -> None:
     folder = state_home / "edge-compute-node"
@@ -114,10 +115,18 @@ def test_a_machine_is_known_by_its_id(tmp_path: pathlib.Path) -> None:
     assert machine_text(tmp_path) == "\N{REPLACEMENT CHARACTER}" * 2
     without = Identity(None, "")
     assert without.box_id == ""
-    for nothing in (b"uninitialized\n", b"\n"):  # machine-id(5): of an image that has not booted yet
+    # machine-id(5): of an image that has not booted yet, or that must not be; and of a disk that lost it in a power cut
+    for nothing in (b"uninitialized\n", b"Uninitialized", b"\n", b"0" * 32 + b"\n", b"\0" * 33, b"\0\n"):
         path.write_bytes(nothing)
         assert machine_text(tmp_path) not in ("uninitialized", "abc")
         (tmp_path / "var/lib/dbus").mkdir(parents=True, exist_ok=True)
         (tmp_path / "var/lib/dbus/machine-id").write_text("dbus")
         assert machine_text(tmp_path) == "dbus"
         (tmp_path / "var/lib/dbus/machine-id").unlink()
+    path.unlink()
+    for other in ("/dev/zero", "/dev/full", "."):  # what never ends, or is no file
+        path.symlink_to(other)
+        assert machine_text(tmp_path) == machine_text(tmp_path / "nowhere")
+        path.unlink()
+    os.mkfifo(path)  # nobody writes to it
+    assert machine_text(tmp_path) == machine_text(tmp_path / "nowhere")
