@@ -66,9 +66,18 @@ if sys.version_info < (3, 10):
     name = os.path.basename(os.path.dirname(os.path.abspath(__file__)))
     sys.exit("%s needs Python 3.10 or newer; this is Python %d.%d (%s)" % ((name,) + sys.version_info[:2] + (sys.executable,)))
 
+from _signal import SIG_DFL, SIGINT, default_int_handler, getsignal, signal
+
+is_ours = getsignal(SIGINT) is default_int_handler
+if is_ours:  # Ctrl-C ends the start without a traceback; what it does to the program, the program says
+    signal(SIGINT, SIG_DFL)
+
 from pyz import bootstrap
 
-sys.exit(bootstrap.main())
+program = bootstrap.load()
+if is_ours:
+    signal(SIGINT, default_int_handler)
+sys.exit(program.main())
 """
 # The first lines of a .pyz. Python skips what stands before a zip; but a copy that was cut off is no zip, and Python takes it for
 # source code. Then it shows the second line, where the apostrophe and the zip's first bytes are syntax errors to every version.

@@ -19,6 +19,7 @@ MAX_NODE_ID = 63  # characters
 MAX_MESSAGE_BYTES = 2**20  # from a node to the server
 MAX_AHEAD_BYTES = 2**14  # of a call that a node may send before the server comes to it
 MAX_RESPONSE_BYTES = 2**16  # from the server to a node
+MAX_HEADERS_BYTES = 4096  # of a call; a node sends 300, and proxies on the way add some
 MAX_DEVICES = 128  # of a box
 MAX_PROCESSES = 256  # that a node reports
 MAX_TEXT = 256  # characters of any text that a node sends
@@ -103,6 +104,8 @@ def server_options(max_nodes: int, max_connections: int) -> tuple[tuple[str, int
         ("grpc.per_message_decompression", 0),
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
         ("grpc.http2.lookahead_bytes", MAX_AHEAD_BYTES),
+        ("grpc.max_metadata_size", MAX_HEADERS_BYTES),
+        ("grpc.absolute_max_metadata_size", MAX_HEADERS_BYTES),  # between the two, what is refused is drawn by lot
         ("grpc.keepalive_time_ms", 1000 * SERVER_PING_SECONDS),
         ("grpc.keepalive_timeout_ms", 1000 * SERVER_PING_TIMEOUT_SECONDS),
         ("grpc.http2.ping_timeout_ms", 1000 * SERVER_PING_TIMEOUT_SECONDS),
@@ -144,6 +147,7 @@ def check_node_id(text: str) -> str:
     if len(text) > MAX_TEXT:
         raise ValueError(f"a node id has at most {MAX_NODE_ID} characters, this one {len(text)}")
     seen = INVISIBLE.sub("", unicodedata.normalize("NFKC", text))
+    seen = unicodedata.normalize("NFKC", seen)  # what stood on both sides of it may be one character now
     name = " ".join(filter(None, seen.strip().split(" ")))
     if not name:
         raise ValueError("a node id must not be empty")

@@ -168,8 +168,8 @@ def forget(folders: list[str]) -> None:
         del sys.modules[name]
 
 
-def main() -> int:
-    """Starts the program and returns its exit status."""
+def load() -> object:
+    """Imports the program and returns its module."""
     while None in (sys.stdin, sys.stdout, sys.stderr):  # closed before the start: no file that is opened here may take its number
         if os.open(os.devnull, os.O_RDWR) > 2:
             break
@@ -185,12 +185,11 @@ def main() -> int:
     place = open_trees(trees, repair)
     libraries, program = trees
     sys.path[:1] = [f"{place}/{program}", f"{place}/{libraries}"]
-    sys.dont_write_bytecode = False  # containers often turn it off, and then a start takes three times as long
-    sys.pycache_prefix = None
+    sys.dont_write_bytecode, sys.pycache_prefix = False, None  # containers often turn it off: a start takes three times as long
     forget(sys.path[:2])
     os.environ.update(EDGE_TREE=sys.path[1], EDGE_TARGET=libraries.rpartition("-")[0])
     try:
-        module = __import__(program.rpartition("-")[0])
+        return __import__(program.rpartition("-")[0])
     except Exception as error:
         if not repair:
             os.environ["EDGE_REPAIR"] = "1"
@@ -198,4 +197,3 @@ def main() -> int:
         if "--debug" in sys.argv:
             raise
         sys.exit(f"{NAME}: its libraries can't be loaded here: {error} (--debug says more)")
-    return int(module.main())

@@ -15,7 +15,9 @@ import node_pb2 as pb
 from bench.http2 import (
     CANCEL,
     DATA,
+    END_HEADERS,
     END_STREAM,
+    FRAME_HEADER,
     HEADERS,
     PREFACE,
     RST_STREAM,
@@ -142,6 +144,21 @@ def test_unary_calls_beyond_the_budget_are_refused_at_once_and_streams_go_on(
     assert "box-10" not in serving.rows()
     clock.now += 1
     assert unary(serving.address, node_id="box-10").acknowledged
+
+
+def test_headers_that_are_large_are_refused(serve: Serve, dial: Dial) -> None:
+    serving = serve()
+    for count, status in ((20, "OK"), (60, "RESOURCE_EXHAUSTED")):
+        peer = dial(serving)
+        peer.send(with_headers(count), data_frame(beat(node_id=f"box-{count}"), END_STREAM))
+        assert peer.status() == status
+    assert set(serving.rows()) == {"box-20"}
+
+
+def with_headers(count: int) -> bytes:
+    """A call with so many headers more, of 82 bytes each by HTTP/2's count."""
+    block = request_headers()[FRAME_HEADER:]
+    return frame(HEADERS, END_HEADERS, 1, block + b"".join(b"\0\4x%03d\x2e" % number + b"v" * 46 for number in range(count)))
 
 
 @pytest.mark.parametrize("encoding", [b"gzip", b"deflate", b"", b"identity", b"nonsense"])

@@ -317,6 +317,22 @@ def measure(folder: Path) -> int:
     return done
 
 
+@pytest.mark.parametrize("is_cold", [True, False])
+def test_ctrl_c_during_the_start_ends_it_without_a_word(box: Box, is_cold: bool) -> None:
+    if not is_cold:
+        box.run()
+    command = [HERE.path, "-X", "importtime", str(box.dist / "node.pyz"), "--version"]
+    with subprocess.Popen(command, env=box.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        for line in process.stderr:  # it says what it imports
+            if line.endswith(("pyz.unpack\n", "edge.protocol\n")):
+                process.send_signal(signal.SIGINT)
+                break
+        rest = process.stderr.read()
+    assert process.returncode == -signal.SIGINT
+    assert "Traceback" not in rest
+
+
 def test_a_hundred_kills_while_unpacking(box: Box, tmp_path: Path) -> None:
     """Each a little later than the one before. What is there afterwards under its own name is whole, and the next start works."""
     expect_version(box.run())

@@ -163,6 +163,8 @@ def test_a_name_is_taken_as_it_is(text: str) -> None:
         ("a\u00a0 b", "a b"),  # blanks that are as wide
         ("\uff42ox", "box"),
         ("e\u0301", "\u00e9"),
+        ("e\u034f\u0301", "\u00e9"),  # what was invisible stood between
+        ("\u1100\u115f\u1161", "\uac00"),
         ("box\u3164", "box"),
         ("\u115fbo\u2800x\uffa0", "box"),
         ("\u2764\ufe0f", "\u2764"),

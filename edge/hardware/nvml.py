@@ -13,6 +13,7 @@ from typing import Any
 import node_pb2 as pb
 from edge.hardware.base import SLOW_READING_SECONDS, BoundedAccelerators, BoundedCalls, Readings, reason, within
 from edge.program import Failure
+from edge.protocol import MAX_DEVICES
 from edge.text import encodable
 
 NVML_TIMEOUT_SECONDS = 2.0  # a driver call that takes longer hangs
@@ -77,7 +78,7 @@ class Gpu:
                 power_milliwatts=within(self._ask("power", nvml.nvmlDeviceGetPowerUsage), 0, 10**7),
                 fan_percent=within(self._ask("fan", nvml.nvmlDeviceGetFanSpeed), 0, 200),
                 sm_clock_mhz=within(self._ask("clock", nvml.nvmlDeviceGetClockInfo, nvml.NVML_CLOCK_SM), 0, 10_000),
-                throttle_reasons=self._ask("throttling", nvml.nvmlDeviceGetCurrentClocksThrottleReasons),
+                throttle_reasons=within(self._ask("throttling", nvml.nvmlDeviceGetCurrentClocksThrottleReasons), 0, 2**32 - 1),
             )
         except Exception as error:  # GpuFailed, or something that pynvml makes of what the driver says
             return self.failed(reason(error))
@@ -245,7 +246,7 @@ class NvmlAccelerators:
         if self._problem:
             return
         try:
-            if self._nvml.nvmlDeviceGetCount() != len(self._gpus) or _kernels_list() != self._kernels_list:
+            if self._count() != len(self._gpus) or _kernels_list() != self._kernels_list:
                 self._open()
                 return
         except Exception:
@@ -254,6 +255,10 @@ class NvmlAccelerators:
             with contextlib.suppress(GpuFailed):
                 if gpu.handle:
                     gpu.read_info()
+
+    def _count(self) -> int:
+        """How many GPUs there are, as many as a node may report at most: drivers answer with sentinels."""
+        return min(int(self._nvml.nvmlDeviceGetCount()), MAX_DEVICES)
 
     def _open_first(self) -> None:
         with self._lock:
@@ -269,7 +274,7 @@ class NvmlAccelerators:
                     nvml.nvmlShutdown()
             nvml.nvmlInit()
             self._is_open = True
-            count = nvml.nvmlDeviceGetCount()
+            count = self._count()
         except Exception as error:  # of the library's or the driver's making: told, and tried again
             self._problem = reason(error)
             if isinstance(error, nvml.NVMLError) and error.value == nvml.NVML_ERROR_LIBRARY_NOT_FOUND:

@@ -92,6 +92,20 @@ class Hanging:
         return [pb.Process(pid=7)]
 
 
+def test_a_thread_that_could_not_be_started_costs_that_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = BoundedCalls(5.0)
+
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as limited:  # a container's pids limit, for a moment
+        limited.setattr(threading.Thread, "start", refuse)
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="start new thread"):
+                calls.call(lambda: 7)
+    assert calls.call(lambda: 7) == 7
+
+
 def test_a_bounded_source_is_the_source_while_it_answers() -> None:
     source = Hanging()
     bounded = BoundedAccelerators(source, 5)

@@ -18,8 +18,8 @@ from edge.hardware.host import FIRST_PID_NAMESPACE, LocalHost
 from edge.hardware.machine import Machine, open_machine
 from edge.hardware.nvml import NvmlAccelerators
 from edge.program import Failure
-from edge.protocol import ThrottleReason
-from tests.fixtures.nvml import Code, Driver, h200, running
+from edge.protocol import MAX_DEVICES, ThrottleReason
+from tests.fixtures.nvml import Code, Driver, _fill, h200, running
 from tests.fixtures.processes import eventually
 from tests.fixtures.sessions import Clock
 
@@ -102,12 +102,20 @@ def test_sentinels_are_not_readings(nvml: OpenNvml) -> None:
             nvmlDeviceGetUtilizationRates={"gpu": 0xFFFFFFFF, "memory": 0},
             nvmlDeviceGetPowerUsage=0xFFFFFFFF,
             nvmlDeviceGetTemperature=0xFFFFFFFF,
+            nvmlDeviceGetCurrentClocksThrottleReasons=2**64 - 1,
             nvmlDeviceGetMemoryInfo_v2={"total": 2**63 - 14, "reserved": 0, "free": 0, "used": 2**63 - 14},
         )
     ).sample()[1][0]
-    for field in ("utilization_percent", "power_milliwatts", "temperature_celsius", "memory_used_bytes"):
+    for field in ("utilization_percent", "power_milliwatts", "temperature_celsius", "memory_used_bytes", "throttle_reasons"):
         assert not device.HasField(field)
     assert device.sm_clock_mhz == 1980
+
+
+def test_no_more_devices_are_read_than_a_node_may_report(nvml: OpenNvml) -> None:
+    driver = Driver(*[h200()] * MAX_DEVICES)
+    driver.__dict__["nvmlDeviceGetCount_v2"] = lambda count: _fill(count._obj, 2**32 - 1)
+    machine = nvml(driver=driver)
+    assert len(machine.sample()[1]) == len(machine.info()[1]) == MAX_DEVICES
 
 
 def test_a_lost_device_shows_its_error_and_the_others_go_on(nvml: OpenNvml) -> None:
