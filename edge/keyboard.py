@@ -18,7 +18,8 @@ MAX_PARAMETERS = 64  # bytes
 MAX_STRING = 65536  # bytes
 MAX_PASTE = 4096  # bytes that are kept
 
-ESC, BEL = 0x1B, 0x07
+ESC, BEL, ST = 0x1B, 0x07, 0x9C
+EIGHT_BITS = b"\x8f\x90\x98\x9b\x9d\x9e\x9f"  # what ESC and the same less 0x40 begin, in one byte; no character of UTF-8 begins so
 PASTE_END = b"\x1b[201~"
 CONTROLS = {chr(number): f"ctrl-{chr(number + 96)}" for number in range(1, 27)} | {
     "\x1b": "escape", "\r": "enter", "\n": "enter", "\t": "tab", "\x7f": "backspace", "\b": "backspace",
@@ -75,6 +76,8 @@ class Keyboard:
                 byte = yield math.inf
             if byte == ESC:
                 byte = yield from self._read_escape()
+            elif byte is not None and byte in EIGHT_BITS:
+                byte = yield from self._read_escaped(byte - 0x40, ST)
             elif byte is not None:
                 byte = yield from self._read_character(byte)
 
@@ -94,21 +97,27 @@ class Keyboard:
         byte = yield self._soon()
         if byte is None or byte == ESC:
             self._put("escape")
-        elif byte in b"[O":
+        else:
+            return (yield from self._read_escaped(byte, BEL))
+        return byte
+
+    def _read_escaped(self, byte: int, end: int) -> Reading:
+        """What ESC begins. A string may have this end, too."""
+        if byte in b"[O":
             return (yield from self._read_sequence(chr(byte)))
         elif byte in b"]P_^X":  # OSC, DCS, APC, PM, SOS: a terminal's late answer
-            return (yield from self._read_string())
+            return (yield from self._read_string(end))
         elif byte != ord("\\"):  # ST, with which a string ends
             return (yield from self._read_character(byte, "alt-"))
-        return byte if byte == ESC else None
+        return None
 
-    def _read_string(self) -> Reading:
+    def _read_string(self, end: int) -> Reading:
         until = self._now + STRING_SECONDS
         for _ in range(MAX_STRING):
             byte = yield until
             if byte in (None, ESC):
                 return byte
-            if byte == BEL:
+            if byte in (BEL, end):
                 break
         return None
 

@@ -16,13 +16,14 @@ from edge.drawing import Line
 from edge.keyboard import Keyboard
 from edge.program import HANGUP, SIGNALLED, Failure, OutputClosed, abandon_stdout, turn_to_nowhere, writing
 
+MOST_COLUMNS, MOST_LINES = 2000, 1000  # that are drawn: a terminal of 65535 x 65535, as some say, would take all memory
 SAME_SECONDS = 0.5  # a second SIGINT that comes sooner is the first: npm, uv and other wrappers send two
 # Ours in the alternate screen: a character wider than we think must not wrap into the next line; what others left on is off, mouse
 # (1000 to 1003, its encodings 1005, 1006 and 1015) and focus (1004); a paste is marked as one (2004).
 TAKE_TERMINAL = "\x1b[?7l\x1b[?1000;1002;1003;1004;1005;1006;1015l\x1b[?2004h"
 GIVE_TERMINAL = "\x1b[?2026l\x1b[?2004l\x1b[?7h"
 GIVE_UP_TERMINAL = f"{GIVE_TERMINAL}\x1b[m\x1b[?25h\x1b[?1049l".encode()  # and what rich would do
-ASCII_ONLY = str.maketrans("█▉▊▋▌▍▎▏─│╭╮╰╯·—…°●◐○✗◌×↑↓�▁▂▃▄▅▆▇←→", "#####----|++++.-~o*o.x.x^v?___--==<>")
+ASCII_ONLY = str.maketrans("█▉▊▋▌▍▎▏─│╭╮╰╯·—…°●◐○✗◌×↑↓�▁▂▃▄▅▆▇←→≥", "#####----|++++.-~o*o.x.x^v?___--==<>>")
 
 
 def writable(text: str) -> str:
@@ -246,7 +247,8 @@ class Screen:
     def size(self) -> tuple[int, int]:
         """Columns and lines of the terminal now; (0, 0) where it has none."""
         with contextlib.suppress(OSError):
-            return os.get_terminal_size(sys.stdout.fileno())
+            columns, lines = os.get_terminal_size(sys.stdout.fileno())
+            return min(columns, MOST_COLUMNS), min(lines, MOST_LINES)
         return (0, 0)
 
     def draw(self, lines: list[Line]) -> None:

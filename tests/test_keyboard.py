@@ -51,6 +51,9 @@ SENT = [
     (b"\x1b[M#q!\x1b[M q!q", ["q"]),  # as X10 has it
     (b"\x1b[M`q!\x1b[Maq!\x1b[M\x60\xff\xff", ["wheel up", "wheel down", "wheel up"]),
     (b"\x1b[96;81;7M\x1b[97;81;7M\x1b[32;81;7M", ["wheel up", "wheel down"]),  # as urxvt has it
+    (b"\x9bA\x8fB\x9b5~\x9b<65;81;7M\x9b<35;81;7Mq", ["up", "down", "page up", "wheel down", "q"]),  # controls of eight bits
+    (b"\x9d11;rgb:1e/1e/1e\x9cq\x90q\x9cq\x9fq\x1b\\q\x9dq\x07q\x85\x9cq", ["q"] * 5),
+    ("\x1b]0;\u0113\u015c q\x07q".encode(), ["q"]),  # the same bytes within characters
     (COLOR, []),
     (b"\x1b]11;rgb:1e1e/1e1e/1e1e\x07q", ["q"]),
     (b"\x1bP1+r5463=71\x1b\\\x1b_Gi=1;OK\x1b\\\x1b^q\x1b\\\x1bXq\x1b\\q", ["q"]),

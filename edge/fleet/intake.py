@@ -22,7 +22,7 @@ def heartbeat_of(raw: bytes) -> pb.HeartbeatRequest:
     """What came on the wire. Raises Refused."""
     try:
         return pb.HeartbeatRequest.FromString(raw)
-    except DecodeError as error:
+    except (DecodeError, UnicodeDecodeError) as error:  # the latter of protobuf in pure Python (musl, armv7l)
         raise Refused(f"this is no heartbeat: {error}") from error
 
 
@@ -149,17 +149,22 @@ def vitals_of(capacities: Capacities, sample: pb.Sample) -> Vitals:
         return device_vitals(capacities.devices, sample.devices)
     total = capacities.host_memory_bytes
     busy = host.cpu_percent if host.HasField("cpu_percent") else None
-    full = 100 * host.memory_used_bytes / total if total and host.HasField("memory_used_bytes") else None
+    used = host.memory_used_bytes if total and host.HasField("memory_used_bytes") else None
+    full = None if used is None else 100 * used / total
     celsius = host.temperature_celsius if host.HasField("temperature_celsius") else None
     frame = history.frame((busy, at_most_100(full), celsius), len(capacities.devices))
-    return Vitals(share_of(busy), share_of(full), celsius=celsius, frame=frame)
+    sums = (0, 0) if used is None else (used, total)
+    has_load, has_memory = int(busy is not None), int(used is not None)
+    return Vitals(
+        share_of(busy), share_of(full), *sums, celsius, frame=frame, with_utilization=has_load, with_memory=has_memory
+    )
 
 
 def device_vitals(capacities: Sequence[tuple[int, int]], devices: Sequence[pb.DeviceSample]) -> Vitals:
     """Checks and sums up devices in one pass, since it is run for each heartbeat: a field is read once, compared without words,
     and asked whether it is set only when it is 0. Raises Refused."""
     check_count(devices, MAX_DEVICES, "sample")
-    utilization = readings = used = total = errors = 0
+    utilization = readings = used = total = sized = metered = errors = 0
     fullest = celsius = limit = milliwatts = None
     known = len(capacities)
     if len(devices) != known:
@@ -183,6 +188,7 @@ def device_vitals(capacities: Sequence[tuple[int, int]], devices: Sequence[pb.De
         if capacity and (part or device.HasField("memory_used_bytes")):
             used += part
             total += capacity
+            sized += 1
             full = 100 * part / capacity
             if fullest is None or full > fullest:
                 fullest = full
@@ -192,11 +198,15 @@ def device_vitals(capacities: Sequence[tuple[int, int]], devices: Sequence[pb.De
                 celsius, limit = degrees, slowdown
         if power or device.HasField("power_milliwatts"):
             milliwatts = power if milliwatts is None else milliwatts + power
+            metered += 1
         rows += load, full if full is None or full < 100 else 100, heat
     mean = utilization / readings if readings else None
     rows[: len(history.COLUMNS)] = mean, at_most_100(fullest), celsius
     frame = history.frame(rows, known)
-    return Vitals(share_of(mean), share_of(fullest), used, total, celsius, limit or None, milliwatts, errors, frame)
+    return Vitals(
+        share_of(mean), share_of(fullest), used, total, celsius, limit or None, milliwatts, errors, frame,
+        len(rows) // len(history.COLUMNS) - 1, readings, sized, metered,
+    )  # fmt: skip
 
 
 def at_most_100(percent: float | None) -> float | None:

@@ -126,7 +126,9 @@ class Totals(NamedTuple):
     utilization: float | None = None
     memory_used_bytes: int = 0
     memory_total_bytes: int = 0
-    milliwatts: int = 0
+    milliwatts: int | None = None
+    with_memory: int = 0  # GPUs that the sums are of; nodes, where there is no GPU
+    with_power: int = 0
     hottest: Row | None = None
 
 
@@ -134,27 +136,33 @@ def count_totals(rows: Iterable[Row], now: float) -> Totals:
     """What the nodes have and do that are online and read, all together: one pass. Each GPU counts once; the processors and memory
     of boxes without any count only where no box has one."""
     states: dict[State, int] = dict.fromkeys(State, 0)
-    gpus = milliwatts = 0
-    sums = {True: [0.0, 0, 0, 0], False: [0.0, 0, 0, 0]}  # with GPUs and without: utilization, readings, memory used and in all
+    gpus = milliwatts = with_power = 0
+    # With GPUs and without: utilization, of how many; memory used and in all, of how many.
+    sums = {True: [0.0, 0, 0, 0, 0], False: [0.0, 0, 0, 0, 0]}
     heat, hottest = -math.inf, None
     for row in rows:
         state = state_of(row, now)
         states[state] += 1
         if state is not State.ONLINE or hanging_seconds(row, now) is not None:
             continue
-        vitals, count = row.vitals, len(row.capacities.devices)
-        gpus += count
-        part = sums[count > 0]
+        vitals = row.vitals
+        gpus += len(row.capacities.devices)
+        part = sums[vitals.devices > 0]
         part[2] += vitals.memory_used_bytes
         part[3] += vitals.memory_total_bytes
+        part[4] += vitals.with_memory
         milliwatts += vitals.milliwatts or 0
+        with_power += vitals.with_power
         if vitals.utilization is not None:
-            part[0] += vitals.utilization * (count or 1)
-            part[1] += count or 1
+            part[0] += vitals.utilization * vitals.with_utilization
+            part[1] += vitals.with_utilization
         if vitals.celsius is not None and vitals.celsius > heat:
             heat, hottest = vitals.celsius, row
-    utilization, readings, used, total = sums[gpus > 0]
-    return Totals(states, gpus, utilization / readings if readings else None, int(used), int(total), milliwatts, hottest)
+    utilization, readings, used, total, with_memory = sums[gpus > 0]
+    return Totals(
+        states, gpus, utilization / readings if readings else None, int(used), int(total), milliwatts if with_power else None,
+        int(with_memory), with_power, hottest,
+    )  # fmt: skip
 
 
 class Lens:

@@ -49,7 +49,19 @@ def percent(part: float | None) -> float | None:
 
 def power_limit_watts(entry: Entry) -> float:
     """What all the entry's devices may draw together; 0 is not known."""
-    return sum(device.power_limit_milliwatts for device in entry.devices) / 1000
+    limits = [device.power_limit_milliwatts for device in entry.devices]
+    return sum(limits) / 1000 if all(limits) and not is_partial(entry.vitals) else 0
+
+
+def is_partial(vitals: Vitals) -> bool:
+    """Whether the power is the sum of some devices only."""
+    return 0 < vitals.with_power < vitals.devices
+
+
+def power_text(vitals: Vitals) -> str:
+    """At least that much, where some devices do not report it."""
+    text = show_watts(vitals.milliwatts)
+    return f"≥{text.replace(' ', '')}" if is_partial(vitals) else text
 
 
 METRICS = (
@@ -83,7 +95,7 @@ METRICS = (
     Metric(
         "power", Column("POWER", 7, 5, ">"), "power", {"": 1, "w": 1, "kw": 1000},
         value=lambda vitals: None if vitals.milliwatts is None else vitals.milliwatts / 1000,
-        text=lambda vitals: show_watts(vitals.milliwatts),
+        text=power_text,
         style=lambda _: "",
         meter=None,
         full=power_limit_watts, full_text="100% of its limit", example="power>1.5kW",

@@ -30,13 +30,17 @@ class Vitals(NamedTuple):
 
     utilization: float | None = None  # mean of the devices, 0 to 1
     memory: float | None = None  # of the fullest device, 0 to 1
-    memory_used_bytes: int = 0  # of all devices
+    memory_used_bytes: int = 0  # of all devices that report it
     memory_total_bytes: int = 0
     celsius: float | None = None  # of the hottest device
     limit_celsius: int | None = None  # that device's slowdown temperature
-    milliwatts: int | None = None  # of all devices
+    milliwatts: int | None = None  # of all devices that report it
     errors: int = 0  # devices that are not read
     frame: bytes = b""  # what this sample adds to the history
+    devices: int = 0  # in all; 0: the host stands for the node
+    with_utilization: int = 0  # those that the mean is of; 1 of a host
+    with_memory: int = 0  # those whose memory is added up; 1 of a host
+    with_power: int = 0
 
 
 class Capacities(NamedTuple):

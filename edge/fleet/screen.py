@@ -185,10 +185,17 @@ def totals_parts(view: View) -> list[Line]:
         heat = show_celsius(vitals.celsius, vitals.limit_celsius).strip()
         parts.append([(" · hottest ", ""), (f"{heat} {fit_name(totals.hottest.node_id, 24)}", style)])
     if totals.memory_total_bytes:
-        parts.append([(f" · memory {show_bytes(totals.memory_used_bytes)} of {show_bytes(totals.memory_total_bytes)}", "")])
-    if totals.milliwatts:
-        parts.append([(f" · power {show_watts(totals.milliwatts)}", "")])
+        memory = f"{show_bytes(totals.memory_used_bytes)} of {show_bytes(totals.memory_total_bytes)}"
+        count = totals.gpus or totals.states[State.ONLINE]
+        parts.append([(f" · memory {memory}{of_some(totals.with_memory, count)}", "")])
+    if totals.milliwatts is not None:
+        parts.append([(f" · power {show_watts(totals.milliwatts)}{of_some(totals.with_power, totals.gpus)}", "")])
     return parts
+
+
+def of_some(number: int, count: int) -> str:
+    """Of how many a sum is, where the others do not report it."""
+    return f" (of {number:,})" if number < count else ""
 
 
 def footer(view: View, width: int) -> Line:

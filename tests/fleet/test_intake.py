@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +18,29 @@ from edge.fleet.intake import RANGES, capacities_of, check_fields, is_only_a_sam
 from edge.fleet.row import Capacities, Vitals
 from edge.protocol import MAX_DEVICES, MAX_TEXT
 from server import Registry
+from tests.fixtures.processes import ROOT, environment
 from tests.fixtures.sessions import Clock, opened, refused
+
+
+@pytest.mark.parametrize("implementation", ["upb", "python"])  # the second on musl and armv7l
+def test_what_is_no_message_is_refused(implementation: str) -> None:
+    script = """
+import sys
+from edge.fleet.intake import heartbeat_of
+from edge.fleet.row import Refused
+for text in sys.argv[1:]:
+    try:
+        print("taken:", heartbeat_of(bytes.fromhex(text)))
+    except Refused as error:
+        print(error.end.code.name)
+"""
+    no_text, in_info, nested = b"\x0a\x01\xff", b"\x1a\x03\x0a\x01\xff", b"\x9b\x06" * 5000
+    raw = [no_text, in_info, b"\x0a\x02\xed\xa0", nested, b"\x0a\x05ab", b"\x38" + b"\xff" * 11, b"\x0f", b"\x02\0"]
+    environ = environment(PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION=implementation)
+    command = [sys.executable, "-c", script, *(part.hex() for part in raw)]
+    lines = subprocess.run(command, env=environ, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert lines == ["INVALID_ARGUMENT"] * len(raw)
+
 
 # ---- Vitals ----
 
@@ -26,17 +50,21 @@ def test_what_was_not_reported_is_no_vital() -> None:
     blank = b"\xff" * (3 + 3 * len(info.devices))
     assert vitals_of(capacities_of(info), pb.Sample()) == Vitals(frame=blank)
     lost = pb.Sample(devices=[pb.DeviceSample(error="lost"), pb.DeviceSample()])
-    assert vitals_of(capacities_of(info), lost) == Vitals(errors=1, frame=blank)
+    assert vitals_of(capacities_of(info), lost) == Vitals(errors=1, frame=blank, devices=2)
     reported = [
         pb.DeviceSample(utilization_percent=0, memory_used_bytes=25, temperature_celsius=40, power_milliwatts=0),
         pb.DeviceSample(utilization_percent=50, memory_used_bytes=99, temperature_celsius=30),
     ]
     frame = bytes([25, 25, 40, 0, 25, 40, 50, 255, 30])
-    assert vitals_of(capacities_of(info), pb.Sample(devices=reported)) == Vitals(0.25, 0.25, 25, 100, 40, 90, 0, 0, frame)
+    assert vitals_of(capacities_of(info), pb.Sample(devices=reported)) == Vitals(
+        0.25, 0.25, 25, 100, 40, 90, 0, 0, frame, devices=2, with_utilization=2, with_memory=1, with_power=1,
+    )  # fmt: skip
     assert history.frame_of(info, pb.Sample(devices=reported))[3:] == frame[3:]  # the node's own screen shows the same
     host = pb.Sample(host=pb.HostSample(cpu_percent=50, memory_used_bytes=1, temperature_celsius=60))
     frame = bytes([50, 25, 60])
-    assert vitals_of(Capacities(host_memory_bytes=4), host) == Vitals(0.5, 0.25, celsius=60, frame=frame)
+    assert vitals_of(Capacities(host_memory_bytes=4), host) == Vitals(
+        0.5, 0.25, 1, 4, celsius=60, frame=frame, with_utilization=1, with_memory=1,
+    )  # fmt: skip
     assert history.frame_of(pb.NodeInfo(host=pb.HostInfo(memory_total_bytes=4)), host) == frame
 
 
@@ -50,7 +78,8 @@ def test_a_reading_of_0_counts_and_watts_are_added_up() -> None:
     assert (vitals.memory_used_bytes, vitals.memory_total_bytes, vitals.memory) == (50, 400, 0.25)
     assert (vitals.celsius, vitals.limit_celsius, vitals.milliwatts) == (0, 90, 500)
     host = pb.Sample(host=pb.HostSample(cpu_percent=0, memory_used_bytes=30, temperature_celsius=0))
-    assert vitals_of(Capacities(host_memory_bytes=40), host) == Vitals(0, 0.75, celsius=0, frame=bytes([0, 75, 0]))
+    vitals = vitals_of(Capacities(host_memory_bytes=40), host)
+    assert vitals == Vitals(0, 0.75, 30, 40, celsius=0, frame=bytes([0, 75, 0]), with_utilization=1, with_memory=1)
 
 
 def test_of_two_that_are_equally_hot_the_first_one_says_the_limit() -> None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
+import node_pb2 as pb
+from edge.drawing import plain
+from edge.fleet.intake import after
 from edge.fleet.lens import EVENTS_KEPT, Lens, Ui, count_totals
-from edge.fleet.row import Vitals
+from edge.fleet.row import Row, Session, Vitals
 from server import Registry
 from tests.fixtures.examples import NOW, example_registry, example_row
-from tests.fixtures.screens import Screen
+from tests.fixtures.screens import Screen, frame_of
 from tests.fixtures.sessions import Clock
 
 # ---- Order and totals ----
@@ -38,6 +43,43 @@ def test_the_totals_count_each_gpu_once_and_only_what_is_online() -> None:
     assert totals.gpus == 9
     assert totals.utilization == pytest.approx((8 * eight + one) / 9)
     assert totals.hottest in rows[:2]
+
+
+def node_of(node_id: str, *devices: pb.DeviceSample, **host: Any) -> Row:
+    """A node of these devices, of 100 bytes each, or of a host of 40."""
+    info = pb.NodeInfo(host=pb.HostInfo(memory_total_bytes=40), devices=[pb.DeviceInfo(memory_total_bytes=100)] * len(devices))
+    sample = pb.Sample(host=pb.HostSample(**host), devices=devices)
+    blank = Row(node_id, "10.0.0.7", Session(pb.HeartbeatRequest(node_id=node_id), "10.0.0.7", None), 1.0, heartbeat_at=NOW)
+    return after(blank, pb.HeartbeatRequest(node_id=node_id, info=info, sample=sample))
+
+
+def text_of(*rows: Row) -> str:
+    return plain(frame_of(list(rows), 160, 20, NOW))
+
+
+def test_a_sum_says_of_how_many_it_is_where_others_do_not_report() -> None:
+    full = pb.DeviceSample(utilization_percent=100, memory_used_bytes=50, power_milliwatts=400_000)
+    idle, silent, lost = pb.DeviceSample(power_milliwatts=0), pb.DeviceSample(), pb.DeviceSample(error="GPU is lost")
+    assert "2 GPUs · utilization 100% · memory 100 B of 200 B · power 800 W " in text_of(node_of("a", full, full))
+    text = text_of(node_of("a", full, full, silent), node_of("b", full, lost), node_of("c", cpu_percent=0, memory_used_bytes=1))
+    assert "5 GPUs · utilization 100% · memory 150 B of 300 B (of 3) · power 1.2 kW (of 3) " in text
+    assert "≥800W" in text  # of the node, too
+    assert "≥400W" in text
+    assert " · power 0 W " in text_of(node_of("a", idle, idle))  # reported, and nothing
+    assert "power" not in text_of(node_of("a", silent))
+    assert "≥" not in text_of(node_of("a", silent), node_of("b", full))
+
+
+def test_the_mean_of_a_fleet_is_of_the_gpus_that_report() -> None:
+    full, idle = (pb.DeviceSample(utilization_percent=percent) for percent in (100, 0))
+    totals = count_totals([node_of("a", full, *[pb.DeviceSample()] * 7), node_of("b", idle)], NOW)
+    assert (totals.gpus, totals.utilization) == (9, 0.5)
+
+
+def test_a_fleet_without_gpus_adds_up_its_hosts() -> None:
+    one, other = (node_of(name, cpu_percent=50, memory_used_bytes=10) for name in "ab")
+    assert "0 GPUs · utilization 50% · memory 20 B of 80 B " in text_of(one, other)
+    assert "memory 20 B of 80 B (of 2) " in text_of(one, other, node_of("c", cpu_percent=50))
 
 
 # ---- Frozen ----
