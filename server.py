@@ -137,7 +137,7 @@ class Registry:
             session.next_check_at = now + random.uniform(0, CHECK_SECONDS)
         with self._lock:
             holder = self._rows.get(session.node_id)
-            self._check_holder(holder, session, request.info, now)
+            self._check_holder(holder, session, request.info, request.leaving, now)
             self._memory.swap(holder, row)  # before anyone gives way: who is refused pushes out nobody
             if not holder:
                 self._make_room(row)
@@ -156,19 +156,23 @@ class Registry:
         )  # fmt: skip
 
     @staticmethod
-    def _check_holder(holder: Row | None, newcomer: Session, info: pb.NodeInfo, now: float) -> None:
-        """Raises Refused when another instance lives under this id: one that is late, broken or gone gives way. Not to another
-        box's drawn id: that box can draw again, so that the one which comes back finds its name."""
+    def _check_holder(holder: Row | None, newcomer: Session, info: pb.NodeInfo, is_goodbye: bool, now: float) -> None:
+        """Raises Refused when another instance lives under this id: one that is late, broken or gone gives way. Where either has
+        drawn it, not to another box: that one can draw again, or be given another, and a box which comes back finds its name."""
         if not holder:
             return
-        if info.id_is_drawn and holder.info.box_id not in ("", info.box_id):
+        known = holder.info
+        if known.box_id not in ("", info.box_id) and (info.id_is_drawn or known.id_is_drawn):
             raise Refused(f"the id {newcomer.node_id} belongs to another box", grpc.StatusCode.ALREADY_EXISTS)
         if holder.session and state_of(holder, now) is State.ONLINE and not holder.session.is_the_same_as(newcomer):
-            where = f"taken by {visible(holder.info.hostname) or 'a node'} at {holder.address}"
+            where = f"taken by {visible(known.hostname) or 'a node'} at {holder.address}"
             elsewhere = "taken by another living node (the server's events name it)"  # who it is, is not told to anyone who asks
             told = where if holder.address == newcomer.address else elsewhere
             code = grpc.StatusCode.ALREADY_EXISTS
             raise Refused(f"the id {newcomer.node_id} is {told}", code, f"the id {newcomer.node_id} is {where}")
+        is_the_same = known.instance_id == newcomer.instance_id and (known.instance_id or holder.address == newcomer.address)
+        if is_goodbye and not is_the_same:
+            raise Refused(f"another node has the id {newcomer.node_id}: no goodbye of yours", grpc.StatusCode.ALREADY_EXISTS)
 
     def _make_room(self, newcomer: Row) -> None:
         """Remove the nodes that give way until one more fits. Raises Refused when there is none."""

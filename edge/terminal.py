@@ -34,10 +34,10 @@ def writable(text: str) -> str:
 class Inputs:
     """Keys and signals, waited for together by the main thread.
 
-    The handlers of SIGINT, SIGTERM and SIGHUP only note their number; a second SIGINT raises KeyboardInterrupt. A signal that was
-    ignored at the start (nohup, `&` in a script) stays so. All is restored at the end; when a signal ended the program, SIGINT is
-    ignored from then on. With `keyboard`, stdin is read key by key if it is a terminal (termios; not on Windows), and Ctrl-Z only
-    sets `wants_suspend`: the screen has to go first.
+    The handlers of SIGINT, SIGTERM, SIGHUP and SIGQUIT only note their number; a second SIGINT raises KeyboardInterrupt. A signal
+    that was ignored at the start (nohup, `&` in a script) stays so. All is restored at the end; when a signal ended the program,
+    SIGINT is ignored from then on. With `keyboard`, stdin is read key by key if it is a terminal (termios; not on Windows), and
+    Ctrl-Z only sets `wants_suspend`: the screen has to go first.
 
     A write that nobody reads (a full pipe, Ctrl-S) must not keep a signal waiting, and Python takes up each write again after it.
     So, when a write waits, an alarm comes each LOOK_SECONDS; once a signal has come, it turns what takes no more to nowhere: the
@@ -59,7 +59,7 @@ class Inputs:
         for end in (self._wake, self._woken):
             end.setblocking(False)
         self._wakeup = signal.set_wakeup_fd(self._woken.fileno(), warn_on_full_buffer=False)
-        wanted = {"SIGINT": self._note, "SIGTERM": self._note, "SIGHUP": self._note, "SIGALRM": self._look_for_readers}
+        wanted = dict.fromkeys(("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT"), self._note) | {"SIGALRM": self._look_for_readers}
         if self._reads_keys:
             wanted |= {"SIGTSTP": self._note_suspend, "SIGWINCH": lambda *_: None}  # that it wakes is enough
         for name, handler in wanted.items():

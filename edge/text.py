@@ -9,7 +9,7 @@ MISSING = "—"  # what a box does not report; never shown as 0
 
 # Printable, says Unicode, and not to be seen: fillers, joiners, selectors of a character's variant.
 INVISIBLE = re.compile(
-    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\uffa0\ufe00-\ufe0f\U0001d159\U000e0100-\U000e01ef]"
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\uffa0\ufe00-\ufe0f\U00016fe4\U0001d159\U000e0100-\U000e01ef]"
 )
 # These, and those that are as wide as each terminal pleases: a row that has one does not keep its columns.
 DISPUTED = re.compile(

@@ -475,6 +475,44 @@ def test_a_unary_node_is_ended_and_changed_by_its_own_address_or_instance_alone(
     assert [state_of(row, clock.now) for row in registry.snapshot()] == [State.LEFT] * 2
 
 
+def test_a_goodbye_of_another_leaves_a_node_that_is_lost_as_it_is() -> None:
+    clock = Clock()
+    registry = Registry(1.0, 10, clock)
+    exists = grpc.StatusCode.ALREADY_EXISTS
+    opened(registry, "stream", "a")  # at 10.0.0.7
+    come(registry, "old", "10.0.0.1")
+    clock.now += 60
+    for node_id in ("stream", "old"):
+        for info in (None, pb.NodeInfo(instance_id="b")):
+            goodbye = pb.HeartbeatRequest(node_id=node_id, info=info, leaving=True)
+            assert refused(lambda goodbye=goodbye: registry.take_unary(goodbye, "10.0.0.2"))[0] is exists  # type: ignore[misc]
+            assert refused(lambda goodbye=goodbye: registry.open(goodbye, "10.0.0.2"))[0] is exists  # type: ignore[misc]
+    assert [state_of(row, clock.now) for row in registry.snapshot()] == [State.LOST] * 2
+    opened(registry, "stream", "a", leaving=True)
+    registry.take_unary(pb.HeartbeatRequest(node_id="old", leaving=True), "10.0.0.1")
+    assert [state_of(row, clock.now) for row in registry.snapshot()] == [State.LEFT] * 2
+
+
+@pytest.mark.parametrize(("drawn", "box_id"), [(False, ""), (False, "evil"), (True, "evil"), (True, "")])
+def test_a_drawn_id_stays_its_boxs_while_its_row_is_there(drawn: bool, box_id: str) -> None:
+    clock = Clock()
+    registry = Registry(1.0, 10, clock)
+
+    def come_with(instance: str, address: str, **info: Any) -> None:
+        registry.open(pb.HeartbeatRequest(node_id="Node-1000", info=pb.NodeInfo(instance_id=instance, **info)), address)
+
+    come_with("a", "10.0.0.1", box_id="box", id_is_drawn=True)
+    clock.now += 3600
+    code, reason = refused(lambda: come_with("b", "10.0.0.2", box_id=box_id, id_is_drawn=drawn))
+    assert (code, reason) == (grpc.StatusCode.ALREADY_EXISTS, "the id Node-1000 belongs to another box")
+    come_with("c", "10.0.0.3", box_id="box", id_is_drawn=True)  # the rightful one, restarted, elsewhere
+    clock.now += 3600
+    come_with("d", "10.0.0.3", box_id="box")  # its owner has given it the same
+    clock.now += 3600
+    registry.forget("Node-1000")
+    come_with("e", "10.0.0.2", box_id=box_id, id_is_drawn=drawn)
+
+
 def test_who_holds_an_id_is_told_at_its_own_address_and_in_the_servers_events_alone(serve: Serve, connect: Connect) -> None:
     serving = serve()
     opened(serving.registry, "box", "a")  # at 10.0.0.7
@@ -511,7 +549,8 @@ def test_a_drawn_id_stays_with_its_box(how: str) -> None:
     if how != "living":
         come_as("c", "box-a")  # the same box, started again
         clock.now += 20
-        come_as("d", "box-b", drawn=False)  # who was given the id takes over what is silent
+        registry.forget("Node-1234")
+        come_as("d", "box-b", drawn=False)  # who was given the id
         clock.now += 20
         assert refused(lambda: come_as("e", "box-a"))[0] is grpc.StatusCode.ALREADY_EXISTS
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from edge.terminal import ASCII_ONLY, Inputs, writable
+from edge.terminal import ASCII_ONLY, MOST_COLUMNS, MOST_LINES, Inputs, Screen, writable
 from tests.fixtures.processes import Terminal, eventually
 
 Open = Callable[..., Terminal]
@@ -146,7 +146,7 @@ def interrupt_as_before() -> Iterator[None]:
 
 
 def test_signals_are_noted_and_the_handlers_are_restored() -> None:
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
     before = [signal.getsignal(number) for number in numbers]
     with Inputs(keyboard=False):
         assert not {*map(signal.getsignal, numbers)} & {*before}
@@ -201,3 +201,11 @@ def test_every_block_and_border_has_a_character_of_ascii(monkeypatch: pytest.Mon
     for encoding in ("utf-8", "UTF-8", "utf-16"):
         monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
         assert writable(drawn) == drawn
+
+
+def test_a_terminal_that_says_it_is_huge_is_drawn_in_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Inputs(keyboard=False) as inputs:
+        screen = Screen(inputs, no_color=True)
+        for said, drawn in (((65535, 65535), (MOST_COLUMNS, MOST_LINES)), ((65535, 1), (MOST_COLUMNS, 1)), ((80, 24), (80, 24))):
+            monkeypatch.setattr("os.get_terminal_size", lambda *_, said=said: said)
+            assert screen.size() == drawn

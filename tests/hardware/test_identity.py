@@ -9,6 +9,7 @@ import stat
 import pytest
 
 from edge.hardware.identity import Identity, draw_id, machine_text
+from edge.protocol import MAX_NODE_ID
 
 MACHINE = "4f1c9c3f0cbb4a3f8a44a2a3c9f1d2e7"
 
@@ -18,6 +19,7 @@ def test_ids_are_the_same_after_a_restart_and_other_for_each_attempt() -> None:
     assert drawn == [draw_id(MACHINE, attempt) for attempt in range(8)]
     assert len(set(drawn)) == 8
     assert [len(name) - len("Node-") for name in drawn] == [4, 4, 4, 5, 5, 5, 6, 6]
+    assert len(draw_id(MACHINE, 5000)) < MAX_NODE_ID  # of a server that takes none
     identity = Identity(None, MACHINE)
     assert identity.node_id == drawn[0]
     assert identity.redraw() == drawn[1]
