@@ -344,7 +344,9 @@ def test_a_terminal_of_no_size_is_waited_for(terminal: Open, program: tuple[str,
 
 
 @SCREENS
-@pytest.mark.parametrize(("keys", "number", "code"), [("\x03", 0, 130), ("", signal.SIGTERM, 143), ("", signal.SIGHUP, 129)])
+@pytest.mark.parametrize(
+    ("keys", "number", "code"), [("\x03", 0, 130), ("\x1c", 0, 131), ("", signal.SIGTERM, 143), ("", signal.SIGHUP, 129)]
+)
 def test_the_terminal_is_restored_however_it_ends(
     terminal: Open, program: tuple[str, ...], shown: str, keys: str, number: int, code: int
 ) -> None:

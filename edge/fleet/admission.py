@@ -125,13 +125,17 @@ class Lines:
         if row.vitals.errors == (before.vitals.errors if before else 0):
             return
         errors = [device.error for device in row.sample.devices if device.error]
-        failed = f"{len(errors)} of {len(row.capacities.devices)} GPUs can't be read: {visible(errors[0])}" if errors else ""
-        self.add("failed" if failed else "back", failed or "all its GPUs are read again", row.node_id, row.heartbeat_at, row.address)
+        kind, text = "back", "all its GPUs are read again"
+        if errors:
+            kind, text = "failed", f"{len(errors)} of {len(row.capacities.devices)} GPUs can't be read: {visible(errors[0])}"
+        self.add(kind, text, row.node_id, row.heartbeat_at, row.address)
 
     def tell_sensors(self, row: Row, now: float) -> None:
         """A line where readings come no longer, though heartbeats do; or again."""
         hanging = hanging_seconds(row, now)
-        kind, text = ("back", "its readings come again") if hanging is None else ("hung", f"no readings for {show_seconds(hanging)}")
+        kind, text = "back", "its readings come again"
+        if hanging is not None:
+            kind, text = "hung", f"no readings for {show_seconds(hanging)}"
         self.add(kind, text, row.node_id, now, row.address)
 
 
