@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import os
@@ -253,6 +254,157 @@ def test_no_round_trip_is_lost_between_the_two_threads() -> None:
     measured = [microseconds for microseconds in told if microseconds]
     assert measured == sorted(set(measured))  # each once, in their order
     assert measured[-1] == rounds
+
+
+# ---- A session, without its server ----
+
+
+def session_of(state: node.NodeState, identity: Identity | None = None, interval_seconds: float = 1.0) -> node.Session:
+    return node.Session(state, identity or Identity("box-1", "machine"), "server:1", interval_seconds)
+
+
+def answer(sequence: int = 0, interval_milliseconds: int = 0) -> pb.HeartbeatResponse:
+    return pb.HeartbeatResponse(
+        acknowledged=True, acknowledged_sequence=sequence, heartbeat_interval_milliseconds=interval_milliseconds
+    )
+
+
+def test_a_first_heartbeat_brings_all_and_the_next_ones_what_is_new() -> None:
+    clock, identity = Clock(), Identity(None, "machine")
+    state = node.NodeState("Node-1", "", pb.NodeInfo(hostname="edge-07"), 1.0, clock)
+    samples = [pb.Sample(sequence=sequence) for sequence in (1, 2, 3, 4)]
+    for sample in samples[:3]:
+        state.publish(sample)
+    processes = pb.ProcessList(processes=[pb.Process(pid=7)])
+    state.publish_processes(processes)
+    state.update_link(sessions=4, last_error="x" * 201)
+    clock.now += 1.5
+    session = session_of(state, identity)
+    info = pb.NodeInfo(
+        hostname="edge-07", box_id=identity.box_id, id_is_drawn=True, session_number=5, last_error="x" * 200
+    )  # fmt: skip
+    assert session._heartbeat() == pb.HeartbeatRequest(
+        node_id="Node-1", clock_milliseconds=1500, info=info, backlog=samples[:2], sample=samples[2], processes=processes
+    )
+    clock.now += 1
+    assert session._heartbeat() == pb.HeartbeatRequest(clock_milliseconds=2500)
+    info.hostname = "edge-08"
+    state.publish(samples[3], pb.NodeInfo(hostname="edge-08"))
+    state.update_link(sessions=5)  # this one
+    assert session._heartbeat() == pb.HeartbeatRequest(clock_milliseconds=2500, info=info, sample=samples[3])
+    state.publish_processes(pb.ProcessList())
+    assert session._heartbeat() == pb.HeartbeatRequest(clock_milliseconds=2500, processes=pb.ProcessList())
+    assert session_of(state)._heartbeat().info.session_number == 6
+
+
+def test_a_round_trip_is_shown_here_and_told_to_the_server() -> None:
+    clock = Clock()
+    state = node.NodeState("box-1", "", pb.NodeInfo(), 1.0, clock)
+    state.publish(pb.Sample(sequence=1))
+    session = session_of(state)
+    session._heartbeat()
+    clock.now += 0.25
+    session._hear(answer(1), 1)
+    session._hear(answer(1), 1)  # no news: what was measured stays
+    assert state.view().link.round_trip_seconds == 0.25
+    assert state.unacknowledged() == []
+    assert [session._heartbeat().round_trip_microseconds for _ in range(2)] == [250_000, 0]
+
+
+def test_the_first_answer_connects_and_another_interval_is_told() -> None:
+    state = node.NodeState("box-1", "", pb.NodeInfo(), 1.0, Clock())
+    state.update_link(phase="waiting", reason="broken", sessions=2, last_error="broken")
+    session = session_of(state)
+    session._hear(answer(interval_milliseconds=2500), 0)
+    assert state.view().link == Link("connected", sessions=3, interval_seconds=2.5, last_error="broken")
+    assert session.acknowledged
+    for milliseconds, seconds in ((2500, 2.5), (500, 0.5), (0, 0.5), (1, 0.1), (10_000_000, 3600)):
+        session._hear(answer(interval_milliseconds=milliseconds), 0)
+        assert state.view().link.interval_seconds == seconds
+    assert state.view().link.sessions == 3
+    assert [(line.kind, line.text) for line in state.view().log] == [
+        ("info", "connected to server:1, a heartbeat every 2.5 s"),
+        ("info", "server:1 asks for a heartbeat every 0.5 s"),
+        ("info", "server:1 asks for a heartbeat every 0.1 s"),
+        ("info", "server:1 asks for a heartbeat every 3600 s"),
+    ]
+
+
+def test_an_id_that_cannot_be_kept_is_told_when_a_server_takes_it(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("STATE_DIRECTORY", f"{tmp_path}/file")
+    state = node.NodeState("", "", pb.NodeInfo(), 1.0, Clock())
+    identity = Identity(None, "machine")
+    identity.redraw()
+    session_of(state, identity)._hear(answer(), 0)
+    assert identity.is_own
+    (warning,) = [line.text for line in state.view().log if line.kind == "warning"]
+    assert re.fullmatch(r"after a restart this node may have another id: this one can't be kept \(.+\)", warning)
+
+
+def test_a_server_is_silent_for_some_time_before_a_session_is_given_up() -> None:
+    clock = Clock()
+    state = node.NodeState("box-1", "", pb.NodeInfo(), 1.0, clock)
+    session = session_of(state, interval_seconds=2.0)
+    clock.now += 10
+    session._check_silence()
+    clock.now += 0.5
+    with pytest.raises(node.SessionEnded, match=r"^server:1 has been silent for 10 s: the connection is half-open$"):
+        session._check_silence()
+    session._hear(answer(), 0)
+    clock.now += 16
+    session._check_silence()
+    clock.now += 1
+    with pytest.raises(node.SessionEnded, match="silent for 17 s"):
+        session._check_silence()
+    session._over = True  # it has ended, for a reason of its own
+    session._check_silence()
+
+
+class Simulated(node.NodeState):
+    """A state whose time is a clock's: a wait takes none, and meanwhile happens what is to happen at a second."""
+
+    def __init__(self) -> None:
+        self.time = Clock()
+        self.to_come: dict[float, Callable[[], object]] = {}
+        super().__init__("box-1", "", pb.NodeInfo(), 1.0, self.time)
+
+    def wait(self, condition: Callable[[], object], seconds: float) -> None:
+        end = self.time.now + max(seconds, 0)
+        while not condition() and self.time.now < end:
+            self.time.now = min([end, *(self.started_at + second for second in self.to_come)])
+            self.to_come.pop(self.time.now - self.started_at, lambda: None)()
+
+
+@pytest.mark.parametrize(
+    ("happens", "second"),
+    [
+        ({}, 1.1),
+        ({0.5: "a sample"}, 0.9),
+        ({1.0: "a sample"}, 1.0),
+        ({0.5: 10_000}, 11.0),
+        ({0.5: 1000}, 1.1),
+        ({0.25: 500}, 0.55),
+        ({0.25: 500, 0.5: "a sample"}, 0.5),
+        ({0.5: "the end"}, 0.5),
+        ({1.0: "the end"}, 1.0),
+    ],
+)
+def test_a_beat_is_an_interval_and_a_sample_brings_it_a_tenth_forward_or_back(happens: dict[float, Any], second: float) -> None:
+    state = Simulated()
+    state.publish(pb.Sample(sequence=1))
+    session = session_of(state)
+    session._heartbeat()
+    over: list[bool] = []
+    for at, what in happens.items():
+        if what == "a sample":
+            state.to_come[at] = functools.partial(state.publish, pb.Sample(sequence=2))
+        elif what == "the end":
+            state.to_come[at] = functools.partial(over.append, True)
+        else:
+            state.to_come[at] = functools.partial(session._hear, answer(interval_milliseconds=what), 0)
+    session._wait_for_beat(lambda: bool(over))
+    assert state.time.now - state.started_at == pytest.approx(second)
 
 
 # ---- The command line ----
@@ -650,13 +802,204 @@ def test_a_node_that_reads_seldom_beats_at_once_as_the_server_says(grpc_server: 
 TAKEN = (grpc.StatusCode.ALREADY_EXISTS, "taken")
 
 
-def connecting(address: str, identity: Identity, interval_seconds: float = 1.0) -> node.NodeState:
+def running(
+    address: str,
+    identity: Identity | None = None,
+    interval_seconds: float = 60.0,
+    delay_seconds: float = 0.01,
+    sample: pb.Sample | None = None,
+) -> tuple[node.NodeState, threading.Thread]:
     """A node of this process that keeps connected, without its backoff."""
+    identity = identity or Identity("box-1", "machine")
     state = node.NodeState(identity.node_id, address, pb.NodeInfo(), interval_seconds)
+    state.publish(sample or pb.Sample(sequence=1))
+    arguments = (state, identity, address, interval_seconds, lambda: itertools.repeat(delay_seconds))
+    return state, node.guarded(state, False, node.keep_connected, *arguments)
+
+
+def connecting(address: str, identity: Identity, interval_seconds: float = 1.0) -> node.NodeState:
+    """The same, where its end is of no interest."""
+    return running(address, identity, interval_seconds)[0]
+
+
+def log_of(state: node.NodeState) -> list[str]:
+    return [line.text for line in state.view().log]
+
+
+def end(state: node.NodeState, thread: threading.Thread) -> None:
+    state.close()
+    thread.join(5)
+    assert not thread.is_alive()
+    assert not state.failure
+
+
+class Talking(node_pb2_grpc.NodeServiceServicer):
+    """A server whose sessions go as the test says."""
+
+    def __init__(self, talk: Callable[[Iterator[pb.HeartbeatRequest], Any], Iterator[pb.HeartbeatResponse]]) -> None:
+        self.talk = talk
+
+    def StreamHeartbeats(self, requests: Iterator[pb.HeartbeatRequest], context: Any) -> Iterator[pb.HeartbeatResponse]:
+        return self.talk(requests, context)
+
+
+def test_a_goodbye_is_said_and_its_acknowledgement_waited_for(grpc_server: Callable[..., str]) -> None:
+    servicer = Scripted()
+    state, thread = running(grpc_server(servicer))
+    eventually(lambda: state.view().link.sessions)
+    end(state, thread)
+    assert log_of(state)[-1] == "goodbye acknowledged"
+    assert [[request.leaving for _, request in session] for session in servicer.sessions] == [[False, True]]
+
+
+def test_a_goodbye_that_is_not_acknowledged_is_not_waited_for_without_end(
+    grpc_server: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edge.protocol.GOODBYE_SECONDS", 0.1)
+    over = threading.Event()
+
+    def talk(requests: Iterator[pb.HeartbeatRequest], context: Any) -> Iterator[pb.HeartbeatResponse]:
+        yield answer()
+        over.wait(20)
+
+    address = grpc_server(Talking(talk))
+    state, thread = running(address)
+    eventually(lambda: state.view().link.sessions)
+    end(state, thread)
+    over.set()
+    assert log_of(state)[-1] == f"{address} did not acknowledge the goodbye"
+
+
+def test_who_was_not_acknowledged_says_no_goodbye(grpc_server: Callable[..., str]) -> None:
+    heard: list[pb.HeartbeatRequest] = []
+
+    def talk(requests: Iterator[pb.HeartbeatRequest], context: Any) -> Iterator[pb.HeartbeatResponse]:
+        heard.extend(requests)
+        yield answer()
+
+    state, thread = running(grpc_server(Talking(talk)), interval_seconds=0.1)
+    eventually(lambda: len(heard) > 1)
+    end(state, thread)
+    assert not any(request.leaving for request in heard)
+    assert log_of(state) == []
+
+
+def test_the_end_of_a_session_is_known_at_once_and_a_wait_follows(grpc_server: Callable[..., str]) -> None:
+    def talk(requests: Iterator[pb.HeartbeatRequest], context: Any) -> Iterator[pb.HeartbeatResponse]:
+        yield answer(next(requests).sample.sequence)
+
+    address = grpc_server(Talking(talk))
+    state, thread = running(address, delay_seconds=1000.0)
+    eventually(state.is_waiting, 10)
+    link, reason = state.view().link, f"{address} ended the session"
+    assert (link.reason, link.last_error, link.sessions, link.round_trip_seconds) == (reason, reason, 1, None)
+    assert 900 < link.retry_at - state.clock() <= 1000
+    assert log_of(state)[-1] == f"{reason}; next try in 1000.0 s"
+    end(state, thread)
+
+
+def test_a_session_that_breaks_while_the_node_ends_is_the_last(grpc_server: Callable[..., str]) -> None:
+    def talk(requests: Iterator[pb.HeartbeatRequest], context: Any) -> Iterator[pb.HeartbeatResponse]:
+        yield answer()
+        while not next(requests).leaving:
+            pass
+        context.abort(*ENDED)
+
+    state, thread = running(grpc_server(Talking(talk)))
+    eventually(lambda: state.view().link.sessions)
+    end(state, thread)
+    assert state.view().link.phase == "connected"
+    assert [text.split()[0] for text in log_of(state)] == ["connected"]
+
+
+def test_without_streams_each_heartbeat_says_whose_it_is(grpc_server: Callable[..., str]) -> None:
+    servicer = UnaryOnly(interval_milliseconds=100)
+    address = grpc_server(servicer)
+    reading = pb.Sample(sequence=1, devices=[pb.DeviceSample(temperature_celsius=71)])
+    state, thread = running(address, sample=reading)
+    eventually(lambda: len(servicer.requests) >= 3)
+    assert state.view().link._replace(round_trip_seconds=None) == Link("connected", sessions=1, interval_seconds=0.1, unary=True)
+    assert state.unacknowledged() == []
+    end(state, thread)
+    first, *others, goodbye = servicer.requests
+    assert (first.info.session_number, first.sample) == (1, reading)
+    assert {(request.node_id, request.gpu_temp) for request in servicer.requests} == {("box-1", 71)}
+    assert not any(request.HasField("info") or request.HasField("sample") for request in (*others, goodbye))
+    assert [request.leaving for request in (first, *others, goodbye)] == [*[False] * (1 + len(others)), True]
+    assert log_of(state) == [
+        f"{address} has only the unary call: heartbeats go one by one",
+        f"connected to {address}, a heartbeat every 0.1 s",
+        "goodbye acknowledged",
+    ]
+
+
+@pytest.mark.parametrize("leaving", [False, True])
+def test_a_unary_call_has_a_deadline(grpc_server: Callable[..., str], monkeypatch: pytest.MonkeyPatch, leaving: bool) -> None:
+    monkeypatch.setattr("edge.protocol.GOODBYE_SECONDS", 0.1 if leaving else 30.0)
+    monkeypatch.setattr("edge.protocol.FIRST_ANSWER_SECONDS", 30.0 if leaving else 0.1)
+    over = threading.Event()
+
+    class Hanging(UnaryOnly):
+        def Heartbeat(self, request: pb.HeartbeatRequest, context: Any) -> pb.HeartbeatResponse:
+            if request.leaving == leaving:
+                over.wait(20)
+            return super().Heartbeat(request, context)
+
+    servicer = Hanging(interval_milliseconds=100)
+    state, thread = running(grpc_server(servicer), delay_seconds=1000.0)
+    eventually(lambda: bool(servicer.requests) if leaving else state.is_waiting())
+    end(state, thread)
+    over.set()
+    assert state.view().link.reason.endswith("" if leaving else "(DEADLINE_EXCEEDED)")
+    assert "goodbye acknowledged" not in log_of(state)
+
+
+def test_a_server_that_has_streams_again_is_served_with_them(grpc_server: Callable[..., str]) -> None:
+    servicer = Scripted((grpc.StatusCode.UNIMPLEMENTED, "not yet"))
+    state, thread = running(grpc_server(servicer))
+    eventually(lambda: state.view().link.sessions)
+    assert not state.view().link.unary
+    assert state.view().link.last_error.endswith("(UNIMPLEMENTED)")
+    end(state, thread)
+
+
+class Waited(node.NodeState):
+    """A state that knows for how long it was waited for."""
+
+    def __init__(self, *arguments: Any) -> None:
+        self.waits: list[float] = []
+        super().__init__(*arguments)
+
+    def wait(self, condition: Callable[[], object], seconds: float) -> None:
+        self.waits.append(seconds)
+        super().wait(condition, seconds)
+
+
+def test_a_box_appears_with_its_readings(grpc_server: Callable[..., str]) -> None:
+    servicer = Scripted()
+    state = Waited("box-1", "", pb.NodeInfo(), 60.0)
+    thread = node.guarded(state, False, node.keep_connected, state, Identity("box-1", "machine"), grpc_server(servicer), 60.0)
+    assert eventually(lambda: state.waits) == [node.FIRST_SAMPLE_SECONDS]
     state.publish(pb.Sample(sequence=1))
-    arguments = (state, identity, address, interval_seconds, lambda: itertools.repeat(0.01))
-    threading.Thread(target=node.keep_connected, args=arguments, daemon=True).start()
-    return state
+    eventually(lambda: servicer.sessions and servicer.sessions[0])
+    assert servicer.sessions[0][0][1].sample.sequence == 1
+    end(state, thread)
+
+
+def test_a_given_id_that_another_has_ends_the_node(grpc_server: Callable[..., str]) -> None:
+    address = grpc_server(Scripted(TAKEN, TAKEN))
+    state, thread = running(address)
+    thread.join(5)
+    assert not thread.is_alive()
+    assert state.is_closed()
+    assert state.failure == f"{address}: taken (ALREADY_EXISTS): stop the other one, or give this one another --id"
+    drawn = Identity(None, "machine")
+    state, thread = running(address, drawn)
+    eventually(lambda: state.view().link.sessions)
+    renamed = draw_id("machine", 1)
+    assert state.view().node_id == renamed
+    assert log_of(state)[0] == f"{address}: taken (ALREADY_EXISTS): this node is {renamed} now; next try in 0.0 s"
+    end(state, thread)
 
 
 def test_who_held_its_own_id_asks_for_it_again_while_another_has_it(grpc_server: Callable[..., str]) -> None:
@@ -679,6 +1022,15 @@ def test_a_drawn_id_that_was_accepted_before_is_not_given_up_at_once(grpc_server
     state = connecting(grpc_server(Scripted(*[TAKEN] * (node.OWN_ID_TRIES + 1))), identity)
     eventually(lambda: state.view().link.sessions == 1)
     assert identity.node_id == draw_id("machine", 1)
+    state.close()
+
+
+def test_only_refusals_in_a_row_count(grpc_server: Callable[..., str]) -> None:
+    identity = Identity(None, "machine")
+    identity.accepted()
+    state = connecting(grpc_server(Scripted(*[TAKEN] * node.OWN_ID_TRIES, ENDED, *[TAKEN] * node.OWN_ID_TRIES)), identity)
+    eventually(lambda: state.view().link.sessions == 1)
+    assert identity.node_id == draw_id("machine", 0)
     state.close()
 
 

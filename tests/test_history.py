@@ -16,7 +16,7 @@ from edge.history import MEMORY, NOT_REPORTED, SAMPLES, TEMPERATURE, UTILIZATION
 def test_readings_are_rounded_half_up_and_kept_within_a_byte() -> None:
     assert list(encode([0, 0.4, 0.5, 12.4, 12.5, 13.5, 100])) == [0, 0, 1, 12, 13, 14, 100]
     assert list(encode([-0.1, -5, -math.inf])) == [0, 0, 0]
-    assert list(encode([253.4, 253.5, 254, 255, 1e300, math.inf])) == [253, 254, 254, 254, 254, 254]
+    assert list(encode([253.4, 253.5, 254, 254.5, 255, 1e300, math.inf])) == [253, *[254] * 6]
     assert list(encode([None])) == [NOT_REPORTED]
     assert encode([math.nan, math.inf, -math.inf]) == bytes([NOT_REPORTED, 254, 0])
     assert encode([]) == b""
