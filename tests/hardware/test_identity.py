@@ -5,11 +5,16 @@ from __future__ import annotations
 import os
 import pathlib
 import stat
+import subprocess
+import sys
+import uuid
 
 import pytest
 
-from edge.hardware.identity import Identity, draw_id, machine_text
+from edge.hardware.identity import MULTICAST, Identity, draw_id, machine_text, simulated_text
+from edge.hardware.state_folder import StateFile, state_folder
 from edge.protocol import MAX_NODE_ID
+from tests.fixtures.processes import ROOT
 
 MACHINE = "4f1c9c3f0cbb4a3f8a44a2a3c9f1d2e7"
 
@@ -20,10 +25,23 @@ def test_ids_are_the_same_after_a_restart_and_other_for_each_attempt() -> None:
     assert len(set(drawn)) == 8
     assert [len(name) - len("Node-") for name in drawn] == [4, 4, 4, 5, 5, 5, 6, 6]
     assert len(draw_id(MACHINE, 5000)) < MAX_NODE_ID  # of a server that takes none
+    assert drawn[::4] == ["Node-6288", "Node-77842"]  # whatever version of the agent draws
     identity = Identity(None, MACHINE)
     assert identity.node_id == drawn[0]
     assert identity.redraw() == drawn[1]
-    assert len({draw_id(f"simulated {seed}", 0) for seed in range(50)}) > 40
+    assert len({draw_id(simulated_text(seed), 0) for seed in range(50)}) > 40
+
+
+def test_a_box_is_known_by_a_digest_of_its_machine() -> None:
+    assert Identity(None, MACHINE).box_id == Identity("box-1", MACHINE).box_id == "3e778c27df960f2a"
+
+
+@pytest.mark.parametrize(("given", "keeps"), [("box-1", True), (None, False)])
+def test_what_is_given_or_simulated_keeps_nothing(state_home: pathlib.Path, given: str | None, keeps: bool) -> None:
+    identity = Identity(given, MACHINE, keeps)
+    identity.accepted()
+    assert not list(state_home.iterdir())
+    assert not identity.may_change
 
 
 def test_the_users_own_id_is_taken_as_it_is() -> None:
@@ -132,3 +150,44 @@ def test_a_machine_is_known_by_its_id(tmp_path: pathlib.Path) -> None:
         path.unlink()
     os.mkfifo(path)  # nobody writes to it
     assert machine_text(tmp_path) == machine_text(tmp_path / "nowhere")
+
+
+def test_a_machine_without_an_id_is_known_by_its_mac(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uuid, "getnode", lambda: 0x001A2B3C4D5E)
+    assert machine_text(tmp_path) == "001a2b3c4d5e"
+    monkeypatch.setattr(uuid, "getnode", lambda: 0x001A2B3C4D5E | MULTICAST)  # made up, where it has none
+    assert machine_text(tmp_path) == ""
+
+
+# ---- The state folder ----
+
+
+def test_where_the_state_folder_is(monkeypatch: pytest.MonkeyPatch, state_home: pathlib.Path) -> None:
+    assert state_folder() == state_home / "edge-compute-node"
+    monkeypatch.delenv("XDG_STATE_HOME")
+    monkeypatch.setenv("HOME", "/home/of-mine")
+    assert state_folder() == pathlib.Path("/home/of-mine/.local/state/edge-compute-node")
+    monkeypatch.setenv("STATE_DIRECTORY", "/var/lib/edge:/another")
+    assert state_folder() == pathlib.Path("/var/lib/edge")
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can be another user")
+def test_a_user_without_a_home_is_told_what_to_set() -> None:
+    code = "import os; from edge.hardware.state_folder import state_folder; os.setuid(54321); state_folder()"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env={}, capture_output=True, text=True, check=False, timeout=20)
+    assert done.stderr.endswith("\nOSError: this user has no home folder, and STATE_DIRECTORY is not set\n")
+
+
+def test_a_state_file_holds_what_was_written_last(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "a/b/state"
+    file = StateFile(path)
+    assert file.read() == ""
+    for text in ("a long text", "short", "ü"):
+        file.write(text)
+        assert file.read() == text
+    assert path.read_text(encoding="utf-8") == "ü"
+    with pytest.raises(BlockingIOError):
+        StateFile(path)
+    file.close()
+    path.write_bytes(b"x" * (2**16 + 1))  # of whom ever
+    assert len(StateFile(path).read()) == 2**16
