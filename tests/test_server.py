@@ -228,6 +228,28 @@ def test_a_standstill_of_the_server_is_told_and_no_node_is_lost_by_it() -> None:
     assert registry.log.newest(1)[0].kind == "late"
 
 
+def test_to_forget_says_what_became_of_it() -> None:
+    clock = Clock()
+    registry = Registry(1.0, 10, clock)
+    opened(registry, "box")
+    assert not registry.forget("box")
+    assert registry.log.newest(1)[0][1:] == ("warning", "box", "stays: it is neither lost nor left")
+    clock.now += 11
+    assert registry.forget("box")
+    assert registry.log.newest(1)[0][1:] == ("forgotten", "box", "by the user")
+    assert registry.forget("box")  # it is gone
+    assert registry.rows(["box"]) == [None]
+
+
+def test_without_a_screen_sessions_are_checked_at_times_of_their_own() -> None:
+    registry = Registry(1.0, 1000, Clock(), keeps_history=False)
+    dues = [opened(registry, f"box-{number}").next_check_at - registry.clock() for number in range(100)]
+    assert 0 <= min(dues) < CHECK_SECONDS / 4
+    assert CHECK_SECONDS * 3 / 4 < max(dues) <= CHECK_SECONDS
+    assert registry.take_unary(pb.HeartbeatRequest(node_id="unary"), "").next_check_at == 0  # at each time
+    assert opened(Registry(1.0, 10, Clock()), "box").next_check_at == 0
+
+
 def test_forget_takes_only_what_is_gone() -> None:
     registry = example_registry()
     for node_id in ("Node-1000", "Node-1006", "Node-1011", "Node-1017"):
@@ -464,6 +486,22 @@ def test_who_may_take_over_from_unary_heartbeats() -> None:
         lambda: registry.take_unary(pb.HeartbeatRequest(node_id="anonymous"), "10.0.0.1"),
     ):
         assert refused(action)[0] is grpc.StatusCode.ALREADY_EXISTS
+
+
+def test_who_comes_back_is_told_with_its_silence() -> None:
+    clock = Clock()
+    registry = Registry(1.0, 10, clock)
+    opened(registry, "box")
+    clock.now += 7
+    opened(registry, "box")
+    assert registry.log.newest(1)[0][1:] == ("back", "box", "after 7s")
+
+
+def test_a_fleet_that_has_not_come_yet_stretches_nothing() -> None:
+    registry = Registry(0.5, 10, Clock(), heartbeats_per_second=1)
+    assert registry.acknowledgement(opened(registry, "box")).heartbeat_interval_milliseconds == 500
+    registry.tick()
+    assert registry.acknowledgement(opened(registry, "box")).heartbeat_interval_milliseconds == 1000
 
 
 def test_the_cadence_is_what_the_user_asks_stretched_when_the_fleet_exceeds_the_budget() -> None:

@@ -14,7 +14,16 @@ import pytest
 
 import node_pb2 as pb
 from edge import history
-from edge.fleet.intake import RANGES, capacities_of, check_fields, is_only_a_sample, vitals_of
+from edge.fleet.intake import (
+    MAX_KEPT_BYTES,
+    RANGES,
+    capacities_of,
+    check_fields,
+    is_only_a_sample,
+    is_sane_host,
+    packed,
+    vitals_of,
+)
 from edge.fleet.row import Capacities, Vitals
 from edge.protocol import MAX_DEVICES, MAX_TEXT
 from server import Registry
@@ -224,6 +233,7 @@ def test_ranges_stand_in_one_table_and_the_fast_checks_agree_with_it(where: str,
         if lowest <= getattr(part, field) <= highest:
             check_fields(part, where)
             assert vitals_of(Capacities(), sample).errors == 0  # what is at its bound is no error
+            assert where == "device" or is_sane_host(part)  # nor is it looked at twice
             accepted_values += 1
         else:
             refused_values += 1
@@ -253,6 +263,21 @@ def test_what_is_too_much_to_keep_is_refused(fields: dict[str, Any], named: str)
     code, reason = refused(lambda: Registry(1.0, 10).open(pb.HeartbeatRequest(node_id="box", **fields), ""))
     assert code is grpc.StatusCode.INVALID_ARGUMENT
     assert named in reason
+
+
+def test_what_is_just_not_too_large_is_kept() -> None:
+    unknown = b"\xfa\x7f\xfb\xff\x03"  # a field of 65531 bytes, and 5 of its own
+    info = pb.NodeInfo.FromString(unknown + bytes(MAX_KEPT_BYTES - len(unknown)))
+    assert len(packed(info, "info")) == MAX_KEPT_BYTES
+    (row,) = registry_with(info).snapshot()
+    assert len(row.packed_info) == MAX_KEPT_BYTES
+    assert refused(lambda: registry_with(info, sample=pb.Sample(sequence=1)))[1].startswith("info, sample and processes have 65538")
+
+
+def registry_with(info: pb.NodeInfo, **fields: Any) -> Registry:
+    registry = Registry(1.0, 10)
+    registry.open(pb.HeartbeatRequest(node_id="box", info=info, **fields), "")
+    return registry
 
 
 def test_the_largest_box_is_taken() -> None:
