@@ -344,7 +344,7 @@ class Session:
         self._outbox: queue.SimpleQueue[pb.HeartbeatRequest | None] = queue.SimpleQueue()
         self._first = True
         self._unary = False
-        self._number = 0  # of this instance's sessions
+        self._number = state.view().link.sessions + 1  # of this instance's sessions
         self._sent_info: pb.NodeInfo | None = None
         self._sent_processes: Sequence[pb.Process] = ()
         self._sent_sequence = 0
@@ -426,7 +426,6 @@ class Session:
         view = self._state.view()
         request = pb.HeartbeatRequest(clock_milliseconds=round((self._state.clock() - self._state.started_at) * 1000))
         if self._first:
-            self._number = view.link.sessions + 1
             request.backlog.extend(newest_within(self._state.unacknowledged()[:-1], protocol.MAX_MESSAGE_BYTES // 2))
         if self._first or view.info is not self._sent_info:
             request.info.CopyFrom(view.info)

@@ -912,6 +912,38 @@ def test_a_session_that_breaks_while_the_node_ends_is_the_last(grpc_server: Call
     assert [text.split()[0] for text in log_of(state)] == ["connected"]
 
 
+def test_a_server_that_says_nothing_is_given_up(grpc_server: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edge.protocol.FIRST_ANSWER_SECONDS", 0.05)
+    over = threading.Event()
+
+    def talk(requests: Iterator[pb.HeartbeatRequest], context: Any) -> Iterator[pb.HeartbeatResponse]:
+        over.wait(20)
+        yield answer()
+
+    state, thread = running(grpc_server(Talking(talk)), interval_seconds=0.1, delay_seconds=1000.0)
+    eventually(state.is_waiting)
+    over.set()
+    assert "has been silent for 0 s: the connection is half-open; next try" in log_of(state)[-1]
+    end(state, thread)
+
+
+def test_sessions_that_end_leave_no_thread_behind(grpc_server: Callable[..., str]) -> None:
+    address = grpc_server(Scripted(*[ENDED] * 30))
+    before = threading.active_count()
+    state, thread = running(address)
+    eventually(lambda: state.view().link.sessions)
+    end(state, thread)
+    eventually(lambda: threading.active_count() < before + 15)  # the server has a few of its own
+
+
+def test_without_streams_a_beat_is_waited_for(grpc_server: Callable[..., str]) -> None:
+    servicer = UnaryOnly()
+    state, thread = running(grpc_server(servicer))
+    eventually(lambda: state.view().link.sessions)
+    end(state, thread)
+    assert [request.leaving for request in servicer.requests] == [False, True]
+
+
 def test_without_streams_each_heartbeat_says_whose_it_is(grpc_server: Callable[..., str]) -> None:
     servicer = UnaryOnly(interval_milliseconds=100)
     address = grpc_server(servicer)
