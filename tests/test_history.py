@@ -115,11 +115,12 @@ def test_a_frame_has_its_devices_neither_more_nor_less() -> None:
     assert history.frame([], 0) == bytes([255, 255, 255])
 
 
-def test_a_memory_that_is_more_than_full_is_full() -> None:
-    info = pb.NodeInfo(host=pb.HostInfo(memory_total_bytes=10), devices=[pb.DeviceInfo(memory_total_bytes=10)])
-    device = pb.DeviceSample(memory_used_bytes=25)
-    sample = pb.Sample(host=pb.HostSample(memory_used_bytes=25), devices=[device])
+@pytest.mark.parametrize("used", [1006, 2500])
+def test_a_memory_that_is_more_than_full_is_full(used: int) -> None:
+    info, sample = box(used, total=1000)
+    alone_info, alone = pb.NodeInfo(host=info.host), pb.Sample(host=sample.host)
     assert frame_of(info, sample) == bytes([255, 100, 255, 255, 100, 255])
     vitals = vitals_of(capacities_of(info), sample)
     assert vitals.frame == bytes([255, 100, 255, 255, 100, 255])
-    assert vitals.memory == 2.5  # and what is shown is what was reported
+    assert vitals.memory == used / 1000  # and what is shown is what was reported
+    assert vitals_of(capacities_of(alone_info), alone).frame == bytes([255, 100, 255])

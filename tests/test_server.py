@@ -35,6 +35,7 @@ from bench.http2 import (
 from edge.drawing import plain
 from edge.fleet.admission import COMPLAINTS_PER_SECOND
 from edge.fleet.export import snapshot_json
+from edge.fleet.intake import MAX_UNREAD_BYTES
 from edge.fleet.lens import EVENTS_KEPT
 from edge.fleet.listening import default_endpoint
 from edge.fleet.row import End, Refused, Session, State, state_of
@@ -182,6 +183,20 @@ def test_a_large_heartbeat_is_read_at_once_and_what_is_not_known_is_dropped() ->
     (row,) = registry._all()
     assert (row.unread, row.sample.sequence) == (b"", 2)
     assert len(row.packed_sample) < 100
+
+
+def test_what_is_put_aside_unread_is_small() -> None:
+    registry = Registry(1.0, 10, keeps_history=False)
+    session = opened(registry, "box")
+    session.next_check_at = math.inf
+    least = pb.HeartbeatRequest(sample=pb.Sample(sequence=2)).SerializeToString() + b"\xa2\x06\x80\x0f"  # field 100, 1920 bytes
+    for size in (MAX_UNREAD_BYTES, MAX_UNREAD_BYTES + 1):
+        padding = b"\xaa\x06" + bytes([size - len(least) - 1920 - 3])  # and field 101
+        request = pb.HeartbeatRequest.FromString(least + bytes(1920) + padding + bytes(padding[-1]))
+        assert request.ByteSize() == size
+        registry.heartbeat(session, request)
+        (row,) = registry._all()
+        assert len(row.unread) == (size if size == MAX_UNREAD_BYTES else 0)
 
 
 def test_a_goodbye_is_taken_whatever_came_before_it_and_an_end_settles_what_was_unread() -> None:
@@ -495,6 +510,16 @@ def test_who_comes_back_is_told_with_its_silence() -> None:
     clock.now += 7
     opened(registry, "box")
     assert registry.log.newest(1)[0][1:] == ("back", "box", "after 7s")
+
+
+def test_the_silence_of_a_box_is_not_that_of_its_successor() -> None:
+    clock = Clock()
+    registry = Registry(1.0, 10, clock)
+    opened(registry, "box", "a")
+    clock.now += 11
+    registry.tick()
+    registry.heartbeat(opened(registry, "box", "b"), pb.HeartbeatRequest())
+    assert kinds(registry) == ["joined", "lost", "joined"]
 
 
 def test_a_fleet_that_has_not_come_yet_stretches_nothing() -> None:

@@ -25,7 +25,7 @@ from edge.fleet.intake import (
     vitals_of,
 )
 from edge.fleet.row import Capacities, Vitals
-from edge.protocol import MAX_DEVICES, MAX_TEXT
+from edge.protocol import BACKLOG_SAMPLES, MAX_DEVICES, MAX_TEXT
 from server import Registry
 from tests.fixtures.processes import ROOT, environment
 from tests.fixtures.sessions import Clock, opened, refused
@@ -139,6 +139,14 @@ def test_a_backlog_adds_only_what_has_not_come() -> None:
     opened(registry, "box", backlog=[reading(1), reading(2), reading(3)], sample=reading(4))  # no answer came to the first two
     (row,) = registry.snapshot()
     assert list(row.history[:: len(history.COLUMNS)]) == [10, 20, 30, 40]
+
+
+def test_a_round_trip_is_known_until_the_next_one() -> None:
+    registry = Registry(1.0, 10)
+    session = opened(registry, "box")
+    for microseconds, seconds in ((0, None), (1_500_000, 1.5), (0, 1.5), (250_000, 0.25)):
+        registry.heartbeat(session, pb.HeartbeatRequest(round_trip_microseconds=microseconds))
+        assert registry.snapshot()[0].round_trip_seconds == seconds
 
 
 # ---- What is refused ----
@@ -263,6 +271,16 @@ def test_what_is_too_much_to_keep_is_refused(fields: dict[str, Any], named: str)
     code, reason = refused(lambda: Registry(1.0, 10).open(pb.HeartbeatRequest(node_id="box", **fields), ""))
     assert code is grpc.StatusCode.INVALID_ARGUMENT
     assert named in reason
+
+
+def test_a_backlog_that_is_too_long_is_refused_whenever_it_comes() -> None:
+    registry, backlog = Registry(1.0, 10), [pb.Sample()] * (BACKLOG_SAMPLES + 1)
+    registry.heartbeat(opened(registry, "box", backlog=backlog[1:]), pb.HeartbeatRequest(backlog=backlog[1:]))
+    for action in (
+        lambda: opened(registry, "box", backlog=backlog),
+        lambda: registry.heartbeat(opened(registry, "box"), pb.HeartbeatRequest(backlog=backlog)),
+    ):
+        assert refused(action)[1] == "heartbeat has 301 samples in its backlog: it may have 300"
 
 
 def test_what_is_just_not_too_large_is_kept() -> None:
