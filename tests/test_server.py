@@ -33,7 +33,7 @@ from bench.http2 import (
     request_headers,
 )
 from edge.drawing import plain
-from edge.fleet.admission import COMPLAINTS_PER_SECOND
+from edge.fleet.admission import COMPLAINTS_PER_SECOND, OWN_BYTES
 from edge.fleet.export import snapshot_json
 from edge.fleet.intake import MAX_UNREAD_BYTES
 from edge.fleet.lens import EVENTS_KEPT
@@ -165,6 +165,7 @@ def test_without_a_screen_only_what_is_asked_for_is_read() -> None:
     beat(processes=pb.ProcessList(processes=[pb.Process(pid=7)]))  # what comes after it does not lose it
     (row,) = registry.snapshot()
     assert (row.sample.sequence, row.sample_at, row.processes[0].pid) == (3, clock.now - 1.5, 7)
+    assert row.history == b""
     beat(sample=sample(4, temperature_celsius=10_000))
     (row,) = registry.snapshot()
     assert row.vitals.celsius == 70  # nonsense is not shown
@@ -261,8 +262,26 @@ def test_without_a_screen_sessions_are_checked_at_times_of_their_own() -> None:
     dues = [opened(registry, f"box-{number}").next_check_at - registry.clock() for number in range(100)]
     assert 0 <= min(dues) < CHECK_SECONDS / 4
     assert CHECK_SECONDS * 3 / 4 < max(dues) <= CHECK_SECONDS
-    assert registry.take_unary(pb.HeartbeatRequest(node_id="unary"), "").next_check_at == 0  # at each time
+    for _ in range(2):
+        assert registry.take_unary(pb.HeartbeatRequest(node_id="unary"), "").next_check_at == 0  # at each time
+    session = opened(registry, "box")
+    session.next_check_at = registry.clock()
+    registry.heartbeat(session, pb.HeartbeatRequest(sample=pb.Sample(sequence=1)))
+    assert session.next_check_at == registry.clock() + CHECK_SECONDS
     assert opened(Registry(1.0, 10, Clock()), "box").next_check_at == 0
+
+
+def test_what_was_unread_at_the_end_of_a_stream_is_kept_and_counts() -> None:
+    registry = Registry(1.0, 10, keeps_history=False)
+    session = opened(registry, "box", processes=pb.ProcessList(processes=[pb.Process(name="x" * 250)] * (OWN_BYTES // 255)))
+    session.next_check_at = math.inf
+    registry.heartbeat(session, pb.HeartbeatRequest(sample=pb.Sample(sequence=1, devices=[pb.DeviceSample(error="x" * 250)] * 2)))
+    registry.stream_ended(session, "the stream broke")
+    (row,) = registry._all()
+    assert row.sample.sequence == 1
+    assert registry._memory._all == row.kept_bytes() - OWN_BYTES > 0
+    registry._remove(row, "")
+    assert registry._memory._all == 0
 
 
 def test_forget_takes_only_what_is_gone() -> None:
@@ -485,6 +504,8 @@ def test_a_dead_holder_gives_way(how: str) -> None:
 
 def test_who_may_take_over_from_unary_heartbeats() -> None:
     registry = Registry(1.0, 10, Clock())
+    blanks = [registry.take_unary(pb.HeartbeatRequest(node_id=node_id), "10.0.0.1") for node_id in (" box", "box ")]
+    assert blanks[0] is blanks[1]  # it is one id
     old = pb.HeartbeatRequest(node_id="old", gpu_temp=50)
     assert registry.take_unary(old, "10.0.0.1") is registry.take_unary(old, "10.0.0.1")
     code, _ = refused(lambda: opened(registry, "old", "a"))  # a living first version's node is not pushed aside
