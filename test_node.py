@@ -714,6 +714,7 @@ def test_a_backlog_has_the_newest_samples_that_a_message_has_room_for() -> None:
 def test_the_hottest_device_is_one_that_reports_its_temperature() -> None:
     cold = [pb.DeviceSample(temperature_celsius=-12), pb.DeviceSample()]
     assert node.hottest(pb.Sample(devices=cold)) == -12
+    assert node.hottest(pb.Sample(devices=[pb.DeviceSample(temperature_celsius=celsius) for celsius in (50, 61, 40)])) == 61
     assert node.hottest(pb.Sample(devices=[pb.DeviceSample()], host=pb.HostSample(temperature_celsius=40))) == 0
     assert node.hottest(pb.Sample(host=pb.HostSample(temperature_celsius=40))) == 40
 

@@ -101,10 +101,10 @@ def test_a_row_is_forgotten_after_a_day_and_its_stream_ended(how: str) -> None:
         registry.heartbeat(session, pb.HeartbeatRequest(leaving=True))
     elif how == "broken":
         registry.stream_ended(session, "the stream broke")
-    clock.now += DAY - 1
+    clock.now += DAY
     registry.tick()
     assert len(registry.snapshot()) == 1
-    clock.now += 2
+    clock.now += 1
     registry.tick()
     assert registry.snapshot() == []
     assert bool(ends) == (how == "silent")
@@ -282,6 +282,23 @@ def test_what_was_unread_at_the_end_of_a_stream_is_kept_and_counts() -> None:
     assert registry._memory._all == row.kept_bytes() - OWN_BYTES > 0
     registry._remove(row, "")
     assert registry._memory._all == 0
+
+
+def test_a_row_that_is_put_there_counts_like_one_that_came() -> None:
+    registry = Registry(1.0, 10)
+    opened(registry, "box")
+    (row,) = registry.snapshot()
+    registry.restore(row._replace(node_id="copy", packed_processes=bytes(OWN_BYTES)))
+    assert registry._places.count(row.address) == 2
+    assert registry._memory._all == len(row.packed_info)
+
+
+def test_an_error_elsewhere_is_told_at_the_next_tick() -> None:
+    registry = Registry(1.0, 10)
+    registry.errors.extend(["first", "second\n"])
+    registry.tick()
+    assert [event[1:] for event in registry.log.newest(9)] == [("error", "server", "first"), ("error", "server", "second�")]
+    assert not registry.errors
 
 
 def test_forget_takes_only_what_is_gone() -> None:
