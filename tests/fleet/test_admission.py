@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
+import time
 
 import grpc
 import pytest
@@ -19,9 +21,10 @@ from edge.fleet.admission import (
     Memory,
     Places,
     Rate,
+    WaitingRoom,
     network_of,
 )
-from edge.fleet.row import Row
+from edge.fleet.row import End, Row
 from tests.fixtures.sessions import refused
 
 
@@ -44,6 +47,47 @@ def test_a_rate_has_a_bound_for_each_and_one_for_all_in_each_window() -> None:
     assert [rate.takes(key, 1000.0) for key in "aaabc"] == [True, True, False, True, False]
     assert not rate.takes("c", 1001.9)
     assert [rate.takes(key, 1002.0) for key in "caaab"] == [True, True, True, False, False]
+
+
+def test_a_rate_holds_from_the_first_second() -> None:
+    assert Rate(1, 1, 1).takes("a", 0.0)
+
+
+# ---- The waiting room ----
+
+
+def test_who_waits_longest_is_ended_where_too_many_wait_and_each_after_its_time() -> None:
+    ended: list[tuple[int, str, End]] = []
+    too_many = End("too many calls wait for their first message", grpc.StatusCode.RESOURCE_EXHAUSTED)
+    too_long = End("no message within 0.05 s", grpc.StatusCode.DEADLINE_EXCEEDED)
+
+    async def play() -> None:
+        room = WaitingRoom(2, 0.05, lambda call, address, end: ended.append((call, address, end)))
+        entered: dict[int, float] = {}
+
+        async def come(call: int) -> None:
+            entered[call] = time.monotonic()
+            room.enter(call, f"10.0.0.{call}")
+            await asyncio.sleep(0.01)
+
+        async def all_ended(count: int) -> None:
+            while len(ended) < count:
+                await asyncio.sleep(0.001)
+            assert time.monotonic() - entered[ended[-1][0]] >= 0.05
+
+        for call in (1, 2, 3):
+            await come(call)
+        assert ended == [(1, "10.0.0.1", too_many)]
+        room.leave(1)  # it is over
+        room.leave(2)  # its message has come
+        await asyncio.wait_for(all_ended(2), 5)
+        await come(4)  # where nobody waited any more
+        await come(5)
+        await asyncio.wait_for(all_ended(3), 5)
+        await asyncio.wait_for(all_ended(4), 5)
+
+    asyncio.run(play())
+    assert ended[1:] == [(call, f"10.0.0.{call}", too_long) for call in (3, 4, 5)]
 
 
 def row_of(node_id: str, address: str = "10.0.0.1", kept: int = 0) -> Row:
