@@ -113,19 +113,20 @@ def test_of_one_node_a_few_lines_a_second_are_kept_of_each_kind_that_comes_in_ma
     assert lines_kept([(kind, "box", 7.0, "")] * 9) == PLENTY_OF_ONE
     assert lines_kept([(kind, "box", 7.0, ""), ("joined" if kind != "joined" else "left", "box", 7.0, "")] * 9) == 2 * PLENTY_OF_ONE
     assert lines_kept([(kind, f"box-{number}", 7.0, "") for number in range(300)]) == PLENTY_PER_SECOND
-    assert lines_kept([(kind, f"box-{number}", 7.0 + number // 150, "") for number in range(300)]) == 300
+    assert lines_kept([(kind, f"box-{number}", 8.0 + number // 150, "") for number in range(300)]) == 300
 
 
 def test_of_silent_nodes_there_is_room_for_a_fleet_and_not_for_one_network() -> None:
     one = SILENT_PER_MINUTE // 20
     assert lines_kept([("lost", str(number), 7.0, "10.0.0.1") for number in range(2 * one)]) == one
-    assert lines_kept([("lost", str(number), 30.0 * number, "10.0.0.1") for number in range(2 * one)]) == 2 * one
+    assert lines_kept([("lost", str(number), 60.0 * (number // one), "10.0.0.1") for number in range(2 * one)]) == 2 * one
     fleet = [(kind, str(number), 7.0, f"10.0.{number // 200}.1") for number in range(6000) for kind in ("late", "lost")]
     assert lines_kept(fleet) == 2 * SILENT_PER_MINUTE
 
 
 def test_complaints_have_a_bound_whomever_they_are_about() -> None:
     assert lines_kept([("refused", str(number), 7.0, "") for number in range(100)]) == COMPLAINTS_PER_SECOND
+    assert lines_kept([("refused", "box", 8.0 + number // 10, "") for number in range(20)]) == 2 * COMPLAINTS_PER_SECOND
     kinds = [(kind, "box", 7.0, "") for kind in ("refused", "warning", "error", "more") for _ in range(COMPLAINTS_PER_SECOND)]
     assert lines_kept(kinds) == 3 * COMPLAINTS_PER_SECOND
 
@@ -149,16 +150,17 @@ def test_a_large_fleet_has_a_larger_pool_and_one_network_half_of_it() -> None:
     refused(lambda: memory.swap(None, row_of("one too many", "10.0.0.4", OWN_BYTES + 1)))
     memory.swap(first, None)
     memory.swap(None, row_of("one more", "10.0.0.4", OWN_BYTES + 1))
-    assert memory._of_network == {"10.0.0.2": half - 1, "10.0.0.3": 1, "10.0.0.4": 1}
-    assert memory._all == half + 1
+    memory.swap(second, second._replace(packed_info=bytes(OWN_BYTES + half)))  # it grows by the last byte that is free
+    assert memory._of_network == {"10.0.0.2": half, "10.0.0.3": 1, "10.0.0.4": 1}
+    assert memory._all == half + 2
 
 
 def test_a_row_that_moves_takes_its_memory_along() -> None:
     memory = Memory(1)
     row = row_of("a", kept=OWN_BYTES + 100)
     memory.swap(None, row)
-    memory.swap(row, row._replace(address="10.0.0.2", packed_info=bytes(OWN_BYTES + 101)))
-    assert (memory._all, memory._of_network) == (101, {"10.0.0.2": 101})
+    memory.swap(row, row._replace(address="10.0.0.2"))
+    assert (memory._all, memory._of_network) == (100, {"10.0.0.2": 100})
 
 
 # ---- Places ----
