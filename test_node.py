@@ -206,8 +206,8 @@ def test_a_round_trip_is_from_a_sample_to_its_acknowledgement_and_told_once() ->
     trips.sent(3, 12.0)  # between two acknowledgements
     assert trips.take_microseconds() == 250_000
     assert trips.take_microseconds() == 0
-    assert trips.heard(3, 12.5) == 0.5
-    assert trips.take_microseconds() == 500_000
+    assert trips.heard(3, 12.75) == 0.75
+    assert trips.take_microseconds() == 750_000
 
 
 def test_what_was_not_sent_or_is_acknowledged_already_has_no_round_trip() -> None:
