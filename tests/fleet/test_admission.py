@@ -161,6 +161,8 @@ def test_a_row_that_moves_takes_its_memory_along() -> None:
     memory.swap(None, row)
     memory.swap(row, row._replace(address="10.0.0.2"))
     assert (memory._all, memory._of_network) == (100, {"10.0.0.2": 100})
+    memory.swap(row._replace(address="10.0.0.2"), row_of("a", "10.0.0.3"))
+    assert (memory._all, memory._of_network) == (0, {})
 
 
 # ---- Places ----
@@ -181,6 +183,8 @@ def test_who_has_more_than_half_of_all_places_gives_one_of_them_to_another_netwo
     assert places.newest_of_the_greedy("10.0.0.1") is None
     places.remove(rows[2])
     assert places.newest_of_the_greedy("10.0.0.2") is None
+    five = places_of(5, *rows, row_of("d", "10.0.0.2"), row_of("e", "10.0.0.2"))
+    assert five.newest_of_the_greedy("10.0.0.3") == "c"
     assert [places.count(network) for network in ("10.0.0.1", "10.0.0.2", "10.0.0.3")] == [2, 1, 0]
 
 
