@@ -82,12 +82,14 @@ def test_who_waits_longest_is_ended_where_too_many_wait_and_each_after_its_time(
         room.leave(2)  # its message has come
         await asyncio.wait_for(all_ended(2), 5)
         await come(4)  # where nobody waited any more
-        await come(5)
         await asyncio.wait_for(all_ended(3), 5)
+        await come(5)
+        await come(6)
         await asyncio.wait_for(all_ended(4), 5)
+        await asyncio.wait_for(all_ended(5), 5)
 
     asyncio.run(play())
-    assert ended[1:] == [(call, f"10.0.0.{call}", too_long) for call in (3, 4, 5)]
+    assert ended[1:] == [(call, f"10.0.0.{call}", too_long) for call in (3, 4, 5, 6)]
 
 
 def row_of(node_id: str, address: str = "10.0.0.1", kept: int = 0) -> Row:
