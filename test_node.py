@@ -709,6 +709,8 @@ def test_a_backlog_has_the_newest_samples_that_a_message_has_room_for() -> None:
     assert 90_000 < pb.HeartbeatRequest(backlog=kept).ByteSize() <= 100_000
     assert node.newest_within(samples[:2], 100_000) == samples[:2]
     assert not node.newest_within(samples, 1)
+    room = 8 + samples[-1].ByteSize()
+    assert [len(node.newest_within(samples, 2 * room + more)) for more in (-1, 0, room - 1)] == [1, 2, 2]
 
 
 def test_the_hottest_device_is_one_that_reports_its_temperature() -> None:
