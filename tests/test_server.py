@@ -531,7 +531,9 @@ def test_who_may_take_over_from_unary_heartbeats() -> None:
     session = registry.take_unary(ours, "10.0.0.1")
     assert registry.take_unary(pb.HeartbeatRequest(node_id="ours"), "10.0.0.1") is session  # info comes only with the first
     assert opened(registry, "ours", "a") is not session  # the same instance, with a stream now
-    assert registry.take_unary(ours, "10.0.0.1") is not session  # and back
+    back = registry.take_unary(ours, "10.0.0.1")
+    assert back is not session
+    assert registry.take_unary(ours, "10.0.0.2") is back  # wherever it is
     opened(registry, "anonymous", "")
     opened(registry, "anonymous", "")  # a script's stream, started again
     for action in (
@@ -592,7 +594,7 @@ def test_the_first_acknowledgement_is_due_at_a_time_of_its_own_and_the_next_ones
     assert len(dues) == 50
     assert 0 <= min(dues) < ACKNOWLEDGE_SECONDS / 2 < max(dues) <= ACKNOWLEDGE_SECONDS
     first = sessions[0].next_acknowledgement_at
-    registry.acknowledgement(sessions[0])  # the answer to the first message
+    assert registry.acknowledgement(sessions[0]).acknowledged_sequence == 0  # the answer to a first message without a sample
     assert sessions[0].next_acknowledgement_at == first
     clock.now = first
     registry.acknowledgement(sessions[0])

@@ -91,6 +91,13 @@ def test_a_reading_of_0_counts_and_watts_are_added_up() -> None:
     assert vitals == Vitals(0, 0.75, 30, 40, celsius=0, frame=bytes([0, 75, 0]), with_utilization=1, with_memory=1)
 
 
+def test_of_what_is_not_known_neither_the_memory_nor_the_limit_is() -> None:
+    reading = pb.DeviceSample(memory_used_bytes=5, temperature_celsius=70)
+    vitals = vitals_of(Capacities(devices=((10, 90),)), pb.Sample(devices=[pb.DeviceSample(), reading]))
+    assert (vitals.memory, vitals.memory_total_bytes, vitals.celsius, vitals.limit_celsius) == (None, 0, 70, None)
+    assert vitals_of(Capacities(), pb.Sample(host=pb.HostSample(memory_used_bytes=5))).memory is None
+
+
 def test_of_two_that_are_equally_hot_the_first_one_says_the_limit() -> None:
     devices = [pb.DeviceSample(temperature_celsius=70)] * 2
     assert vitals_of(Capacities(devices=((0, 90), (0, 80))), pb.Sample(devices=devices)).limit_celsius == 90

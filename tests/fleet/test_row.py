@@ -7,7 +7,7 @@ import pytest
 import node_pb2 as pb
 from edge.fleet.columns import age_span
 from edge.fleet.entry import EntryId, make_entries
-from edge.fleet.row import Row, Session, State, reason_of, state_of
+from edge.fleet.row import DEVICE_BYTES, Capacities, Row, Session, State, reason_of, state_of
 from server import Registry
 from tests.fixtures.sessions import Clock, opened
 
@@ -29,9 +29,18 @@ def test_a_lost_node_keeps_its_reason() -> None:
     registry = Registry(1.0, 10, clock)
     registry.stream_ended(opened(registry, "box"), "the stream broke")
     (row,) = registry.snapshot()
+    assert reason_of(row, State.ONLINE, clock.now) == ""
     assert reason_of(row, State.DISCONNECTED, clock.now) == "the stream broke"
     clock.now += 42
     assert reason_of(row, State.LOST, clock.now) == "no heartbeat for 42s; the stream broke"
+
+
+def test_what_a_row_takes_is_all_that_its_node_has_chosen() -> None:
+    row = Row(
+        "box", "", None, 1.0, packed_info=bytes(1), packed_sample=bytes(20), packed_processes=bytes(300), history=bytes(4000),
+        capacities=Capacities(devices=((0, 0),) * 2),
+    )  # fmt: skip
+    assert row.kept_bytes() == 4321 + 2 * DEVICE_BYTES
 
 
 def test_three_ages_are_told_apart() -> None:
