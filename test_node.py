@@ -106,7 +106,8 @@ def test_telemetry_logs_a_failing_device_once_and_its_return() -> None:
     eventually(lambda: state.newest_sequence() >= 5)
     state.close()
     telemetry.join(5)
-    assert [line.text for line in state.view().log] == ["GPU 0: GPU is lost", "GPU 0: answers again"]
+    lines = [(line.kind, line.text) for line in state.view().log]
+    assert lines == [("error", "GPU 0: GPU is lost"), ("info", "GPU 0: answers again")]
     assert not telemetry.is_alive()
 
 
@@ -153,6 +154,44 @@ def test_samples_keep_their_cadence_and_a_slow_reading_skips_beats() -> None:
     state.slow = Slow(clock, 0.25, 0.5, 2.5, 0.25, 0.25)
     node.keep_sampling(Machine(LocalHost(), [state.slow]), state, 1.0)
     assert [sample.taken_milliseconds for sample in state.unacknowledged()] == [0, 1000, 2000, 4500, 5500]
+    assert [sample.sequence for sample in state.unacknowledged()] == [1, 2, 3, 4, 5]
+
+
+def test_each_change_has_another_version_and_is_told() -> None:
+    state = node.NodeState("Node-1", "", pb.NodeInfo(), 1.0, Clock())
+    told: list[str] = []
+    state.on_change = lambda: told.append("changed")
+    processes = pb.ProcessList(processes=[pb.Process(pid=7)])
+    for number, change in enumerate(
+        (
+            lambda: state.publish(pb.Sample(sequence=1)),
+            lambda: state.publish_processes(processes),
+            lambda: state.rename("Node-2"),
+            lambda: state.update_link(phase="connected"),
+            lambda: state.log("connected"),
+            state.close,
+        )
+    ):
+        assert state.version() == len(told) == number
+        change()
+    state.publish_processes(pb.ProcessList(processes=[pb.Process(pid=7)]))  # no news
+    assert state.version() == len(told) == 6
+
+
+def test_a_view_says_how_old_its_sample_is() -> None:
+    clock = Clock()
+    state = node.NodeState("Node-1", "", pb.NodeInfo(), 1.0, clock)
+    clock.now += 1
+    state.publish(pb.Sample(sequence=1))
+    clock.now += 2.5
+    assert state.view().sample_age_seconds == 2.5
+
+
+def test_a_failure_is_logged_and_ends_the_program() -> None:
+    state = node.NodeState("Node-1", "", pb.NodeInfo(), 1.0)
+    state.fail("the box is on fire")
+    assert [(line.kind, line.text) for line in state.view().log] == [("error", "the box is on fire")]
+    assert (state.failure, state.is_closed()) == ("the box is on fire", True)
 
 
 def test_each_notice_is_logged_once() -> None:
