@@ -20,7 +20,7 @@ from edge.fleet.admission import (
     Lines,
     Memory,
     Places,
-    Rate,
+    RateLimit,
     WaitingRoom,
     network_of,
 )
@@ -43,14 +43,14 @@ def test_an_owner_has_an_ipv4_address_or_64_bits_of_an_ipv6_network(address: str
 
 
 def test_a_rate_has_a_bound_for_each_and_one_for_all_in_each_window() -> None:
-    rate = Rate(seconds=2, most=3, of_each=2)
+    rate = RateLimit(seconds=2, most=3, of_each=2)
     assert [rate.takes(key, 1000.0) for key in "aaabc"] == [True, True, False, True, False]
     assert not rate.takes("c", 1001.9)
     assert [rate.takes(key, 1002.0) for key in "caaab"] == [True, True, True, False, False]
 
 
 def test_a_rate_holds_from_the_first_second() -> None:
-    assert Rate(1, 1, 1).takes("a", 0.0)
+    assert RateLimit(1, 1, 1).takes("a", 0.0)
 
 
 # ---- The waiting room ----
