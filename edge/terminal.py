@@ -16,7 +16,7 @@ from edge.drawing import Line
 from edge.keyboard import Keyboard
 from edge.program import HANGUP, SIGNALLED, Failure, OutputClosed, abandon_stdout, turn_to_nowhere, writing
 
-MOST_COLUMNS, MOST_LINES = 2000, 1000  # that are drawn: a terminal of 65535 x 65535, as some say, would take all memory
+MAX_COLUMNS, MAX_LINES = 2000, 1000  # that are drawn: a terminal of 65535 x 65535, as some say, would take all memory
 SAME_SECONDS = 0.5  # a second SIGINT that comes sooner is the first: npm, uv and other wrappers send two
 # Ours in the alternate screen: a character wider than we think must not wrap into the next line; what others left on is off, mouse
 # (1000 to 1003, its encodings 1005, 1006 and 1015) and focus (1004); a paste is marked as one (2004).
@@ -248,7 +248,7 @@ class Screen:
         """Columns and lines of the terminal now; (0, 0) where it has none."""
         with contextlib.suppress(OSError):
             columns, lines = os.get_terminal_size(sys.stdout.fileno())
-            return min(columns, MOST_COLUMNS), min(lines, MOST_LINES)
+            return min(columns, MAX_COLUMNS), min(lines, MAX_LINES)
         return (0, 0)
 
     def draw(self, lines: list[Line]) -> None:

@@ -723,7 +723,7 @@ def test_the_licenses_come_along(box: Box) -> None:
 
 def test_the_bootstrap_can_be_read_at_one_sitting() -> None:
     for path in ROOT.glob("pyz/*.py"):
-        assert len(path.read_text().splitlines()) < 200
+        assert len(path.read_text().splitlines()) < 220
 
 
 # --- build.py ---

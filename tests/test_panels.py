@@ -251,7 +251,7 @@ def test_processes_with_most_memory_come_first_with_their_share_of_the_device() 
         pb.NodeInfo(devices=[pb.DeviceInfo(index=0, memory_total_bytes=16 * 2**30)]), pb.Sample(), processes_of(8, 1), b""
     )
     rows = plain(process_lines(subject, 80, 0, 3)).splitlines()
-    assert rows[0].split() == ["GPU", "PID", "USER", "MEMORY", "OF", "THE", "GPU'S", "NAME"]
+    assert rows[0].split() == ["GPU", "PID", "USER", "MEMORY", "SHARE", "NAME"]
     assert rows[1].split() == ["0", "8", "ada", "8.0", "GiB", "█████·····", "50%", "job-8"]
     assert [row.split()[1] for row in rows[1:]] == ["8", "7", "6"]
     assert [row.split()[1] for row in plain(process_lines(subject, 80, 3, 2)).splitlines()[1:]] == ["5", "4"]

@@ -249,7 +249,7 @@ def test_to_forget_says_what_became_of_it() -> None:
     registry = Registry(1.0, 10, clock)
     opened(registry, "box")
     assert not registry.forget("box")
-    assert registry.log.newest(1)[0][1:] == ("warning", "box", "stays: it is neither lost nor left")
+    assert registry.log.newest(1)[0].kind == "joined"  # that it stays is no event: who asked is told
     clock.now += 11
     assert registry.forget("box")
     assert registry.log.newest(1)[0][1:] == ("forgotten", "box", "by the user")

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from edge.terminal import ASCII_ONLY, MOST_COLUMNS, MOST_LINES, Inputs, Screen, writable
+from edge.terminal import ASCII_ONLY, MAX_COLUMNS, MAX_LINES, Inputs, Screen, writable
 from tests.fixtures.processes import Terminal, eventually
 
 Open = Callable[..., Terminal]
@@ -206,6 +206,6 @@ def test_every_block_and_border_has_a_character_of_ascii(monkeypatch: pytest.Mon
 def test_a_terminal_that_says_it_is_huge_is_drawn_in_part(monkeypatch: pytest.MonkeyPatch) -> None:
     with Inputs(keyboard=False) as inputs:
         screen = Screen(inputs, no_color=True)
-        for said, drawn in (((65535, 65535), (MOST_COLUMNS, MOST_LINES)), ((65535, 1), (MOST_COLUMNS, 1)), ((80, 24), (80, 24))):
+        for said, drawn in (((65535, 65535), (MAX_COLUMNS, MAX_LINES)), ((65535, 1), (MAX_COLUMNS, 1)), ((80, 24), (80, 24))):
             monkeypatch.setattr("os.get_terminal_size", lambda *_, said=said: said)
             assert screen.size() == drawn

@@ -15,7 +15,7 @@ from edge.hardware.state_folder import StateFile, state_folder
 from edge.protocol import check_node_id
 from edge.text import encodable
 
-MOST_DIGITS = 12
+MAX_DIGITS = 12
 MULTICAST = 1 << 40  # a bit of a MAC: uuid.getnode() sets it in the number that it makes up where there is none (RFC 9562, 6.10)
 
 
@@ -38,7 +38,7 @@ def simulated_text(seed: int) -> str:
 def draw_id(machine: str, attempt: int) -> str:
     """ "Node-" and four digits, derived from the machine; others for each attempt, and more of them later, since a large fleet uses
     up the short ones."""
-    lowest = 10 ** min(3 + attempt // 3, MOST_DIGITS - 1)
+    lowest = 10 ** min(3 + attempt // 3, MAX_DIGITS - 1)
     return f"Node-{lowest + int(random.Random(f'{machine} {attempt}').random() * 9 * lowest)}"
 
 
