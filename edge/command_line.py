@@ -6,6 +6,7 @@ import argparse
 import math
 import os
 import re
+import socket
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, NoReturn
@@ -31,6 +32,14 @@ def target_of(address: str) -> str:
     return address.replace("%", "%25")
 
 
+def is_ipv6(host: str) -> bool:
+    """Whether this is an IPv6 address, with or without a zone."""
+    try:
+        return bool(socket.inet_pton(socket.AF_INET6, host.partition("%")[0]))
+    except OSError:
+        return False
+
+
 def parse_endpoint(text: str) -> Endpoint:
     """HOST[:PORT], where HOST is a name, an IPv4 address, or an IPv6 address with or without brackets.
 
@@ -38,10 +47,11 @@ def parse_endpoint(text: str) -> Endpoint:
     """
     if text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is no address: write HOST:{text} if it is a port, like 0.0.0.0:{text}")
-    match = re.fullmatch(r"\[([^\[\]/\s]+)\](?::(\d+))?|([^\[\]:/\s]+)(?::(\d+))?|([^\[\]/\s]*:[^\[\]/\s]*:[^\[\]/\s]*)", text)
-    if not match:
+    inner = r"[^][/?#@*,\s"  # all but what is in no name and no address: gRPC would take some of it for parts of a URI
+    match = re.fullmatch(rf"\[({inner}]+)\](?::(\d+))?|({inner}:]+)(?::(\d+))?|({inner}]*:{inner}]*:{inner}]*)", text)
+    host = (match[1] or match[3] or match[5]) if match else ""
+    if not match or (":" in host and not is_ipv6(host)):
         raise argparse.ArgumentTypeError(f"{text!r} is no address: write HOST or HOST:PORT, like 10.0.0.5:50051 or [fd00::5]:50051")
-    host = match[1] or match[3] or match[5]
     port = int(match[2] or match[4] or DEFAULT_PORT)
     if port > 65535:
         raise argparse.ArgumentTypeError(f"{text!r} has no port from 1 to 65535")

@@ -45,8 +45,12 @@ def test_addresses(text: str, host: str, port: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", ":50051", "a b", "http://host:50051", "host:port", "host:70000", "[::1", "[::1]x", "host:", "a/b"]
-)
+    "text",
+    [
+        "", ":50051", "a b", "http://host:50051", "host:port", "host:70000", "[::1", "[::1]x", "host:", "a/b",
+        "host#x", "host?x", "a@b", "a,b", "*", "1.2.3.4:5:6", "[1:2]:3", ":::", "1::2::3",  # gRPC makes something else of these
+    ],
+)  # fmt: skip
 def test_bad_addresses_say_what_to_write(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match=r"HOST:PORT|no port"):
         parse_endpoint(text)

@@ -57,6 +57,7 @@ class LocalHost:
         self._memory = Memory(None, None)
         self._processors_at: float | None = None
         self._processors = 0
+        self._counted_time = -math.inf, 0.0  # when the processors' time was looked at, really; and what it was, in seconds
         self._counters: tuple[float, dict[Key, Any]] = -math.inf, {}
         self._counted: list[Key] = []
         self._psutil: Any = None
@@ -187,6 +188,11 @@ class LocalHost:
         percents = [min(max(percent, 0.0), 100.0) for percent in self._psutil.cpu_percent(percpu=True)]
         if not percents or math.isnan(sum(percents)):
             raise ValueError("there are none")
+        (before_at, before), is_first = self._counted_time, not self._processors
+        if is_first or not any(percents):  # idle, or not counted at all (gVisor): psutil says 0 for both
+            now, counted = self._counted_time = time.monotonic(), sum(self._psutil.cpu_times())
+            if counted == before and SHORTEST_MEAN_SECONDS <= now - before_at < math.inf:
+                raise ValueError("their time stands still")
         return percents
 
     def _add_network(self, host: pb.HostSample, now: float) -> None:

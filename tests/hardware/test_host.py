@@ -214,6 +214,20 @@ def test_processors_that_come_or_go_are_not_compared_with_one_another(
     assert [reported(host.host_sample(), "cpu_percent") for _ in range(4)] == [None, 20, None, 50]
 
 
+def test_processors_whose_time_stands_still_are_not_idle(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
+    seconds = iter([(5.0, 9.0), (5.0, 10.0), (5.0, 10.0), (5.0, 11.0)])
+    monkeypatch.setattr("psutil.cpu_percent", lambda percpu: [0.0, 0.0])  # which is what psutil makes of both
+    monkeypatch.setattr("edge.hardware.host.SHORTEST_MEAN_SECONDS", 0.0)
+    monkeypatch.setattr("psutil.cpu_times", lambda: next(seconds))
+    host = well_for(tmp_path)
+    assert [reported(host.host_sample(), "cpu_percent") for _ in range(4)] == [None, 0, None, None]
+    assert host.notices() == []  # it goes on
+    monkeypatch.setattr("psutil.cpu_times", lambda: (0.0, 0.0))  # gVisor
+    host = well_for(tmp_path)
+    assert not read_twice(host).HasField("cpu_percent")
+    assert host.notices() == ["processors can't be read (ValueError: their time stands still)"]
+
+
 def test_no_processors_are_a_dash(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
     monkeypatch.setattr("psutil.cpu_percent", lambda percpu: [])
     host = well_for(tmp_path)
