@@ -650,3 +650,14 @@ def test_a_line_of_a_log_has_local_time(monkeypatch: pytest.MonkeyPatch) -> None
         here = time_stamp(1_800_000_000)
     time.tzset()
     assert here == "2027-01-15 07:00:00"
+
+
+@pytest.mark.parametrize("program", ["node", "server"])
+def test_what_was_opened_is_closed(start: Start, tmp_path: pathlib.Path, program: str) -> None:
+    arguments = ["--once"] if program == "node" else ["--headless", "--listen", "127.0.0.1:0"]
+    running = start("-X", "dev", f"{program}.py", *arguments, STATE_DIRECTORY=str(tmp_path))  # in which Python tells what was not
+    if program == "server":
+        running.line("listening on")
+        running.process.send_signal(signal.SIGTERM)
+    running.wait()
+    assert not [line for line in running.lines if "Warning" in line]
