@@ -11,7 +11,7 @@ import uuid
 
 import pytest
 
-from edge.hardware.identity import MULTICAST, Identity, draw_id, machine_text, simulated_text
+from edge.hardware.identity import MOST_DIGITS, MULTICAST, Identity, draw_id, machine_text, simulated_text
 from edge.hardware.state_folder import StateFile, state_folder
 from edge.protocol import MAX_NODE_ID
 from tests.fixtures.processes import ROOT
@@ -24,8 +24,8 @@ def test_ids_are_the_same_after_a_restart_and_other_for_each_attempt() -> None:
     assert drawn == [draw_id(MACHINE, attempt) for attempt in range(8)]
     assert len(set(drawn)) == 8
     assert [len(name) - len("Node-") for name in drawn] == [4, 4, 4, 5, 5, 5, 6, 6]
-    assert len(draw_id(MACHINE, 5000)) < MAX_NODE_ID  # of a server that takes none
     assert drawn[::4] == ["Node-6288", "Node-77842"]  # whatever version of the agent draws
+    assert len(draw_id(MACHINE, 5000)) == len("Node-") + MOST_DIGITS < MAX_NODE_ID  # of a server that takes none
     identity = Identity(None, MACHINE)
     assert identity.node_id == drawn[0]
     assert identity.redraw() == drawn[1]
@@ -67,6 +67,11 @@ def test_a_drawn_id_that_was_accepted_is_the_first_that_is_asked_for(state_home:
     assert again.redraw() not in (second_choice, draw_id(MACHINE, 0))
     again.accepted()
     assert path.read_text().count("Node-") == 1  # the longer one before left nothing behind
+    kept = path.read_text()
+    again.close()
+    again.redraw()
+    again.accepted()  # after it has let go of its file
+    assert path.read_text() == kept
 
 
 def test_a_second_agent_of_the_same_user_keeps_nothing(state_home: pathlib.Path) -> None:
