@@ -191,7 +191,7 @@ class LocalHost:
         (before_at, before), is_first = self._counted_time, not self._processors
         if is_first or not any(percents):  # idle, or not counted at all (gVisor): psutil says 0 for both
             now, counted = self._counted_time = time.monotonic(), sum(self._psutil.cpu_times())
-            if counted == before and SHORTEST_MEAN_SECONDS <= now - before_at < math.inf:
+            if counted == before and MIN_MEAN_SECONDS <= now - before_at < math.inf:
                 raise ValueError("their time stands still")
         return percents
 

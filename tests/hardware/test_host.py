@@ -217,7 +217,7 @@ def test_processors_that_come_or_go_are_not_compared_with_one_another(
 def test_processors_whose_time_stands_still_are_not_idle(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
     seconds = iter([(5.0, 9.0), (5.0, 10.0), (5.0, 10.0), (5.0, 11.0)])
     monkeypatch.setattr("psutil.cpu_percent", lambda percpu: [0.0, 0.0])  # which is what psutil makes of both
-    monkeypatch.setattr("edge.hardware.host.SHORTEST_MEAN_SECONDS", 0.0)
+    monkeypatch.setattr("edge.hardware.host.MIN_MEAN_SECONDS", 0.0)
     monkeypatch.setattr("psutil.cpu_times", lambda: next(seconds))
     host = well_for(tmp_path)
     assert [reported(host.host_sample(), "cpu_percent") for _ in range(4)] == [None, 0, None, None]

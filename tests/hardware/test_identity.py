@@ -11,7 +11,7 @@ import uuid
 
 import pytest
 
-from edge.hardware.identity import MOST_DIGITS, MULTICAST, Identity, draw_id, machine_text, simulated_text
+from edge.hardware.identity import MAX_DIGITS, MULTICAST, Identity, draw_id, machine_text, simulated_text
 from edge.hardware.state_folder import StateFile, state_folder
 from edge.protocol import MAX_NODE_ID
 from tests.fixtures.processes import ROOT
@@ -25,7 +25,7 @@ def test_ids_are_the_same_after_a_restart_and_other_for_each_attempt() -> None:
     assert len(set(drawn)) == 8
     assert [len(name) - len("Node-") for name in drawn] == [4, 4, 4, 5, 5, 5, 6, 6]
     assert drawn[::4] == ["Node-6288", "Node-77842"]  # whatever version of the agent draws
-    assert len(draw_id(MACHINE, 5000)) == len("Node-") + MOST_DIGITS < MAX_NODE_ID  # of a server that takes none
+    assert len(draw_id(MACHINE, 5000)) == len("Node-") + MAX_DIGITS < MAX_NODE_ID  # of a server that takes none
     identity = Identity(None, MACHINE)
     assert identity.node_id == drawn[0]
     assert identity.redraw() == drawn[1]
