@@ -209,6 +209,8 @@ def test_a_connection_without_a_call_is_closed(
     serve: Serve, dial: Dial, connect: Connect, monkeypatch: pytest.MonkeyPatch, greeting: bytes
 ) -> None:
     monkeypatch.setattr("edge.protocol.FIRST_MESSAGE_SECONDS", 0.2)
+    monkeypatch.setattr("edge.protocol.SERVER_PING_SECONDS", 1)
+    monkeypatch.setattr("edge.protocol.SERVER_PING_TIMEOUT_SECONDS", 1)
     serving = serve()
     stream = connect(serving.address)
     stream.answer()
