@@ -347,8 +347,8 @@ class Registry:
         with self._lock:
             self._beating = len(rows) - len(gone)
             self._places.set_gone(gone)
-            for row in rows:
-                if (row.node_id in hung) != (row.node_id in self._hung):
+            for node_id in sorted(hung ^ self._hung):
+                if row := self._rows.get(node_id):
                     self._lines.tell_sensors(row, now)
             self._hung = hung
             for row, state in silent:

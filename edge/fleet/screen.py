@@ -194,8 +194,8 @@ def totals_parts(view: View) -> list[Line]:
 
 
 def of_some(number: int, count: int) -> str:
-    """Of how many a sum is, where the others do not report it."""
-    return f" (of {number:,})" if number < count else ""
+    """Of how many of all a sum is, where the others do not report it."""
+    return f" ({number:,} of {count:,})" if number < count else ""
 
 
 def footer(view: View, width: int) -> Line:

@@ -62,7 +62,7 @@ def test_a_sum_says_of_how_many_it_is_where_others_do_not_report() -> None:
     idle, silent, lost = pb.DeviceSample(power_milliwatts=0), pb.DeviceSample(), pb.DeviceSample(error="GPU is lost")
     assert "2 GPUs · utilization 100% · memory 100 B of 200 B · power 800 W " in text_of(node_of("a", full, full))
     text = text_of(node_of("a", full, full, silent), node_of("b", full, lost), node_of("c", cpu_percent=0, memory_used_bytes=1))
-    assert "5 GPUs · utilization 100% · memory 150 B of 300 B (of 3) · power 1.2 kW (of 3) " in text
+    assert "5 GPUs · utilization 100% · memory 150 B of 300 B (3 of 5) · power 1.2 kW (3 of 5) " in text
     assert "≥800W" in text  # of the node, too
     assert "≥400W" in text
     assert " · power 0 W " in text_of(node_of("a", idle, idle))  # reported, and nothing
@@ -79,7 +79,7 @@ def test_the_mean_of_a_fleet_is_of_the_gpus_that_report() -> None:
 def test_a_fleet_without_gpus_adds_up_its_hosts() -> None:
     one, other = (node_of(name, cpu_percent=50, memory_used_bytes=10) for name in "ab")
     assert "0 GPUs · utilization 50% · memory 20 B of 80 B " in text_of(one, other)
-    assert "memory 20 B of 80 B (of 2) " in text_of(one, other, node_of("c", cpu_percent=50))
+    assert "memory 20 B of 80 B (2 of 3) " in text_of(one, other, node_of("c", cpu_percent=50))
 
 
 # ---- Frozen ----
