@@ -82,7 +82,7 @@ def test_streams_opened_and_reset_over_and_over_stay_within_that(serve: Serve, c
 def test_of_those_that_wait_with_their_first_message_the_longest_waiting_ends(
     serve: Serve, connect: Connect, dial: Dial, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.MAX_WAITING", 20)
+    monkeypatch.setattr("edge.fleet.service.MAX_WAITING", 20)
     serving = serve()
     peer = dial(serving)
     peer.send(*(request_headers(2 * number + 1) for number in range(30)))
@@ -128,7 +128,7 @@ def test_a_call_that_says_nothing_is_ended_whichever_it_is(serve: Serve, dial: D
 def test_unary_calls_beyond_the_budget_are_refused_at_once_and_streams_go_on(
     serve: Serve, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.UNARY_OF_ONE", 10)
+    monkeypatch.setattr("edge.fleet.service.UNARY_OF_ONE", 10)
     clock = Clock()
     serving = serve(clock=clock)
     stream = connect(serving.address)

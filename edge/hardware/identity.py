@@ -11,8 +11,8 @@ import socket
 import uuid
 
 from edge.hardware.base import read_text, reason
-from edge.hardware.state_folder import StateFile, state_folder
 from edge.protocol import check_node_id
+from edge.state_folder import StateFile, state_folder
 from edge.text import encodable
 
 MAX_DIGITS = 12

@@ -12,8 +12,8 @@ import uuid
 import pytest
 
 from edge.hardware.identity import MAX_DIGITS, MULTICAST, Identity, draw_id, machine_text, simulated_text
-from edge.hardware.state_folder import StateFile, state_folder
 from edge.protocol import MAX_NODE_ID
+from edge.state_folder import StateFile, state_folder
 from tests.fixtures.processes import ROOT
 
 MACHINE = "4f1c9c3f0cbb4a3f8a44a2a3c9f1d2e7"
@@ -178,7 +178,7 @@ def test_where_the_state_folder_is(monkeypatch: pytest.MonkeyPatch, state_home: 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can be another user")
 def test_a_user_without_a_home_is_told_what_to_set() -> None:
-    code = "import os; from edge.hardware.state_folder import state_folder; os.setuid(54321); state_folder()"
+    code = "import os; from edge.state_folder import state_folder; os.setuid(54321); state_folder()"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env={}, capture_output=True, text=True, check=False, timeout=20)
     assert done.stderr.endswith("\nOSError: this user has no home folder, and STATE_DIRECTORY is not set\n")
 

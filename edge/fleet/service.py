@@ -1,0 +1,186 @@
+"""The calls of node.proto as the network thread serves them: what each stream is told, and what ends it."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol, cast
+
+import grpc
+import grpc.aio
+
+import node_pb2 as pb
+import node_pb2_grpc
+from edge.fleet.admission import RateLimit, WaitingRoom, network_of
+from edge.fleet.intake import heartbeat_of
+from edge.fleet.listening import peer_address
+from edge.fleet.row import GOING_AWAY, End, Refused, Session
+from edge.protocol import GOODBYE_SECONDS
+
+UNARY_PER_SECOND, UNARY_OF_ONE = 3000, 2500  # heartbeats without a stream that are answered: of all, and of one network
+TOO_MANY_UNARY = f"over {UNARY_OF_ONE} unary heartbeats a second of one network, or {UNARY_PER_SECOND} of all: use StreamHeartbeats"
+MAX_WAITING = 800  # calls whose first message has not come, 26 KiB each: of a fleet that comes back some hundreds are on the way
+
+
+class Sessions(Protocol):
+    """What the calls need of the registry."""
+
+    clock: Callable[[], float]
+
+    def open(self, request: pb.HeartbeatRequest, address: str, close: Callable[[End], object] | None = None) -> Session: ...
+    def heartbeat(self, session: Session, request: pb.HeartbeatRequest) -> None: ...
+    def take_unary(self, request: pb.HeartbeatRequest, address: str) -> Session: ...
+    def acknowledgement(self, session: Session) -> pb.HeartbeatResponse: ...
+    def stream_ended(self, session: Session, reason: str) -> None: ...
+    def complain(self, kind: str, node_id: str, text: str) -> None: ...
+
+
+class Service(node_pb2_grpc.NodeServiceServicer):
+    """The two calls of node.proto. Both take bytes: what is too much is refused before it is parsed, or even read."""
+
+    def __init__(self, registry: Sessions, first_message_seconds: float) -> None:
+        self._registry = registry
+        self._unary = RateLimit(1, UNARY_PER_SECOND, UNARY_OF_ONE)
+        # Calls by number, and why the server ends those that it ends. A call's frames do not hold its task: the task keeps
+        # the error that ended it, and that the frames. Such cycles wait for a garbage collection, with all that they hold.
+        self._streams: dict[int, asyncio.Task[None]] = {}
+        self._ends: dict[int, End] = {}
+        self._waiting = WaitingRoom(MAX_WAITING, first_message_seconds, self._end_waiting)
+        self._answering: set[int] = set()  # streams with an answer under way: gRPC takes no status beside it
+        self.has_unheard = False  # an answer was broken off, and gRPC has yet to say what became of it
+        self._numbers = itertools.count()
+        self._closing = False
+
+    def handlers(self) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
+        """The calls by their names. What gRPC takes for a stream of requests can be refused before its first one is read."""
+        serialize = pb.HeartbeatResponse.SerializeToString
+        return {
+            "Heartbeat": grpc.stream_unary_rpc_method_handler(self.Heartbeat, None, serialize),
+            "StreamHeartbeats": grpc.stream_stream_rpc_method_handler(self.StreamHeartbeats, None, serialize),
+        }
+
+    async def Heartbeat(self, requests: object, context: Any) -> pb.HeartbeatResponse | None:
+        """One heartbeat, one answer."""
+        call = self._call(context, self._take_one)
+        del requests, context  # see _call
+        return await call
+
+    async def StreamHeartbeats(self, requests: object, context: Any) -> None:
+        """A session: one stream from its first message to its end."""
+        call = self._call(context, self._hold_session)
+        del requests, context
+        await call
+
+    async def _call(self, context: Any, body: Callable[..., Awaitable[pb.HeartbeatResponse | None]]) -> pb.HeartbeatResponse | None:
+        """A call, and its status where `body` is refused or the server ends it."""
+        stream = next(self._numbers)
+        self._streams[stream] = cast("asyncio.Task[None]", asyncio.current_task())
+        if self._closing:
+            self._ends[stream] = GOING_AWAY
+        try:
+            return await body(context, stream)
+        except Refused as error:
+            end = error.end
+        except asyncio.CancelledError:
+            if stream not in self._ends or stream in self._answering:  # the node is gone; or does not read, and can be told nothing
+                raise
+            end = self._ends[stream]
+        finally:
+            del self._streams[stream]
+            self._ends.pop(stream, None)
+            self._waiting.leave(stream)
+            self._answering.discard(stream)
+        abort = context.abort(end.code, end.reason)
+        del context  # it keeps the error that `abort` raises, and that this frame
+        await abort
+        raise AssertionError("abort raises")
+
+    async def _take_one(self, context: Any, stream: int) -> pb.HeartbeatResponse:
+        address, node_id = peer_address(context.peer()), ""
+        try:
+            if not self._unary.takes(network_of(address), self._registry.clock()):
+                raise Refused(TOO_MANY_UNARY, grpc.StatusCode.RESOURCE_EXHAUSTED)
+            request = await self._first_message(context, stream, address)
+            node_id = request.node_id
+            return self._registry.acknowledgement(self._registry.take_unary(request, address))
+        except Refused as error:
+            self._log_refusal(node_id, address, error)
+            raise
+
+    async def _hold_session(self, context: Any, stream: int) -> None:
+        """Until the goodbye, or the node half-closes. The first message and the goodbye are answered at once, others at times."""
+        address, node_id = peer_address(context.peer()), ""
+        session, reason = None, "the stream broke"
+        try:
+            first = await self._first_message(context, stream, address)
+            node_id = first.node_id
+            session = self._registry.open(first, address, self._closer(stream))
+            del first  # what a stream holds while it waits, it holds ten thousand times
+            await self._answer(context, stream, session)
+            while (raw := await context.read()) is not grpc.aio.EOF:
+                request = heartbeat_of(raw)
+                self._registry.heartbeat(session, request)
+                if request.leaving or self._registry.clock() >= session.next_acknowledgement_at:
+                    await self._answer(context, stream, session)
+                if request.leaving:
+                    return
+                del raw, request
+        except Refused as error:
+            reason = error.end.reason
+            self._log_refusal(node_id, address, error)
+            raise
+        finally:
+            if session:
+                self._registry.stream_ended(session, reason)
+
+    async def _first_message(self, context: Any, stream: int, address: str) -> pb.HeartbeatRequest:
+        self._waiting.enter(stream, address)
+        raw = await context.read()
+        self._waiting.leave(stream)
+        if raw is grpc.aio.EOF:
+            raise Refused("the stream ended before its first message")
+        return heartbeat_of(raw)
+
+    def _end_waiting(self, stream: int, address: str, end: End) -> None:
+        self._log_refusal("", address, Refused(*end))
+        self._end_stream(stream, end)
+
+    async def _answer(self, context: Any, stream: int, session: Session) -> None:
+        """Acknowledge. A node that does not read keeps this waiting, until its stream ends."""
+        self._answering.add(stream)
+        try:
+            await context.write(self._registry.acknowledgement(session))
+        except asyncio.CancelledError:
+            self.has_unheard = True
+            raise
+        except grpc.aio.InternalError as error:  # the node is gone: nothing to be said, and no news
+            raise asyncio.CancelledError from error
+        self._answering.discard(stream)
+        if stream in self._ends:  # meanwhile
+            raise asyncio.CancelledError
+
+    def _log_refusal(self, node_id: str, address: str, refused: Refused) -> None:
+        self._registry.complain("refused", node_id, f"{address}: {refused.told_here} ({refused.end.code.name})")
+
+    def _closer(self, stream: int) -> Callable[[End], object]:
+        """What ends a stream, from any thread."""
+        loop = asyncio.get_running_loop()
+        return lambda end: loop.call_soon_threadsafe(self._end_stream, stream, end)
+
+    def _end_stream(self, stream: int, end: End) -> None:
+        if stream in self._streams:
+            self._ends[stream] = end
+            if stream in self._answering:  # gRPC takes no status before that is over; a node that does not read gets none
+                asyncio.get_running_loop().call_later(GOODBYE_SECONDS / 4, self._streams[stream].cancel)
+            else:
+                self._streams[stream].cancel()
+
+    async def close(self) -> None:
+        """End every session with a status that says: come back soon."""
+        self._closing = True
+        tasks = list(self._streams.values())
+        for stream in list(self._streams):
+            self._end_stream(stream, GOING_AWAY)
+        if tasks:
+            await asyncio.wait(tasks, timeout=GOODBYE_SECONDS / 2)
