@@ -23,7 +23,7 @@ LAYERS = (
     ("edge.hardware.identity", "edge.hardware.disks", "edge.hardware.network"),
     ("edge.hardware.host", "edge.hardware.nvml", "edge.hardware.simulated"),
     ("edge.hardware.machine",),
-    ("edge.fleet.row", "edge.fleet.listening"),
+    ("edge.fleet.row", "edge.fleet.listening", "edge.fleet.joining"),
     ("edge.fleet.intake", "edge.fleet.admission"),
     ("edge.fleet.entry", "edge.fleet.service"),
     ("edge.fleet.metrics",),

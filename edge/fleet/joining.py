@@ -1,0 +1,116 @@
+"""How a box gets in: where this server is reached, the token to paste there, and what to type."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import re
+import socket
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from edge.command_line import Endpoint, is_ipv6
+from edge.protocol import DEFAULT_PORT
+from edge.text import visible
+
+ADDRESSES_TOLD = 4  # of a machine that has more
+# Interfaces for what runs on this machine: other boxes do not reach them.
+INNER = re.compile(r"docker|br-[0-9a-f]{12}$|veth|virbr|lxc|lxdbr|cni|flannel|cali|cilium|podman|vmnet|vboxnet|vEthernet")
+FAR = {socket.AF_INET: "192.0.2.1", socket.AF_INET6: "2001:db8::1"}  # of no machine (RFC 5737, 3849): by the default route
+Step = tuple[str, str]  # words, and what to type or to paste
+
+
+class Joining(NamedTuple):
+    """How a box gets in."""
+
+    is_secure: bool
+    addresses: Sequence[str]  # HOST[:PORT] of this machine, at least one, the likeliest first; no port where it is DEFAULT_PORT
+    node_token: str = ""  # the line to paste; "" when open, or where none is valid, or certificates alone let in
+    view_token: str = ""  # the same
+    needs_ca: bool = False  # the server's certificate is the user's own: a node needs --ca FILE
+    needs_certificate: bool = False  # --client-ca: a node needs --tls-cert FILE --tls-key FILE, and no token
+
+
+def steps(joining: Joining) -> list[Step]:
+    """What to do on a box, in this order."""
+    command = f"python3 node.pyz --server {joining.addresses[0]}"
+    command += " --ca FILE" * joining.needs_ca + " --tls-cert FILE --tls-key FILE" * joining.needs_certificate
+    found: list[Step] = [("On each box:", command)]
+    if not joining.is_secure:
+        return [*found, ("To close it: server.pyz --secure, and nobody else gets in.", "")]
+    if joining.node_token:
+        found.append(("Paste this at its prompt:", joining.node_token))
+        found.append(("Or in a script:", f"EDGE_TOKEN={joining.node_token} {command}"))
+    elif not joining.needs_certificate:
+        found.append(("No node token is valid. Make one here:", "python3 server.pyz token new --role node"))
+    return found
+
+
+def told(joining: Joining) -> list[str]:
+    """The same as plain lines; a token has one of its own."""
+    lines: list[str] = []
+    for words, text in steps(joining):
+        lines += [words, text] if text == joining.node_token else [f"{words} {text}".rstrip()]
+    others, more = joining.addresses[1:ADDRESSES_TOLD], len(joining.addresses) - ADDRESSES_TOLD
+    if others:
+        lines.append(f"Other addresses of this machine: {', '.join(others)}" + f" and {more} more" * (more > 0))
+    return lines
+
+
+# ---- Addresses ----
+
+
+def own_addresses(bound: Sequence[Endpoint]) -> list[str]:
+    """Where other machines reach this one, the likeliest first: what the server is bound to; for all addresses, what they are, and
+    this machine's name where it has none but for itself."""
+    found: dict[str, None] = {}
+    for host, port in bound:
+        hosts = [host]
+        if is_wildcard(host):
+            hosts = machine_addresses(with_ipv6=is_ipv6(host)) or [visible(socket.gethostname()) or "localhost"]
+        found |= dict.fromkeys(own if port == DEFAULT_PORT else str(Endpoint(own, port)) for own in hosts)
+    return list(found)
+
+
+def is_wildcard(host: str) -> bool:
+    """Whether this stands for all addresses of a machine."""
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_unspecified
+    return False
+
+
+def machine_addresses(with_ipv6: bool) -> list[str]:
+    """Of this machine, for others: that of the default route first, then IPv4; those of inner networks last.
+
+    No loopback, and no IPv6 address that means something only with the name of an interface here.
+    """
+    likeliest = [source for family in FAR if (source := default_source(family))]
+    inner: dict[str, bool] = dict.fromkeys(likeliest, False)
+    for interface, address in interface_addresses():
+        inner.setdefault(address, bool(INNER.match(interface)))
+    ranks = {}
+    for text, is_inner in inner.items():
+        ip = ipaddress.ip_address(text)
+        is_reached = with_ipv6 and not ip.is_link_local if ip.version == 6 else True
+        if is_reached and not ip.is_loopback and not ip.is_unspecified:
+            ranks[text] = (is_inner, ip.is_link_local, text not in likeliest, ip.version)
+    return sorted(ranks, key=lambda text: ranks[text])
+
+
+def default_source(family: socket.AddressFamily) -> str:
+    """This machine's address on its default route; empty where it has none. A UDP socket that connects sends nothing."""
+    with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+        probe.connect((FAR[family], DEFAULT_PORT))
+        return str(probe.getsockname()[0])
+    return ""
+
+
+def interface_addresses() -> Iterator[tuple[str, str]]:
+    """Interfaces that are up, and their addresses; none without psutil (it has no wheel for 32-bit ARM)."""
+    with contextlib.suppress(ImportError, OSError):
+        import psutil
+
+        are_up = psutil.net_if_stats()
+        for interface, addresses in psutil.net_if_addrs().items():
+            if interface in are_up and are_up[interface].isup:
+                yield from ((interface, entry.address) for entry in addresses if entry.family in FAR)
