@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import pathlib
+import stat
+import time
+from collections.abc import Iterator
+
+MAX_PRIVATE_BYTES = 2**20
+LOCK_PATIENCE_SECONDS = 5.0  # for another process that writes there
 
 
 def state_folder() -> pathlib.Path:
@@ -22,12 +30,118 @@ def state_folder() -> pathlib.Path:
         raise OSError("this user has no home folder, and STATE_DIRECTORY is not set") from error
 
 
+def make_folder(folder: pathlib.Path) -> None:
+    """Make it where it is not there, and those above it, for this user alone. Raises OSError."""
+    missing = itertools.takewhile(lambda one: not one.exists(), (folder, *folder.parents))
+    for one in reversed(list(missing)):
+        one.mkdir(mode=0o700, exist_ok=True)
+
+
+def read_private(path: pathlib.Path) -> str:
+    """What a file with a secret holds; what is no UTF-8 becomes �.
+
+    Raises OSError, with a sentence that names the file: FileNotFoundError, PermissionError where others may read it, or where it is
+    neither this user's nor root's (whoever owns it can change it).
+    """
+    with naming(path, "read"):
+        # A FIFO must not be waited for. What is looked at is what is read: a path may lead elsewhere a moment later.
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise OSError(f"{path} is no file")
+            if os.name == "posix":  # what Windows tells of a mode says nothing
+                if status.st_uid not in (os.geteuid(), 0):
+                    owner = user_name(status.st_uid)
+                    raise PermissionError(f"{path} belongs to another user, {owner}: run as {owner}, or give another file")
+                if status.st_mode & 0o077:
+                    raise PermissionError(f"others may read {path}, which holds a secret: chmod 600 {path}")
+            content = file.read(MAX_PRIVATE_BYTES + 1)
+        if len(content) > MAX_PRIVATE_BYTES:
+            raise OSError(f"{path} is larger than any such file: over {MAX_PRIVATE_BYTES // 1024} KiB")
+    return content.decode(errors="replace")
+
+
+def write_private(path: pathlib.Path, text: str) -> None:
+    """Put this in the place of a file, for this user alone (0600). It is on the disk when this returns; else nothing has changed.
+
+    Makes the folder. A link is replaced, not followed. Raises OSError, with a sentence that names the file.
+    """
+    aside = path.with_name(f"{path.name}.{os.urandom(4).hex()}")
+    with naming(path, "write"):
+        make_folder(path.parent)
+        try:
+            with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                file.write(text.encode())
+                file.flush()
+                os.fsync(file.fileno())
+            aside.replace(path)
+        except BaseException:
+            aside.unlink(missing_ok=True)
+            raise
+        if os.name == "posix":  # the new name, too; Windows opens no folders
+            folder = os.open(path.parent, os.O_RDONLY)
+            with contextlib.suppress(OSError):  # some network file systems can't, and keep it as well as they can
+                os.fsync(folder)
+            os.close(folder)
+
+
+@contextlib.contextmanager
+def locked(folder: pathlib.Path) -> Iterator[None]:
+    """Hold a folder against other processes that change it. Makes it where it is not there. Raises OSError, with a sentence."""
+    with naming(folder, "write in"):
+        make_folder(folder)
+        # A file for it: network file systems lock no folder.
+        descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    with os.fdopen(descriptor):
+        with naming(folder, "lock"):
+            wait_for_lock(descriptor)
+        yield
+
+
+def wait_for_lock(descriptor: int) -> None:
+    """Raises OSError after LOCK_PATIENCE_SECONDS."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: two who write at once there lose what one of them wrote
+        return
+    deadline = time.monotonic() + LOCK_PATIENCE_SECONDS
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.02)
+
+
+@contextlib.contextmanager
+def naming(path: pathlib.Path, verb: str) -> Iterator[None]:
+    """Gives the system's errors a text that people can use, and leaves their type as it is."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:  # a sentence already
+            raise
+        raise type(error)(f"cannot {verb} {path}: {(error.strerror or str(error)).lower()}") from error
+
+
+def user_name(number: int) -> str:
+    """Of a user of this machine."""
+    import pwd
+
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return str(number)
+
+
 class StateFile:
     """A small file that one process holds: another that opens it meanwhile is refused. Every error is an OSError."""
 
     def __init__(self, path: pathlib.Path) -> None:
         """Opens it, or makes it, and its folder, for this user alone."""
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(path.parent)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         self._file = os.fdopen(descriptor, "r+b", buffering=0)
         try:

@@ -23,8 +23,8 @@ LAYERS = (
     ("edge.hardware.identity", "edge.hardware.disks", "edge.hardware.network"),
     ("edge.hardware.host", "edge.hardware.nvml", "edge.hardware.simulated"),
     ("edge.hardware.machine",),
-    ("edge.fleet.row", "edge.fleet.listening", "edge.fleet.joining"),
-    ("edge.fleet.intake", "edge.fleet.admission"),
+    ("edge.fleet.row", "edge.fleet.listening", "edge.fleet.joining", "edge.fleet.certificates"),
+    ("edge.fleet.intake", "edge.fleet.admission", "edge.fleet.tokens"),
     ("edge.fleet.entry", "edge.fleet.service"),
     ("edge.fleet.metrics",),
     ("edge.fleet.columns",),
@@ -32,6 +32,7 @@ LAYERS = (
     ("edge.fleet.lens", "edge.fleet.events"),
     ("edge.fleet.keys", "edge.fleet.export"),
     ("edge.fleet.screen",),
+    ("edge.fleet.token_command",),
     ("node", "server"),
 )
 RANKS = {module: rank for rank, layer in enumerate(LAYERS) for module in layer}
