@@ -37,10 +37,11 @@ import grpc
 import grpc.aio
 
 import node_pb2 as pb
-from edge.command_line import Endpoint, Listed, Options, parse_count, parse_endpoints, parse_seconds, target_of
+from edge.command_line import Endpoint, Listed, Options, parse_count, parse_endpoints, parse_path, parse_seconds, target_of
 from edge.event_log import Event, EventLog, Follower
 from edge.fleet.admission import PLENTY, Lines, Memory, Places, network_of
 from edge.fleet.export import snapshot_json
+from edge.fleet.guard import Guard
 from edge.fleet.intake import (
     MAX_UNREAD_BYTES,
     after,
@@ -49,13 +50,15 @@ from edge.fleet.intake import (
     with_unread,
     with_unread_if_sane,
 )
+from edge.fleet.joining import Joining, own_addresses, told
 from edge.fleet.keys import follow, press
 from edge.fleet.lens import EVENTS_KEPT, Lens, Ui
 from edge.fleet.listening import default_endpoint, most_connections, too_few_files, why_not_bound
 from edge.fleet.row import End, Refused, Row, Session, State, hanging_seconds, reason_of, state_of
 from edge.fleet.screen import look, render, room_of
 from edge.fleet.service import Service
-from edge.program import Failure, OutputClosed, is_screen, main_of, put, time_stamp
+from edge.fleet.token_command import main as token_main
+from edge.program import Failure, OutputClosed, is_journal, is_screen, main_of, put, time_stamp
 from edge.protocol import (
     ACKNOWLEDGE_SECONDS,
     FIRST_MESSAGE_SECONDS,
@@ -74,6 +77,7 @@ FORGET_SECONDS = 24 * 3600.0
 DATA_FRAMES_PER_SECOND = 12  # heartbeats come all the time; keys are answered at once
 TICK_SECONDS = 1.0  # from one look at who is late to the next: for the log, since a row's state is told from its age
 PRINT_SECONDS = 0.2  # from one look into the log to the next, without a screen
+OPEN = "open: whoever reaches this port can report, as any node"
 UNHEARD_SECONDS = 0.1  # that gRPC may take at the end to say what became of an answer that was broken off
 
 
@@ -354,10 +358,13 @@ class Registry:
                     self._told[row.node_id] = state
                     self._lines.add(state.value.lower(), reason_of(row, state, now), row.node_id, now, row.address)
 
-    def complain(self, kind: str, node_id: str, text: str) -> None:
-        """Write into the log what came from outside, and of a kind that a hostile sender could make come in masses."""
+    def complain(self, kind: str, node_id: str, text: str, stranger: str = "") -> None:
+        """Write into the log what came from outside, and of a kind that a hostile sender could make come in masses.
+
+        `stranger`: the address of who has not shown that it belongs here. Its network has a line a minute.
+        """
         with self._lock:
-            self._lines.add(kind, visible(text, 500), visible(node_id, MAX_NODE_ID) or MISSING, self.clock())
+            self._lines.add(kind, visible(text, 500), visible(node_id, MAX_NODE_ID) or MISSING, self.clock(), stranger)
 
 
 class ErrorEvents(logging.Handler):
@@ -372,6 +379,11 @@ class ErrorEvents(logging.Handler):
         if isinstance(error, grpc.aio.InternalError):  # a node that is gone, or does not read, could not be answered
             return
         self._registry.errors.append(record.getMessage() + (f": {error!r}" if error else ""))
+
+
+def tells_no_header(record: logging.LogRecord) -> bool:
+    """gRPC logs a header that is no UTF-8, whole: it may be a token, and whoever comes can send masses of them."""
+    return not record.msg.startswith("Invalid encoding on")
 
 
 # ---- The network thread ----
@@ -402,10 +414,16 @@ class Network:
     """
 
     def __init__(
-        self, registry: Registry, listen: Sequence[Endpoint] | None, first_message_seconds: float = FIRST_MESSAGE_SECONDS
+        self,
+        registry: Registry,
+        listen: Sequence[Endpoint] | None,
+        first_message_seconds: float = FIRST_MESSAGE_SECONDS,
+        guard: Guard | None = None,
     ) -> None:
+        """Without a guard it listens in plain text, to whoever comes."""
         self._registry = registry
-        self._service = Service(registry, first_message_seconds)
+        self._service = Service(registry, first_message_seconds, guard)
+        self._guard = guard
         self._listen = listen
         self._bound: concurrent.futures.Future[list[Endpoint]] = concurrent.futures.Future()
         self._thread = threading.Thread(target=self._run, name="network", daemon=True)
@@ -437,7 +455,8 @@ class Network:
     async def _serve(self) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         most = self._registry.max_nodes
-        server = grpc.aio.server(options=server_options(most, most_connections(most)))
+        logging.getLogger("grpc._cython.cygrpc").addFilter(tells_no_header)
+        server = grpc.aio.server(options=server_options(most, most_connections(most), is_secure=self._guard is not None))
         server.add_registered_method_handlers("node.NodeService", self._service.handlers())
         bound = [self._bind(server, endpoint) for endpoint in self._listen or (default_endpoint(),)]
         await server.start()
@@ -463,11 +482,17 @@ class Network:
         while True:
             await asyncio.sleep(TICK_SECONDS)
             ticker.tick()
+            try:
+                self._service.tick()
+            except Exception:  # the files are people's: what they put there must not stop this clock
+                logging.getLogger(__name__).exception("the tokens and certificates were not read again")
 
-    @staticmethod
-    def _bind(server: grpc.aio.Server, endpoint: Endpoint) -> Endpoint:
+    def _bind(self, server: grpc.aio.Server, endpoint: Endpoint) -> Endpoint:
+        target = target_of(str(endpoint))
         try:
-            return endpoint._replace(port=server.add_insecure_port(target_of(str(endpoint))))
+            if self._guard:
+                return endpoint._replace(port=server.add_secure_port(target, self._guard.credentials()))
+            return endpoint._replace(port=server.add_insecure_port(target))
         except RuntimeError as error:
             raise Failure(why_not_bound(endpoint)) from error
 
@@ -514,6 +539,16 @@ def run_headless(registry: Registry, network: Network, inputs: Inputs, as_json: 
         print_events(events)  # what came since the last look
 
 
+def introduction(guard: Guard | None, bound: Sequence[Endpoint], is_kept: bool) -> list[str]:
+    """What to do on a box. `is_kept`: the lines go where others may read them later, so they name no token."""
+    if not guard:
+        return [OPEN, *told(Joining(False, own_addresses(bound)))]
+    joining = guard.joining(bound)
+    if not (is_kept and joining.node_token):
+        return told(joining)
+    return [f"secure: what to type and to paste on a box is told by python3 server.pyz token list --state {guard.folder}"]
+
+
 def print_events(events: Follower) -> None:
     """Print what came since the last call."""
     missed, new = events.new()
@@ -532,6 +567,8 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
         "  server.pyz                                 listen on port 50051 of all addresses\n"
         "  server.pyz --listen 10.0.0.5:6000          on one address, another port\n"
         "  server.pyz --json | jq '.nodes[].state'    the fleet once a second, for programs\n"
+        "  server.pyz --secure                        encrypted, and only for who has a token of this server\n"
+        "  server.pyz token list                      its tokens; token new and token revoke change them\n"
         "each option can also be set in the environment, by the name in brackets; a flag beats it",
     )
     parser.option(
@@ -547,10 +584,25 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.option(
         "--max-nodes", "nodes at most, the lost ones counted (default 15000)", type=parse_count, default="15000", metavar="COUNT"
     )
+    parser.switch("--secure", "encrypted, and nobody gets in without a token; the first start makes a key and tokens")
+    folder = "of the key and the tokens (default $STATE_DIRECTORY, or ~/.local/state/edge-compute-node)"
+    parser.option("--state", folder, type=parse_path, metavar="FOLDER")
+    parser.option("--tls-cert", "secure, with a certificate of your own and its chain", type=parse_path, metavar="FILE")
+    parser.option("--tls-key", "its key", type=parse_path, metavar="FILE")
+    parser.option("--client-ca", "nodes come by certificates of this authority, with no token", type=parse_path, metavar="FILE")
     parser.switch("--headless", "no screen: one plain line an event; by itself where stdout is no terminal")
     parser.switch("--json", "no screen: the whole fleet as one line of JSON each second")
     parser.common()
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    for flag, given, needed in (
+        ("--tls-cert", options.tls_cert, options.tls_key),
+        ("--tls-key", options.tls_key, options.tls_cert),
+        ("--client-ca", options.client_ca, options.tls_cert),
+    ):
+        if given and not needed:
+            parser.error(f"argument {flag}: it needs --tls-cert and --tls-key, the two together")
+    options.secure = options.secure or bool(options.tls_cert)
+    return options
 
 
 def run(options: argparse.Namespace, make_registry: Callable[..., Registry] = Registry) -> int:
@@ -559,20 +611,26 @@ def run(options: argparse.Namespace, make_registry: Callable[..., Registry] = Re
     # gRPC leaves a cycle with each call. A pass over the objects of ten thousand nodes takes half a second, and finds nothing else.
     gc.set_threshold(10_000, 50, 10_000)
     registry = make_registry(options.interval, options.max_nodes, keeps_history=screen)
-    network = Network(registry, options.listen)
+    guard = Guard(options.state, options.tls_cert, options.tls_key, options.client_ca) if options.secure else None
+    network = Network(registry, options.listen, guard=guard)
     if options.debug:
         logging.basicConfig(level=logging.ERROR)
     logging.getLogger().addHandler(ErrorEvents(registry))
     with Inputs(keyboard=screen) as inputs:
         if warning := too_few_files(options.max_nodes):
             registry.complain("warning", "server", warning)
-        listening = ", ".join(map(str, network.start()))
+        bound = network.start()
+        listening = ", ".join(map(str, bound))
         try:
+            if guard:
+                guard.tokens.set_listening(bound)
             if screen:
                 show_screen(registry, network, inputs, listening, options)
             else:
                 said = sys.stderr if options.json else sys.stdout
                 put(f"{time_stamp(time.time())} listening on {listening}", said)
+                for line in introduction(guard, bound, is_journal(said)):
+                    put(line, said)
                 run_headless(registry, network, inputs, options.json)
                 if inputs.received:
                     put(f"{time_stamp(time.time())} stopped by {signal.Signals(inputs.received).name}", said)
@@ -587,6 +645,9 @@ def run(options: argparse.Namespace, make_registry: Callable[..., Registry] = Re
 
 def main(argv: Sequence[str] | None = None, make_registry: Callable[..., Registry] = Registry) -> int:
     """Run the server; return its exit code: 0, 1 for a failure, 2 for the command line, 128 + the signal that ended it."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if arguments[:1] == ["token"]:
+        return token_main(arguments[1:])
     return main_of("server", parse_options, functools.partial(run, make_registry=make_registry), argv)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import pathlib
 import re
 import socket
 import sys
@@ -123,6 +124,13 @@ def parse_count(text: str) -> int:
     if not re.fullmatch(r"\d{1,7}", text, re.ASCII) or not int(text):
         raise argparse.ArgumentTypeError(f"{text!r} is no count from 1 to 9999999")
     return int(text)
+
+
+def parse_path(text: str) -> pathlib.Path:
+    """A file or a folder. Raises argparse.ArgumentTypeError."""
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty: name a file or a folder")
+    return pathlib.Path(text)
 
 
 def one_of(words: Sequence[str]) -> Callable[[str], str]:

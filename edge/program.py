@@ -145,6 +145,14 @@ def is_screen() -> bool:
     return sys.stdout.isatty() and not forbidden and os.environ.get("TERM", "").lower() not in ("", "dumb", "unknown")
 
 
+def is_journal(stream: TextIO) -> bool:
+    """Whether what is written there goes into systemd's journal, where others may read it later (systemd.exec, $JOURNAL_STREAM)."""
+    with contextlib.suppress(OSError, ValueError):
+        status = os.fstat(stream.fileno())
+        return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
+    return False
+
+
 def time_stamp(wall: float) -> str:
     """A moment (wall clock, seconds) in a line of a log, in local time."""
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(wall))

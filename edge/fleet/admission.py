@@ -16,6 +16,7 @@ from edge.fleet.row import End, Refused, Row, hanging_seconds
 from edge.text import show_bytes, show_seconds, visible
 
 COMPLAINTS_PER_SECOND = 10  # lines of refusals in the log, as many of warnings, and of errors
+STRANGERS_PER_MINUTE = 60  # lines of who shows no token that is valid, of each network one
 PLENTY = ("joined", "back", "left", "disconnected")  # what any sender can make come in masses
 PLENTY_PER_SECOND, PLENTY_OF_ONE = 200, 3  # lines of these, and of each kind of one node
 SILENT = ("late", "lost", "hung", "failed")
@@ -104,14 +105,17 @@ class Lines:
         self._log = log
         self._plenty = RateLimit(1, PLENTY_PER_SECOND, PLENTY_OF_ONE)
         self._silent = RateLimit(60, 2 * SILENT_PER_MINUTE, SILENT_PER_MINUTE // 20)
+        self._strangers = RateLimit(60, STRANGERS_PER_MINUTE, 1)
         self._complaints = RateLimit(1, 3 * COMPLAINTS_PER_SECOND, COMPLAINTS_PER_SECOND)
 
     def add(self, kind: str, text: str, node_id: str, now: float, address: str = "") -> None:
-        """A line, at `now` by the registry's clock. Of a silent node, its address as well."""
+        """A line, at `now` by the registry's clock. Of a silent node and of a stranger, the address as well."""
         if kind in PLENTY:
             is_kept = self._plenty.takes((kind, node_id), now)
         elif kind in SILENT:
             is_kept = self._silent.takes((kind, network_of(address)), now)
+        elif address:
+            is_kept = self._strangers.takes(network_of(address), now)
         else:
             is_kept = self._complaints.takes(kind, now)
         if is_kept:

@@ -12,7 +12,9 @@ import grpc.aio
 
 import node_pb2 as pb
 import node_pb2_grpc
+from edge.credentials import Role
 from edge.fleet.admission import RateLimit, WaitingRoom, network_of
+from edge.fleet.guard import Guard
 from edge.fleet.intake import heartbeat_of
 from edge.fleet.listening import peer_address
 from edge.fleet.row import GOING_AWAY, End, Refused, Session
@@ -20,6 +22,7 @@ from edge.protocol import GOODBYE_SECONDS
 
 UNARY_PER_SECOND, UNARY_OF_ONE = 3000, 2500  # heartbeats without a stream that are answered: of all, and of one network
 TOO_MANY_UNARY = f"over {UNARY_OF_ONE} unary heartbeats a second of one network, or {UNARY_PER_SECOND} of all: use StreamHeartbeats"
+SILENT_CAUSES = "they spoke no TLS, or do not trust this server (then the node says so), or only looked who is here"
 MAX_WAITING = 800  # calls whose first message has not come, 26 KiB each: of a fleet that comes back some hundreds are on the way
 
 
@@ -33,14 +36,17 @@ class Sessions(Protocol):
     def take_unary(self, request: pb.HeartbeatRequest, address: str) -> Session: ...
     def acknowledgement(self, session: Session) -> pb.HeartbeatResponse: ...
     def stream_ended(self, session: Session, reason: str) -> None: ...
-    def complain(self, kind: str, node_id: str, text: str) -> None: ...
+    def complain(self, kind: str, node_id: str, text: str, stranger: str = "") -> None: ...
 
 
 class Service(node_pb2_grpc.NodeServiceServicer):
     """The two calls of node.proto. Both take bytes: what is too much is refused before it is parsed, or even read."""
 
-    def __init__(self, registry: Sessions, first_message_seconds: float) -> None:
+    def __init__(self, registry: Sessions, first_message_seconds: float, guard: Guard | None = None) -> None:
+        """Without a guard whoever comes may report."""
         self._registry = registry
+        self._guard = guard
+        self._let_in_by: dict[str, set[int]] = {}  # calls by number, of each token's id
         self._unary = RateLimit(1, UNARY_PER_SECOND, UNARY_OF_ONE)
         # Calls by number, and why the server ends those that it ends. A call's frames do not hold its task: the task keeps
         # the error that ended it, and that the frames. Such cycles wait for a garbage collection, with all that they hold.
@@ -78,7 +84,12 @@ class Service(node_pb2_grpc.NodeServiceServicer):
         self._streams[stream] = cast("asyncio.Task[None]", asyncio.current_task())
         if self._closing:
             self._ends[stream] = GOING_AWAY
+        token_id = ""
         try:
+            if self._guard:
+                token_id = self._admit(self._guard, context)
+                if token_id:
+                    self._let_in_by.setdefault(token_id, set()).add(stream)
             return await body(context, stream)
         except Refused as error:
             end = error.end
@@ -91,10 +102,22 @@ class Service(node_pb2_grpc.NodeServiceServicer):
             self._ends.pop(stream, None)
             self._waiting.leave(stream)
             self._answering.discard(stream)
+            if streams := self._let_in_by.get(token_id):
+                streams.discard(stream)
         abort = context.abort(end.code, end.reason)
         del context  # it keeps the error that `abort` raises, and that this frame
         await abort
         raise AssertionError("abort raises")
+
+    def _admit(self, guard: Guard, context: Any) -> str:
+        """The token's id. Nothing has been read yet of who is refused."""
+        peer = context.peer()
+        guard.visitors.call(peer)
+        try:
+            return guard.admit(context.invocation_metadata(), Role.NODE)
+        except Refused as error:
+            self._log_refusal("", peer_address(peer), error, is_stranger=True)
+            raise
 
     async def _take_one(self, context: Any, stream: int) -> pb.HeartbeatResponse:
         address, node_id = peer_address(context.peer()), ""
@@ -132,7 +155,9 @@ class Service(node_pb2_grpc.NodeServiceServicer):
             raise
         finally:
             if session:
-                self._registry.stream_ended(session, reason)
+                self._registry.stream_ended(session, self._ends[stream].reason if stream in self._ends else reason)
+            if self._guard:
+                self._guard.visitors.leave(context.peer())
 
     async def _first_message(self, context: Any, stream: int, address: str) -> pb.HeartbeatRequest:
         self._waiting.enter(stream, address)
@@ -140,7 +165,10 @@ class Service(node_pb2_grpc.NodeServiceServicer):
         self._waiting.leave(stream)
         if raw is grpc.aio.EOF:
             raise Refused("the stream ended before its first message")
-        return heartbeat_of(raw)
+        request = heartbeat_of(raw)
+        if self._guard:
+            self._guard.check_name(context.auth_context(), request.node_id)
+        return request
 
     def _end_waiting(self, stream: int, address: str, end: End) -> None:
         self._log_refusal("", address, Refused(*end))
@@ -160,8 +188,9 @@ class Service(node_pb2_grpc.NodeServiceServicer):
         if stream in self._ends:  # meanwhile
             raise asyncio.CancelledError
 
-    def _log_refusal(self, node_id: str, address: str, refused: Refused) -> None:
-        self._registry.complain("refused", node_id, f"{address}: {refused.told_here} ({refused.end.code.name})")
+    def _log_refusal(self, node_id: str, address: str, refused: Refused, is_stranger: bool = False) -> None:
+        text = f"{address}: {refused.told_here} ({refused.end.code.name})"
+        self._registry.complain("refused", node_id, text, address if is_stranger else "")
 
     def _closer(self, stream: int) -> Callable[[End], object]:
         """What ends a stream, from any thread."""
@@ -175,6 +204,18 @@ class Service(node_pb2_grpc.NodeServiceServicer):
                 asyncio.get_running_loop().call_later(GOODBYE_SECONDS / 4, self._streams[stream].cancel)
             else:
                 self._streams[stream].cancel()
+
+    def tick(self) -> None:
+        """Follow the tokens as they are now: called once in a second or so."""
+        if not self._guard:
+            return
+        for trouble in self._guard.refresh():
+            self._registry.complain("warning", "server", trouble)
+        for token_id, end in self._guard.over(list(self._let_in_by)):
+            for stream in self._let_in_by.pop(token_id):
+                self._end_stream(stream, end)
+        if silent := self._guard.visitors.tick(self._registry.clock()):
+            self._registry.complain("refused", "", f"new connections that made no call: {silent}; {SILENT_CAUSES}")
 
     async def close(self) -> None:
         """End every session with a status that says: come back soon."""

@@ -1,0 +1,147 @@
+"""The guard of a secure server: who may come in. Every way in asks it, before it reads anything."""
+
+from __future__ import annotations
+
+import pathlib
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import grpc
+
+from edge.command_line import Endpoint
+from edge.credentials import Role
+from edge.fleet.certificates import OwnKey, UserFiles
+from edge.fleet.joining import Joining, own_addresses
+from edge.fleet.row import End, Refused
+from edge.fleet.tokens import Tokens, authorization_of
+from edge.program import Failure
+from edge.protocol import check_node_id
+from edge.state_folder import state_folder
+from edge.text import visible
+
+NAMES_TOLD = 5  # of a certificate
+TOLD_SECONDS = 60.0  # from one line about silent connections to the next
+
+
+class Guard:
+    """A server's key and tokens, or its user's certificates, and who may come in by them."""
+
+    def __init__(
+        self,
+        folder: pathlib.Path | None = None,
+        certificate: pathlib.Path | None = None,
+        key: pathlib.Path | None = None,
+        client_ca: pathlib.Path | None = None,
+    ) -> None:
+        """Makes a key and tokens where there are none. Raises Failure where that, or a file, can't be used."""
+        self.folder = folder or default_folder()
+        self._key = OwnKey(self.folder)
+        self._files = UserFiles(certificate, key, client_ca) if certificate and key else None
+        self._wants_certificates = client_ca is not None
+        self.tokens = Tokens(self.folder, self._key, names_key=not self._files)
+        self.visitors = Visitors()
+
+    def credentials(self) -> grpc.ServerCredentials:
+        """What the server presents. Each connection asks for it, and is counted so."""
+        if self._files:
+            return self._files.server_credentials(self.visitors.come)
+        pair = self._key.own_certificate()
+        configuration = grpc.ssl_server_certificate_configuration([(pair.key, pair.certificate)])
+        return grpc.dynamic_ssl_server_credentials(configuration, self.visitors.come)  # type: ignore[arg-type]  # None is right
+
+    def admit(self, metadata: Iterable[tuple[str, str | bytes]] | None, role: Role) -> str:
+        """The id of the token that lets a call in, by its headers; empty where its certificate does. Raises Refused."""
+        if self._wants_certificates and role is Role.NODE:  # the handshake has checked it
+            return ""
+        return self.tokens.check(authorization_of(metadata), role)
+
+    def check_name(self, identity: Mapping[str, Iterable[bytes]], node_id: str) -> None:
+        """Raises Refused where certificates let nodes in, and the peer's, as gRPC tells it, does not name this one."""
+        if not self._wants_certificates:
+            return
+        fields = ("x509_common_name", "x509_subject_alternative_name")
+        names = [name.decode(errors="replace") for field in fields for name in identity.get(field, ())]
+        try:
+            is_named = check_node_id(node_id) in names
+        except ValueError:
+            return  # the registry says what is wrong with it
+        if not is_named:
+            told = ", ".join(dict.fromkeys(visible(name, 63) for name in names[:NAMES_TOLD]))
+            reason = f"the certificate is for {told or 'no name'}: not for a node {visible(node_id)}; see --id"
+            raise Refused(reason, grpc.StatusCode.PERMISSION_DENIED)
+
+    def refresh(self) -> list[str]:
+        """Follow the files as they are now, which costs a look at each while they have not changed. Returns what is to be told."""
+        troubles = [self.tokens.refresh(), self._files.refresh() if self._files else ""]
+        return [trouble for trouble in troubles if trouble]
+
+    def over(self, token_ids: Iterable[str]) -> Iterator[tuple[str, End]]:
+        """Those of these tokens that let nobody in any more, and why."""
+        for token_id in token_ids:
+            if end := self.tokens.why_over(token_id):
+                yield token_id, end
+
+    def joining(self, bound: Sequence[Endpoint]) -> Joining:
+        """How a box gets in, as of now."""
+        return Joining(
+            is_secure=True,
+            addresses=own_addresses(bound),
+            node_token="" if self._wants_certificates else self.tokens.newest(Role.NODE),
+            view_token=self.tokens.newest(Role.VIEW),
+            needs_ca=self._files is not None,
+            needs_certificate=self._wants_certificates,
+        )
+
+
+def default_folder() -> pathlib.Path:
+    """The state folder. Raises Failure where this user has none."""
+    try:
+        return state_folder()
+    except OSError as error:
+        raise Failure(f"{error}: name a folder for the server's key and tokens with --state") from error
+
+
+class Visitors:
+    """Counts connections that make no call.
+
+    gRPC says nothing of them: but it asks for the certificate at each that it accepts, and each call says by which it came. Some
+    calls are always on their way, and most in the storm in which a fleet comes back: what counts is the smallest difference of a
+    minute. It may be too small, where one connection makes many calls; it is not too large.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._came = self._called = 0  # connections
+        self._recent: set[str] = set()  # that made a call in this minute
+        self._before: set[str] = set()  # and in the one before: so a unary node counts once
+        self._least = self._told = 0
+        self._tell_at: float | None = None
+
+    def come(self) -> None:
+        """A connection comes. Called by gRPC, in any thread; None says that the certificate is as it was."""
+        with self._lock:
+            self._came += 1
+
+    def call(self, peer: str) -> None:
+        """A call comes by this connection. In the network thread, as all below."""
+        if peer not in self._recent:
+            self._recent.add(peer)
+            self._called += peer not in self._before
+
+    def leave(self, peer: str) -> None:
+        """A stream is over, and most often its connection: another may have its port next."""
+        self._recent.discard(peer)
+        self._before.discard(peer)
+
+    def tick(self, now: float) -> int:
+        """How many more connections made no call; once a minute, else 0. `now`: seconds of any steady clock."""
+        silent = self._came - self._called
+        if self._tell_at is None:
+            self._tell_at, self._least = now + TOLD_SECONDS, silent
+        self._least = min(self._least, silent)
+        if now < self._tell_at:
+            return 0
+        more, self._told = self._least - self._told, self._least
+        self._tell_at, self._least = now + TOLD_SECONDS, silent
+        self._recent, self._before = set(), self._recent
+        return max(more, 0)
