@@ -30,6 +30,10 @@ def state_folder() -> pathlib.Path:
         raise OSError("this user has no home folder, and STATE_DIRECTORY is not set") from error
 
 
+class NotPrivate(PermissionError):
+    """A file with a secret is not this user's alone; the text says what to do."""
+
+
 def make_folder(folder: pathlib.Path) -> None:
     """Make it where it is not there, and those above it, for this user alone. Raises OSError."""
     missing = itertools.takewhile(lambda one: not one.exists(), (folder, *folder.parents))
@@ -40,7 +44,7 @@ def make_folder(folder: pathlib.Path) -> None:
 def read_private(path: pathlib.Path) -> str:
     """What a file with a secret holds; what is no UTF-8 becomes �.
 
-    Raises OSError, with a sentence that names the file: FileNotFoundError, PermissionError where others may read it, or where it is
+    Raises OSError, with a sentence that names the file: FileNotFoundError, NotPrivate where others may read it, or where it is
     neither this user's nor root's (whoever owns it can change it).
     """
     with naming(path, "read"):
@@ -52,9 +56,9 @@ def read_private(path: pathlib.Path) -> str:
             if os.name == "posix":  # what Windows tells of a mode says nothing
                 if status.st_uid not in (os.geteuid(), 0):
                     owner = user_name(status.st_uid)
-                    raise PermissionError(f"{path} belongs to another user, {owner}: run as {owner}, or give another file")
+                    raise NotPrivate(f"{path} belongs to another user, {owner}: run as {owner}, or give another file")
                 if status.st_mode & 0o077:
-                    raise PermissionError(f"others may read {path}, which holds a secret: chmod 600 {path}")
+                    raise NotPrivate(f"others may read {path}, which holds a secret: chmod 600 {path}")
             content = file.read(MAX_PRIVATE_BYTES + 1)
         if len(content) > MAX_PRIVATE_BYTES:
             raise OSError(f"{path} is larger than any such file: over {MAX_PRIVATE_BYTES // 1024} KiB")

@@ -1,47 +1,296 @@
-"""The server's own key and certificate, or the user's."""
+"""What proves the server: its own key, or the certificate files of the user. `cryptography` is imported where it is used: a server
+that is open has no need of it.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import datetime
+import hmac
+import os
 import pathlib
-from typing import NamedTuple
+import stat
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, NamedTuple
 
 import grpc
 
-from edge.credentials import Role
+from edge.credentials import AUTHORITY_NAME, SECRET_BYTES, SERVER_NAME, Role, key_id, point_of
+from edge.program import Failure, time_stamp
+from edge.state_folder import NotPrivate, locked, read_private, state_folder, write_private
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+    from cryptography.x509 import Certificate
+
+KEY_FILE, TOKENS_FILE = "server-key.pem", "tokens.json"
+ANEW = "new ones are made at the next start, and each node needs a new token"
+MAX_FILE_BYTES = 2**20  # of a certificate's file; one with all authorities of the world has 200 KB
+Signature = tuple[int, ...]  # of files as they are now; another one when something has changed
 
 
 class Pair(NamedTuple):
     """What a server presents, in PEM both."""
 
     key: bytes
-    certificate: bytes
+    certificate: bytes  # and those that lead to its authority
+
+
+def chosen_folder(given: str | None) -> pathlib.Path:
+    """The state folder: the one of --state, else this user's. Raises Failure."""
+    try:
+        return pathlib.Path(given) if given else state_folder()
+    except OSError as error:
+        raise Failure(f"{error}: give --state a folder") from error
+
+
+@contextlib.contextmanager
+def ending() -> Iterator[None]:
+    """Makes Failure of what is wrong with a file of the state folder."""
+    try:
+        yield
+    except NotPrivate as error:
+        raise Failure(str(error)) from error
+    except OSError as error:
+        raise Failure(f"{error}: give --state a folder that this user can read and write") from error
+
+
+def signature_of(*paths: pathlib.Path) -> Signature:
+    """Tells whether files have changed: what they hold, or whose they are. Empty where one is not there."""
+    try:
+        found = [path.stat() for path in paths]
+    except OSError:
+        return ()
+    return tuple(value for one in found for value in (one.st_dev, one.st_ino, one.st_size, one.st_mtime_ns, one.st_ctime_ns))
+
+
+# ---- The server's own ----
 
 
 class OwnKey:
-    """The server's own key, in the state folder. `makes`: whether it is made where there is none."""
+    """The server's own key, in the state folder. All that a node knows of the server is this key, so it is never made twice."""
 
     def __init__(self, folder: pathlib.Path, makes: bool = True) -> None:
-        """Raises Failure, one sentence with the next step."""
-        self.public = b""  # compressed, 33 bytes
-        raise NotImplementedError
+        """Reads it; `makes` it where there is none. Raises Failure."""
+        path = folder / KEY_FILE
+        with ending():
+            try:
+                text = read_private(path)
+            except FileNotFoundError:
+                if not makes:
+                    raise Failure(
+                        f"no secure server was started with the state folder {folder}: start it with python3 server.pyz --secure, "
+                        f"or name its folder with --state"
+                    ) from None
+                text = made_key(folder)
+        from cryptography.hazmat.primitives.asymmetric import ec
+        from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+        key = None
+        with contextlib.suppress(ValueError):
+            key = parsed_key(text.encode())
+        if not isinstance(key, ec.EllipticCurvePrivateKey) or key.curve.name != ec.SECP256R1.name:
+            raise Failure(f"{path} is damaged: put back a copy of it. Without one, remove it and {TOKENS_FILE}: {ANEW}")
+        self._key: EllipticCurvePrivateKey = key
+        self.public = key.public_key().public_bytes(Encoding.X962, PublicFormat.CompressedPoint)  # 33 bytes
+        number = key.private_numbers().private_value
+        self._secret = hmac.digest(number.to_bytes(32, "big"), b"secrets of tokens", "sha256")
 
     def secret_of(self, role: Role, token_id: str) -> bytes:
-        """Of a token."""
-        raise NotImplementedError
+        """The secret of a token: it follows from the key, so it lies in no file and can be shown again."""
+        return hmac.digest(self._secret, f"{role.value} {token_id}".encode(), "sha256")[:SECRET_BYTES]
 
     def own_certificate(self) -> Pair:
-        """Made anew at each call."""
-        raise NotImplementedError
+        """The key, and a certificate by it for itself, as the authority that nodes make of it (edge/credentials.py). Takes 4 ms."""
+        from cryptography import x509
+        from cryptography.hazmat.primitives.hashes import SHA256
+        from cryptography.hazmat.primitives.serialization import Encoding
+
+        names = [x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)]) for name in ("server.pyz", AUTHORITY_NAME)]
+        number = key_id(point_of(self.public))
+        usage = x509.KeyUsage(
+            digital_signature=True, content_commitment=False, key_encipherment=False, data_encipherment=False,
+            key_agreement=False, key_cert_sign=False, crl_sign=False, encipher_only=False, decipher_only=False,
+        )  # fmt: skip
+        certificate = (
+            x509.CertificateBuilder(names[1], names[0], self._key.public_key(), serial_number=2)
+            .not_valid_before(datetime.datetime(1950, 1, 1, tzinfo=datetime.timezone.utc))  # boards without a clock start in 1970
+            .not_valid_after(datetime.datetime(9999, 12, 31, 23, 59, 59, tzinfo=datetime.timezone.utc))
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(usage, critical=True)
+            .add_extension(x509.ExtendedKeyUsage([x509.oid.ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+            .add_extension(x509.SubjectAlternativeName([x509.DNSName(SERVER_NAME)]), critical=False)
+            .add_extension(x509.SubjectKeyIdentifier(number), critical=False)
+            .add_extension(x509.AuthorityKeyIdentifier(number, None, None), critical=False)
+            .sign(self._key, SHA256())
+        )
+        return Pair(key_pem(self._key), certificate.public_bytes(Encoding.PEM))
+
+
+def made_key(folder: pathlib.Path) -> str:
+    """A new key, in its file; the one that another process has made meanwhile. Raises OSError, Failure."""
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    with locked(folder):
+        with contextlib.suppress(FileNotFoundError):
+            return read_private(folder / KEY_FILE)
+        if (folder / TOKENS_FILE).exists():
+            raise Failure(
+                f"{folder} has tokens, and the key that they are of is gone: put back a copy of {KEY_FILE}. Without one, remove "
+                f"{TOKENS_FILE}, too: {ANEW}"
+            )
+        text = key_pem(ec.generate_private_key(ec.SECP256R1())).decode()
+        write_private(folder / KEY_FILE, text)
+        return text
+
+
+def key_pem(key: object) -> bytes:
+    """A private key as gRPC takes it."""
+    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())  # type: ignore[attr-defined, no-any-return]
+
+
+def parsed_key(content: bytes) -> object:
+    """A private key from PEM. Raises ValueError, with what is to be said of its file."""
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    try:
+        return load_pem_private_key(content, None)
+    except TypeError as error:
+        raise ValueError("has a password: openssl pkey -in FILE -out NEW takes it away") from error
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise ValueError("has no private key in PEM that can be read") from error
+
+
+# ---- The user's ----
+
+
+class Loaded(NamedTuple):
+    """What was read of the user's files, and fits together."""
+
+    pair: Pair
+    client_ca: bytes | None
+    begins: float  # of the certificate's validity, unix seconds
+    ends: float
+    open_to_all: str  # the key's file, where everyone on this machine can read it
+
+    def configuration(self) -> grpc.ServerCertificateConfiguration:
+        """As gRPC takes it."""
+        return grpc.ssl_server_certificate_configuration([self.pair], self.client_ca)
 
 
 class UserFiles:
-    """--tls-cert, --tls-key, --client-ca."""
+    """--tls-cert, --tls-key, --client-ca: the user's own certificate, key and authority for the certificates of nodes."""
 
-    def __init__(self, certificate: pathlib.Path, key: pathlib.Path, client_ca: pathlib.Path | None) -> None:
-        """Raises Failure, one sentence with the next step."""
-        self.warnings: list[str] = []
-        raise NotImplementedError
+    def __init__(
+        self, certificate: pathlib.Path, key: pathlib.Path, client_ca: pathlib.Path | None, wall: Callable[[], float] = time.time
+    ) -> None:
+        """Reads them. Raises Failure."""
+        self._paths = (certificate, key, client_ca)
+        self._files = tuple(filter(None, self._paths))
+        self._wall = wall
+        self._seen = self._read = signature_of(*self._files)
+        try:
+            self._loaded = load(*self._paths)
+        except ValueError as error:
+            raise Failure(str(error)) from error
+        self._told = ""  # the last warning
+
+    def refresh(self) -> str:
+        """Read the files again once they have changed, and are at rest: several are not replaced at once.
+
+        Call it each second or so. Returns what should be told: that new ones can't be used (the old ones are then), that the
+        certificate is out of date; each once. Empty else.
+        """
+        seen, self._seen = self._seen, signature_of(*self._files)
+        if self._seen == seen != self._read:
+            self._read = seen
+            try:
+                self._loaded = load(*self._paths)
+            except ValueError as error:
+                return f"{error}; what was read before stays in use"
+        warning, self._told = self._told, self._warning()
+        return "" if self._told == warning else self._told
+
+    def _warning(self) -> str:
+        """What does not keep the server from starting."""
+        name, now = self._paths[0], self._wall()
+        if now >= self._loaded.ends:
+            return f"the certificate in {name} expired at {time_stamp(self._loaded.ends)}: nodes refuse it; put a new one there"
+        if now < self._loaded.begins:
+            return f"the certificate in {name} is valid from {time_stamp(self._loaded.begins)} on: nodes refuse it till then"
+        if path := self._loaded.open_to_all:
+            return f"everyone on this machine can read the key in {path}: chmod o= {path}"
+        return ""
 
     def server_credentials(self) -> grpc.ServerCredentials:
-        """Read again when they change."""
-        raise NotImplementedError
+        """For one port: gRPC asks it at each handshake whether there is something new, and remembers what it was told by port."""
+        given = self._loaded
+
+        def new_configuration() -> grpc.ServerCertificateConfiguration:
+            nonlocal given
+            if given is self._loaded:
+                return None  # type: ignore[return-value]  # it is what says so, and the stubs do not
+            given = self._loaded
+            return given.configuration()
+
+        return grpc.dynamic_ssl_server_credentials(given.configuration(), new_configuration, given.client_ca is not None)
+
+
+def load(certificate: pathlib.Path, key: pathlib.Path, client_ca: pathlib.Path | None) -> Loaded:
+    """Read the user's files. Raises ValueError with a sentence that names the file and the option."""
+    from cryptography.hazmat.primitives.asymmetric import ec, rsa
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+    chain, content = certificates_in(certificate, "--tls-cert"), content_of(key, "--tls-key")
+    try:
+        private = parsed_key(content)
+    except ValueError as error:
+        raise ValueError(f"{key} (--tls-key) {error}") from error
+    is_usable = isinstance(private, ec.EllipticCurvePrivateKey) and private.curve.name in ("secp256r1", "secp384r1")
+    if not is_usable and not isinstance(private, rsa.RSAPrivateKey):
+        raise ValueError(f"the key in {key} (--tls-key) is of a kind that gRPC does not take: make one of EC P-256, P-384, or RSA")
+    assert isinstance(private, (ec.EllipticCurvePrivateKey, rsa.RSAPrivateKey))
+    kind = Encoding.DER, PublicFormat.SubjectPublicKeyInfo
+    fitting = [one.public_key().public_bytes(*kind) == private.public_key().public_bytes(*kind) for one in chain]
+    if not any(fitting):
+        raise ValueError(f"the key in {key} (--tls-key) is not that of the certificate in {certificate} (--tls-cert)")
+    if not fitting[0]:
+        raise ValueError(f"the server's own certificate is not the first in {certificate} (--tls-cert): put it above the others")
+    pair = Pair(key_pem(private), b"".join(one.public_bytes(Encoding.PEM) for one in chain))
+    authorities = certificates_in(client_ca, "--client-ca") if client_ca else []
+    return Loaded(
+        pair,
+        b"".join(one.public_bytes(Encoding.PEM) for one in authorities) or None,
+        chain[0].not_valid_before_utc.timestamp(),
+        chain[0].not_valid_after_utc.timestamp(),
+        str(key) if os.name == "posix" and key.stat().st_mode & 0o004 else "",
+    )
+
+
+def certificates_in(path: pathlib.Path, option: str) -> list[Certificate]:
+    """All of a file, in their order: at least one. Raises ValueError."""
+    from cryptography.x509 import load_pem_x509_certificates
+
+    content = content_of(path, option)
+    try:
+        return load_pem_x509_certificates(content)
+    except ValueError as error:
+        raise ValueError(f"{path} ({option}) has no certificate in PEM that can be read") from error
+
+
+def content_of(path: pathlib.Path, option: str) -> bytes:
+    """What a file of the user holds. Raises ValueError."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for, and can't be read again
+            raise ValueError(f"{path} ({option}) is no file")
+        with path.open("rb") as file:
+            content = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise ValueError(f"cannot read {path} ({option}): {(error.strerror or str(error)).lower()}") from error
+    if len(content) > MAX_FILE_BYTES:
+        raise ValueError(f"{path} ({option}) is too large for a file of certificates")
+    return content
