@@ -500,7 +500,9 @@ class Network:
 # ---- The program ----
 
 
-def show_screen(registry: Registry, network: Network, inputs: Inputs, listening: str, options: argparse.Namespace) -> None:
+def show_screen(
+    registry: Registry, network: Network, inputs: Inputs, listening: str, joining: Joining, options: argparse.Namespace
+) -> None:
     """The main thread with a terminal: twelve frames a second, more while keys are pressed; only changed lines are sent."""
     ui, lens = Ui(), Lens(registry)
     frame_due = drawn = 0.0
@@ -510,14 +512,14 @@ def show_screen(registry: Registry, network: Network, inputs: Inputs, listening:
             width, height = screen.size()
             if now >= frame_due:
                 lens.refresh(ui)
-                ui = follow(ui, lens, room_of(ui, lens, width, height))
-                view = look(lens, ui, width, height, listening, lens.events(EVENTS_KEPT))
+                ui = follow(ui, lens, room_of(ui, lens, joining, width, height))
+                view = look(lens, ui, joining, width, height, listening, lens.events(EVENTS_KEPT))
                 screen.draw(render(view, width, height))
                 drawn = max(frame_due, now - 1 / options.fps)  # when it was due: a frame that is late does not delay the next
                 frame_due = drawn + 1 / min(options.fps, DATA_FRAMES_PER_SECOND)
             keys = screen.keys(frame_due - registry.clock())
             for key in keys:
-                ui = press(ui, key, lens, room_of(ui, lens, width, height))
+                ui = press(ui, key, lens, room_of(ui, lens, joining, width, height))
                 if ui.closed:
                     return
             if keys:
@@ -620,12 +622,12 @@ def run(options: argparse.Namespace, make_registry: Callable[..., Registry] = Re
         if warning := too_few_files(options.max_nodes):
             registry.complain("warning", "server", warning)
         bound = network.start()
-        listening = ", ".join(map(str, bound))
+        listening, joining = ", ".join(map(str, bound)), Joining(is_secure=False, addresses=own_addresses(bound))
         try:
             if guard:
                 guard.tokens.set_listening(bound)
             if screen:
-                show_screen(registry, network, inputs, listening, options)
+                show_screen(registry, network, inputs, listening, joining, options)
             else:
                 said = sys.stderr if options.json else sys.stdout
                 put(f"{time_stamp(time.time())} listening on {listening}", said)

@@ -31,7 +31,7 @@ from edge.fleet.screen import look, render
 from edge.hardware.machine import simulated
 from edge.hardware.screen import Link
 from edge.hardware.screen import render as render_node
-from tests.fixtures.examples import EXAMPLE_EVENTS, WALL, example_registry, example_row, example_view
+from tests.fixtures.examples import EXAMPLE_EVENTS, OPEN, WALL, example_registry, example_row, example_view
 
 CELL_WIDTH, CELL_HEIGHT, MARGIN, TITLE_HEIGHT = 9, 18, 12, 34  # in pixels
 FONTS = "ui-monospace, SFMono-Regular, Menlo, Consolas, 'DejaVu Sans Mono', 'Liberation Mono', monospace"
@@ -63,7 +63,7 @@ def draw_server(folder: pathlib.Path) -> None:
     for name, chosen in screens.items():
         lens.refresh(chosen)
         height = 58 if chosen.page else 40
-        view = look(lens, chosen, 160, height, "[::]:50051", EXAMPLE_EVENTS)._replace(wall=WALL)
+        view = look(lens, chosen, OPEN, 160, height, "[::]:50051", EXAMPLE_EVENTS)._replace(wall=WALL)
         save_svg(render(view, 160, height), "server.pyz", folder / f"{name}.svg")
 
 

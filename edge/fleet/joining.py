@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from edge.command_line import Endpoint, is_ipv6
+from edge.credentials import PREFIX
 from edge.protocol import DEFAULT_PORT
 from edge.text import visible
 
@@ -17,7 +18,13 @@ ADDRESSES_TOLD = 4  # of a machine that has more
 # Interfaces for what runs on this machine: other boxes do not reach them.
 INNER = re.compile(r"docker|br-[0-9a-f]{12}$|veth|virbr|lxc|lxdbr|cni|flannel|cali|cilium|podman|vmnet|vboxnet|vEthernet")
 FAR = {socket.AF_INET: "192.0.2.1", socket.AF_INET6: "2001:db8::1"}  # of no machine (RFC 5737, 3849): by the default route
-Step = tuple[str, str]  # words, and what to type or to paste
+
+
+class Step(NamedTuple):
+    """One thing to know or to do."""
+
+    words: str
+    text: str = ""  # to type or to paste
 
 
 class Joining(NamedTuple):
@@ -35,25 +42,41 @@ def steps(joining: Joining) -> list[Step]:
     """What to do on a box, in this order."""
     command = f"python3 node.pyz --server {joining.addresses[0]}"
     command += " --ca FILE" * joining.needs_ca + " --tls-cert FILE --tls-key FILE" * joining.needs_certificate
-    found: list[Step] = [("On each box:", command)]
+    found = [Step("On each box:", command)]
     if not joining.is_secure:
-        return [*found, ("To close it: server.pyz --secure, and nobody else gets in.", "")]
-    if joining.node_token:
-        found.append(("Paste this at its prompt:", joining.node_token))
-        found.append(("Or in a script:", f"EDGE_TOKEN={joining.node_token} {command}"))
+        found.append(Step("Open to whoever reaches it. To close it: server.pyz --secure"))
+    elif joining.node_token:
+        found.append(Step("Paste this token at its prompt:", joining.node_token))
+        found.append(Step("Or in a script:", f"EDGE_TOKEN={joining.node_token} {command}"))
     elif not joining.needs_certificate:
-        found.append(("No node token is valid. Make one here:", "python3 server.pyz token new --role node"))
+        found.append(Step("No node token is valid. Make one here:", "python3 server.pyz token new --role node"))
     return found
 
 
+def details(joining: Joining) -> list[Step]:
+    """What else there is to know."""
+    found = elsewhere(joining, len(joining.addresses))
+    if joining.node_token:
+        found.append(Step("The node token lets a box report, and see nothing."))
+    if joining.view_token:
+        found.append(Step("The view token lets a person see the fleet, and report nothing:", joining.view_token))
+    if joining.is_secure:
+        found.append(Step("More tokens, and an end to one: python3 server.pyz token new, list, revoke"))
+    return found
+
+
+def elsewhere(joining: Joining, most: int) -> list[Step]:
+    """Up to so many of the addresses that no command names."""
+    others = joining.addresses[1:]
+    more = f" and {len(others) - most} more" if len(others) > most else ""
+    return [Step(f"This machine's other addresses: {', '.join(others[:most])}{more}")] if others else []
+
+
 def told(joining: Joining) -> list[str]:
-    """The same as plain lines; a token has one of its own."""
+    """What to do on a box, as plain lines; a token has one of its own."""
     lines: list[str] = []
-    for words, text in steps(joining):
-        lines += [words, text] if text == joining.node_token else [f"{words} {text}".rstrip()]
-    others, more = joining.addresses[1:ADDRESSES_TOLD], len(joining.addresses) - ADDRESSES_TOLD
-    if others:
-        lines.append(f"Other addresses of this machine: {', '.join(others)}" + f" and {more} more" * (more > 0))
+    for words, text in [*steps(joining), *elsewhere(joining, ADDRESSES_TOLD - 1)]:
+        lines += [words, text] if text.startswith(PREFIX) else [f"{words} {text}".rstrip()]
     return lines
 
 

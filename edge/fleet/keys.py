@@ -29,6 +29,7 @@ class Place(enum.Enum):
     EVENTS = "events"
     FILTER = "filter"  # it is being typed
     HELP = "help"
+    JOIN = "join"  # how a box joins
     QUIT = "quit"  # the question is asked
     FORGET = "forget"  # the same
 
@@ -38,7 +39,7 @@ class Room(NamedTuple):
 
     lines: int  # of the table or grid
     per_line: int  # entries beside each other: one in the table
-    reach: Reach = Reach(0, 0)  # of a page, the help or the event view, which stands before them
+    reach: Reach = Reach(0, 0)  # of a page, the event view, the help or how a box joins, which stand before them
 
     @property
     def entries(self) -> int:
@@ -151,13 +152,18 @@ def move(turn: Turn) -> Ui:
 
 
 def scroll(turn: Turn) -> Ui:
-    """A page or the help, as far as there is more of it."""
+    """What stands before table and grid, as far as there is more of it."""
     return turn.ui._replace(scroll=scrolled(turn.ui.scroll, turn.key, turn.room.reach))
 
 
-def scroll_help(turn: Turn) -> Ui:
+def close(turn: Turn) -> Ui:
+    """The help, or how a box joins."""
+    return turn.ui._replace(help=False, join=False, scroll=0)
+
+
+def scroll_or_close(turn: Turn) -> Ui:
     """Where all of it is on the screen, every key goes back."""
-    return scroll(turn) if turn.room.reach.most else turn.ui._replace(help=False)
+    return scroll(turn) if turn.room.reach.most else close(turn)
 
 
 def scroll_events(turn: Turn) -> Ui:
@@ -287,6 +293,7 @@ BINDINGS = (
     Binding(("f",), LISTS, forget, "f", FORGET_HELP, Footer(10, say("forget"))),
     Binding(("f",), (Place.PAGE,), forget, "f", "forget it, when it is lost or left"),
     Binding(("F",), LISTS, ask_to_forget, "F", FORGET_HELP),
+    Binding(("j",), VIEWS, change(join=True, scroll=0), "j", "how a box joins", Footer(12, say("join"))),
     Binding(("?",), LISTS, change(help=True), "?", footer=Footer(1, say("help"))),
     Binding(("?",), (Place.PAGE, Place.EVENTS), change(help=True, scroll=0), "?", footer=Footer(11, say("help"))),
     Binding(("q",), LISTS, ask_to_quit, "q", "quit", Footer(0, say("quit"))),
@@ -297,8 +304,8 @@ BINDINGS = (
     Binding(("backspace",), (Place.FILTER,), take_back, "Backspace", footer=Footer(2, say("takes a letter back"))),
     Binding(("ctrl-u",), (Place.FILTER,), clear_filter, "Ctrl-U", footer=Footer(3, say("takes all back"))),
     Binding((ANY,), (Place.FILTER,), type_text, "letters"),
-    Binding(MOVES, (Place.HELP,), scroll_help, "↑↓ PgUp End …"),
-    Binding((ANY,), (Place.HELP,), change(help=False, scroll=0), "any key", footer=Footer(0, say("goes back"))),
+    Binding(MOVES, (Place.HELP, Place.JOIN), scroll_or_close, "↑↓ PgUp End …"),
+    Binding((ANY,), (Place.HELP, Place.JOIN), close, "any key", footer=Footer(0, say("goes back"))),
     Binding(("q", "y"), (Place.QUIT,), change(closed=True), "q or y", footer=Footer(0, say("ends the server"))),
     Binding(("y",), (Place.FORGET,), forget_all, "y", footer=Footer(0, say("forgets them"))),
     Binding((ANY,), (Place.QUIT, Place.FORGET), change(question=None), "any other key", footer=Footer(1, say("goes on"))),
@@ -310,7 +317,9 @@ HERE: dict[tuple[Place, str], Binding] = {
 
 def place_of(ui: Ui) -> Place:
     """Where the next key is pressed."""
-    return Place(ui.question.about) if ui.question else Place.FILTER if ui.typing else Place.HELP if ui.help else behind_help(ui)
+    if ui.question:
+        return Place(ui.question.about)
+    return Place.FILTER if ui.typing else Place.HELP if ui.help else Place.JOIN if ui.join else behind_help(ui)
 
 
 def behind_help(ui: Ui) -> Place:

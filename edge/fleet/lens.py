@@ -108,6 +108,7 @@ class Ui(NamedTuple):
     metric: str = METRICS[0].name  # what colours the grid
     frozen: bool = False
     help: bool = False
+    join: bool = False  # how a box joins
     page: str = ""  # the node whose page is open
     scroll: int = 0  # lines of a page, or of the help, above the screen
     events: bool = False  # the event view is open

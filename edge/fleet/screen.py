@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from edge.credentials import PREFIX
 from edge.drawing import (
     BLOCKS,
     MIN_HEIGHT,
@@ -30,12 +31,13 @@ from edge.fleet.columns import SORT_BY_NAME, STATE_STYLES, TableColumn, lay_out
 from edge.fleet.entry import Entry, make_entries
 from edge.fleet.events import draw_events, event_lines, lowest_line, newest_lines, parse_event_filter
 from edge.fleet.filters import parse_filter
+from edge.fleet.joining import Joining, Step, details, steps
 from edge.fleet.keys import Place, Room, behind_help, filter_of, footer_of, help_lines, place_of
 from edge.fleet.lens import Lens, Totals, Ui
 from edge.fleet.metrics import METRIC_NAMED, METRICS
 from edge.fleet.row import Row, State, hanging_seconds, reason_of, state_of
 from edge.panels import Reach, Subject, node_panels, reach_of
-from edge.protocol import DEFAULT_PORT, LATE_INTERVALS, LOST_INTERVALS, LOST_SECONDS
+from edge.protocol import LATE_INTERVALS, LOST_INTERVALS, LOST_SECONDS
 from edge.text import show_bytes, show_celsius, show_percent, show_seconds, show_watts, visible
 
 STATE_HELP = {
@@ -48,6 +50,7 @@ STATE_HELP = {
 HEADER_LINES, FOOTER_LINES = 2, 1
 KEYS_CELLS = 15  # of the help
 GLYPHS = {f"{glyph} " for glyph, _ in STATE_STYLES.values()}
+NOTHING_MATCHES: list[Line] = [[], [("Nothing matches the filter: Esc clears it.", "")]]
 GRID_CELLS = (26, 9, 2, 1)  # widths of a cell: with name and value, with its value, apart, side by side: the widest that fits all
 GRID_NAME_CELLS = 15  # of the widest
 GRID_STYLES = ("blue", "blue", "cyan", "cyan", "green", "green", "yellow", "bold red")
@@ -70,12 +73,13 @@ class View(NamedTuple):
     now: float  # by the registry's clock
     wall: float
     listening: str
+    joining: Joining
     events: Sequence[Event]
 
 
-def look(lens: Lens, ui: Ui, width: int, height: int, listening: str, events: Sequence[Event]) -> View:
+def look(lens: Lens, ui: Ui, joining: Joining, width: int, height: int, listening: str, events: Sequence[Event]) -> View:
     """What a frame needs, and no more."""
-    room = room_of(ui, lens, width, height)
+    room = room_of(ui, lens, joining, width, height)
     ids = lens.order[ui.first : ui.first + room.entries]
     rows = lens.rows(entry_id.node_id for entry_id in ids)
     return View(
@@ -93,6 +97,7 @@ def look(lens: Lens, ui: Ui, width: int, height: int, listening: str, events: Se
         now=lens.now,
         wall=lens.wall,
         listening=listening,
+        joining=joining,
         events=events,
     )
 
@@ -104,12 +109,14 @@ def render(view: View, width: int, height: int) -> list[Line]:
     room = height - HEADER_LINES - FOOTER_LINES
     if view.ui.help:
         body = help_panel(view, width, room)
+    elif view.ui.join:
+        body = joining_panel(view, width, room)
     elif view.ui.events:
         body = event_view(view, width, room)
     elif view.page:
         body = page_panels(view.page, view.now, width, room, view.ui.scroll)
     else:
-        panel = grid_panel if view.ui.grid else table_panel
+        panel = empty_panel if not view.known_nodes else grid_panel if view.ui.grid else table_panel
         body = [*panel(view, width), *event_panel(view.events, width, event_panel_height(height))]
     return [*fit_lines([*header(view, width), *body], width, height - 1), footer(view, width)]
 
@@ -119,13 +126,15 @@ def event_panel_height(height: int) -> int:
     return 0 if height < 16 else max(height // 5, 5)
 
 
-def room_of(ui: Ui, lens: Lens, width: int, height: int) -> Room:
+def room_of(ui: Ui, lens: Lens, joining: Joining, width: int, height: int) -> Room:
     """What header, borders, titles, log and footer leave."""
     view_lines = max(height - HEADER_LINES - FOOTER_LINES, 3)
     lines = max(view_lines - 3 - event_panel_height(height), 1)
     reach = Reach(0, view_lines)
     if ui.help:
         reach = Reach(max(len(help_text(behind_help(ui), width)) - (view_lines - 2), 0), view_lines - 2)
+    elif ui.join:
+        reach = Reach(max(len(joining_text(all_steps(joining), width, view_lines - 1)) - (view_lines - 1), 0), view_lines - 1)
     elif ui.events:
         reach = Reach(0, view_lines - 2)
     elif page := ui.page and lens.rows([ui.page])[0]:
@@ -134,24 +143,25 @@ def room_of(ui: Ui, lens: Lens, width: int, height: int) -> Room:
     return next((room for room in rooms if room.entries >= len(lens.order)), rooms[-1])
 
 
-def cut(lines: list[Line], scroll: int, room: int) -> list[Line]:
-    """So many lines, from the one on that was scrolled to; the last one says how many there are below it."""
+def cut(lines: list[Line], scroll: int, room: int, key: str = "PgDn") -> list[Line]:
+    """So many lines, from the one on that was scrolled to; the last one says how many there are below it, and what shows them."""
     below = len(lines) - scroll - room
     shown = lines[scroll : scroll + room]
-    return [*shown[:-1], [(f" ↓ {below + 1} more lines: PgDn", "dim")]] if below > 0 else shown
+    return [*shown[:-1], [(f" ↓ {below + 1} more lines: {key}", "dim")]] if below > 0 else shown
 
 
 # ---- Header and footer ----
 
 
 def header(view: View, width: int) -> list[Line]:
-    """Two lines: nodes by state, and what the fleet is and does; where a filter holds, what it matches of it."""
+    """Two lines: who gets in and nodes by state, and what the fleet is and does; where a filter holds, what it matches of it."""
     count, known = sum(view.totals.states.values()), view.known_nodes
     wide = width >= 80
     nodes = (
         f" {count:,} of {known:,} nodes match{'es' * (count == 1)}" if view.is_filtered else f" {known:,} node{'s' * (known != 1)}"
     )
-    parts: list[Line] = [[(" Edge fleet ", "bold")]] * wide + [[(nodes, "bold yellow" if view.is_filtered else "")]]
+    trust = (" secure ", "green") if view.joining.is_secure else (" open ", "yellow")
+    parts: list[Line] = [[(" Edge fleet ", "bold")]] * wide + [[trust], [(nodes, "bold yellow" if view.is_filtered else "")]]
     for state, (glyph, style) in STATE_STYLES.items():
         if number := view.totals.states.get(state):
             parts.append([(f"  {glyph} {number:,}" + f" {state.value.lower()}" * wide, style)])
@@ -234,7 +244,7 @@ def table_panel(view: View, width: int) -> list[Line]:
     lines: list[Line] = [[(titles, "bold dim")]]
     lines += [entry_line(entry, columns, view.ui) for entry in view.entries]
     if not view.matching:
-        lines += nothing_to_show(view)
+        lines += NOTHING_MATCHES
     return box(panel_title(view), lines + [[]] * (view.room.lines + 1 - len(lines)), width)
 
 
@@ -255,17 +265,6 @@ def panel_title(view: View) -> str:
 def filter_title(text: str, unread: Sequence[str]) -> str:
     """A filter, and what of it restricts nothing."""
     return (f" · /{text}" if text else "") + (f" · not understood: {' '.join(unread)}" if unread else "")
-
-
-def nothing_to_show(view: View) -> list[Line]:
-    """What to do first."""
-    if view.known_nodes:
-        return [[], [("Nothing matches the filter: Esc clears it.", "")]]
-    port = view.listening.rpartition(":")[2]
-    host = view.listening.rpartition(":")[0]
-    host = "THIS-HOST" if host in ("[::]", "0.0.0.0") or "," in host else host
-    address = host + (f":{port}" if port != str(DEFAULT_PORT) else "")
-    return [[], [("No node yet. On each box:", "")], [], [(f"    python3 node.pyz --server {address}", "bold")]]
 
 
 def entry_line(entry: Entry, columns: Sequence[TableColumn], ui: Ui) -> Line:
@@ -295,7 +294,7 @@ def grid_panel(view: View, width: int) -> list[Line]:
     shown = [grid_cell(entry, cell_width, view.ui) for entry in view.entries]
     lines = [list(itertools.chain(*shown[start : start + per_line])) for start in range(0, len(shown), per_line)]
     if not view.matching:
-        lines += nothing_to_show(view)
+        lines += NOTHING_MATCHES
     return box(panel_title(view), [grid_legend(view, width), *lines, *[[]] * (lines_most - len(lines))], width)
 
 
@@ -335,6 +334,62 @@ def grid_cell(entry: Entry, width: int, ui: Ui) -> Line:
     if words:
         spans.append((words, ("dim" if entry.is_stale else "") + reverse))
     return [*spans, (" " * (width - 1 - cells(words)), "")] if width > 1 else spans
+
+
+# ---- How a box joins ----
+# No border at the sides: a line that is selected has nothing but its token, and a token fits 80 columns.
+
+
+def empty_panel(view: View, width: int) -> list[Line]:
+    """Of a fleet without a node: what to do first."""
+    room = view.room.lines + 2  # of the table, its titles and its lower border
+    more = ", and more" * bool(details(view.joining))
+    text = [*steps(view.joining), Step(f"j shows this at any time{more}.")]
+    lines = joining_text(text, width, room)
+    return [rule("No node yet", width), *cut(lines, 0, room, "j"), *[[]] * (room - len(lines))]
+
+
+def joining_panel(view: View, width: int, room: int) -> list[Line]:
+    """All that there is to know of it; what does not fit is scrolled to."""
+    title = "How a box joins" + " · ↑↓ scroll" * bool(view.room.reach.most)
+    return [rule(title, width), *cut(joining_text(all_steps(view.joining), width, room - 1), view.ui.scroll, room - 1)]
+
+
+def all_steps(joining: Joining) -> list[Step]:
+    """Those of the empty screen first."""
+    return [*steps(joining), *details(joining)]
+
+
+def joining_text(text: Sequence[Step], width: int, room: int) -> list[Line]:
+    """Its lines, at this width, with a blank one between steps where there is room. A token is alone in its line; elsewhere a word
+    stands for it."""
+    lines: list[Line] = []
+    width = max(width, MIN_WIDTH)
+    token = next((step.text for step in text if step.text.startswith(PREFIX)), PREFIX)
+    for step in text:
+        lines += [[], *([(f" {part}", "")] for part in textwrap.wrap(step.words, width - 2, break_on_hyphens=False))]
+        if not step.text.startswith(PREFIX):
+            lines += [[(part, "bold")] for part in typed(step.text.replace(token, "TOKEN"), width)]
+        elif cells(step.text) <= width:
+            lines.append([(step.text, "bold")])
+        else:
+            narrow = f"Too narrow for its {cells(step.text)} columns: python3 server.pyz token list"
+            lines += [[(f" {part}", "bold yellow")] for part in textwrap.wrap(narrow, width - 2)]
+    return lines[1:] if len(lines) <= room + 1 else [line for line in lines if line]
+
+
+def typed(command: str, width: int) -> list[str]:
+    """A command for a shell, in as many lines as it needs."""
+    if cells(command) + 4 <= width:
+        return [f"    {command}"] * bool(command)
+    *most, last = textwrap.wrap(command, width - 3, break_long_words=False, break_on_hyphens=False)
+    return [*(f" {part} \\" for part in most), f" {last}"]
+
+
+def rule(title: str, width: int) -> Line:
+    """A line with a title in it."""
+    title = fit(title, min(cells(title), width - 5))
+    return [("── ", "dim"), (title, "bold"), (" " + "─" * (width - 4 - cells(title)), "dim")]
 
 
 # ---- A node's page, the help, the events ----
@@ -427,6 +482,6 @@ def event_view(view: View, width: int, height: int) -> list[Line]:
     title += f" · {len(lines) - end:,} newer below" if end < len(lines) else ""
     drawn = draw_events(lines[start:end], width - 4)
     if not lines:
-        drawn = [[], [("Nothing matches the filter: Esc clears it." if ui.event_filter else "Nothing has happened yet.", "")]]
+        drawn = NOTHING_MATCHES if ui.event_filter else [[], [("Nothing has happened yet.", "")]]
     title += filter_title(ui.event_filter, parse_event_filter(ui.event_filter)[1])
     return box(title, drawn + [[]] * (room - len(drawn)), width)

@@ -12,7 +12,7 @@ from edge.fleet.entry import EntryId
 from edge.fleet.keys import ANY, BINDINGS, WHEEL, Binding, Place, change, footer_of, help_lines
 from edge.fleet.lens import Ui
 from edge.keyboard import CONTROLS, FINAL_NAMES, NUMBER_NAMES, PASTE, Keyboard
-from tests.fixtures.examples import example_registry, example_row
+from tests.fixtures.examples import SECURE, example_registry, example_row
 from tests.fixtures.screens import Screen, exact
 
 # ---- The selection ----
@@ -105,7 +105,7 @@ def test_the_filter_narrows_as_one_types_and_keys_are_text_then() -> None:
 def test_random_keys_never_break_the_screen() -> None:
     chance = random.Random(1)
     keys = [
-        *"sSgvpfFe?/qy0a>",
+        *"sSgvpfFe?/qy0a>j",
         f"{PASTE}q\nq",
         *WHEEL,
         "up",
@@ -134,6 +134,7 @@ WAYS = {  # the keys that lead to each place, with an entry selected
     Place.FILTER: ("down", "/"),
     Place.EVENTS: ("down", "e"),
     Place.HELP: ("down", "?"),
+    Place.JOIN: ("down", "j"),
     Place.QUIT: ("down", "q"),
     Place.FORGET: ("down", "F"),
 }
@@ -175,6 +176,26 @@ def test_any_key_leaves_the_help_and_does_no_more(behind: Place) -> None:
         assert screen.press("?").ui == before._replace(help=True)
         assert screen.press(key).ui == before, key
     assert "any key goes back" in screen.press("?").text()
+
+
+@pytest.mark.parametrize("behind", EXPLAINED)
+def test_j_shows_how_a_box_joins_and_any_key_goes_back(behind: Place) -> None:
+    registry = example_registry()
+    for key in ALL_KEYS:
+        screen = Screen(registry).press(*WAYS[behind])
+        before = screen.ui
+        assert screen.press("j").ui == before._replace(join=True)
+        assert screen.press(key).ui == before, key
+    assert "How a box joins" in screen.press("j").text()
+    assert "any key goes back" in screen.text()
+
+
+def test_how_a_box_joins_is_scrolled_where_it_is_cut() -> None:
+    screen = Screen(example_registry(), 40, 10, SECURE).press("down", "enter", "page down", "j")
+    assert screen.ui.scroll == 0
+    assert screen.press("wheel down", "up", "page down").ui.scroll > 2
+    assert "revoke" in screen.press("end").text()
+    assert screen.press("j").ui == Ui(EntryId("Node-1000"), page="Node-1000")
 
 
 @pytest.mark.parametrize("place", [*EXPLAINED, Place.FILTER])

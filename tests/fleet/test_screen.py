@@ -20,11 +20,10 @@ import node_pb2 as pb
 from edge.drawing import cells, plain
 from edge.event_log import Event
 from edge.fleet.row import Row
-from edge.fleet.screen import room_of
 from edge.hardware.screen import Link
 from edge.hardware.screen import View as NodeView
 from edge.hardware.screen import render as render_node
-from tests.fixtures.examples import WALL, example_registry, example_row, example_view
+from tests.fixtures.examples import OPEN, SECURE, WALL, example_registry, example_row, example_view
 from tests.fixtures.processes import ROOT, Program, Terminal, eventually
 from tests.fixtures.screens import Screen, exact, frame_of
 from tests.fixtures.sessions import Stream, unary
@@ -54,6 +53,7 @@ SCREENS: dict[str, tuple[str, ...]] = {
     "frozen": ("p",),
     "events": ("e",),
     "question": ("q",),
+    "join": ("j",),
 }
 
 
@@ -91,10 +91,80 @@ def test_too_small_a_screen_says_so() -> None:
     assert frame_of(examples(), 0, 0) == []
 
 
-def test_an_empty_fleet_says_what_to_do() -> None:
-    text = plain(frame_of([], 80, 24))
+@pytest.mark.parametrize("keys", [(), ("v",)])
+@pytest.mark.parametrize("size", [(160, 45), (80, 24), (50, 15), (40, 10)])
+def test_an_empty_fleet_says_what_to_do_and_how_to_close_it(size: tuple[int, int], keys: tuple[str, ...]) -> None:
+    text = Screen(example_registry(0), *size).press(*keys).text()
     assert "No node yet" in text
-    assert "node.pyz --server THIS-HOST" in text
+    assert "python3 node.pyz --server 10.0.0.5\n" in re.sub(" +\n", "\n", text)
+    assert "To close it: server.pyz --secure" in " ".join(text.split())
+
+
+# ---- How a box joins ----
+
+
+@pytest.mark.parametrize("keys", [("j",), ("v", "j"), ("down", "enter", "j"), ("e", "j")])
+@pytest.mark.parametrize("width", [78, 80, 160])
+def test_a_token_is_alone_in_its_line(width: int, keys: tuple[str, ...]) -> None:
+    lines = Screen(example_registry(), width, 24, SECURE).press(*keys).text().splitlines()
+    shown = [line.rstrip() for line in lines if "edge1-" in line]
+    assert shown == [SECURE.node_token, SECURE.view_token]
+    empty = Screen(example_registry(0), width, 24, SECURE).text().splitlines()
+    assert [line.rstrip() for line in empty if "edge1-" in line] == [SECURE.node_token]
+
+
+@pytest.mark.parametrize("size", [(77, 24), (50, 15), (40, 10)])
+def test_half_a_token_is_never_shown(size: tuple[int, int]) -> None:
+    for screen in (Screen(example_registry(0), *size, SECURE), Screen(example_registry(), *size, SECURE).press("j")):
+        text = screen.text()
+        assert "edge1-" not in text
+        assert "Too narrow for its 78 columns: python3 server.pyz token list" in " ".join(text.split())
+
+
+def test_how_a_box_joins_has_all_that_there_is_to_know() -> None:
+    addresses = ("10.0.0.5", *(f"10.0.{number}.5:6000" for number in range(1, 9)), "[fd00::5]:6000")
+    for size in ((160, 45), (80, 24), (50, 15), (40, 10)):
+        screen = Screen(example_registry(), *size, SECURE._replace(addresses=addresses)).press("j")
+        seen, most = screen.text(), screen.room().reach.most
+        for _ in range(most):
+            seen += screen.press("down").text()
+        words = " ".join(seen.replace("\\", "").split())
+        assert bool(most) == (size[1] < 24)
+        assert all(re.search(rf"(?m)(^|\s){re.escape(address)}(,|\s)", seen) for address in addresses)
+        assert "lets a box report" in words
+        assert "lets a person see the fleet" in words
+        assert "EDGE_TOKEN=TOKEN python3 node.pyz --server 10.0.0.5" in words
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"node_token": "", "view_token": ""}, "No node token is valid. Make one here: python3 server.pyz token new --role node"),
+        ({"needs_ca": True}, "python3 node.pyz --server 10.0.0.5 --ca FILE Paste this token at its prompt: edge1-"),
+        (
+            {"needs_ca": True, "needs_certificate": True, "node_token": ""},
+            "--server 10.0.0.5 --ca FILE --tls-cert FILE --tls-key FILE j shows this",
+        ),
+    ],
+)
+def test_what_to_do_without_a_token_and_with_certificates(changes: dict[str, Any], said: str) -> None:
+    assert said in " ".join(Screen(example_registry(0), 80, 24, SECURE._replace(**changes)).text().split())
+
+
+@pytest.mark.parametrize("width", [40, 50, 79, 80, 160])
+@pytest.mark.parametrize("keys", [(), ("p",), ("e",), ("down", "enter"), ("j",), ("/", "x")])
+def test_the_header_says_who_gets_in(width: int, keys: tuple[str, ...]) -> None:
+    for joining, word, style in ((OPEN, " open ", "yellow"), (SECURE, " secure ", "green")):
+        registry = example_registry(400)
+        screen = Screen(registry, width, 24, joining).press(*keys)
+        registry.restore(example_row(11)._replace(node_id="another"))
+        assert (word, style) in screen.frame()[0]
+
+
+def test_a_command_that_is_too_wide_goes_on_in_the_next_line() -> None:
+    address = "[2001:db8:1234:5678:9abc:def0:1234:5678]"
+    text = Screen(example_registry(0), 50, 15, OPEN._replace(addresses=(address,))).text()
+    assert re.search(rf" python3 node.pyz --server \\ *\n {re.escape(address)}  ", text)
 
 
 def test_the_screen_at_160_by_45_has_all_columns_and_states() -> None:
@@ -261,7 +331,7 @@ def test_a_frame_parses_each_message_of_a_node_once(keys: tuple[str, ...], monke
         monkeypatch.setattr(Row, part, counted(part, getattr(Row, part).fget))
     screen.frame()
     assert set(parsed.values()) == {1}
-    room = room_of(screen.ui, screen.lens, screen.width, screen.height)
+    room = screen.room()
     assert {node_id for part, node_id in parsed if part == "sample"} == {
         entry_id.node_id for entry_id in screen.lens.order[: room.entries]
     }
@@ -276,6 +346,9 @@ def golden_frames() -> dict[str, str]:
     for width, height in SIZES[:3]:
         for name, keys in SCREENS.items():
             frames[f"server-{name}-{width}x{height}.txt"] = Screen(example_registry(), width, height).press(*keys).text()
+        for joining, name in ((OPEN, "open"), (SECURE, "secure")):
+            frames[f"server-empty-{name}-{width}x{height}.txt"] = Screen(example_registry(0), width, height, joining).text()
+        frames[f"server-join-secure-{width}x{height}.txt"] = Screen(example_registry(), width, height, SECURE).press("j").text()
         for seed, name in ((1, "8-gpus"), (2, "1-gpu"), (8, "host")):
             frames[f"node-{name}-{width}x{height}.txt"] = plain(render_node(node_view(seed), width, height, WALL, 0))
     return frames
@@ -356,12 +429,12 @@ def test_nothing_a_node_sends_moves_the_operators_cursor_or_colour(terminal: Ope
         screen.shows("refused")
         screen.press("\x1b[B\x1b[A")
         screen.shows("�")
+        eventually(lambda: {line[0] for line in screen.text().splitlines()[2:-1]} <= set("╭│╰"))  # the whole table is drawn
         lines = screen.text().splitlines()
         assert lines[0].startswith(" Edge fleet")
         assert lines[2].startswith("╭─ Nodes ─")
         assert lines[-1].startswith(" q quit")
         panel = lines[2:-1]
-        assert {line[0] for line in panel} <= set("╭│╰")
         assert {line[159] for line in panel} <= set("╮│╯")  # nothing wrapped, nothing moved
         assert screen.cell("�").bg == "default"
         assert screen.cell("evil").bg == "default"
