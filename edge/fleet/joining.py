@@ -12,7 +12,6 @@ from typing import NamedTuple
 from edge.command_line import Endpoint, is_ipv6
 from edge.credentials import PREFIX
 from edge.protocol import DEFAULT_PORT
-from edge.text import visible
 
 ADDRESSES_TOLD = 4  # of a machine that has more
 # Interfaces for what runs on this machine: other boxes do not reach them.
@@ -90,9 +89,15 @@ def own_addresses(bound: Sequence[Endpoint]) -> list[str]:
     for host, port in bound:
         hosts = [host]
         if is_wildcard(host):
-            hosts = machine_addresses(with_ipv6=is_ipv6(host)) or [visible(socket.gethostname()) or "localhost"]
+            hosts = machine_addresses(with_ipv6=is_ipv6(host)) or [own_name()]
         found |= dict.fromkeys(own if port == DEFAULT_PORT else str(Endpoint(own, port)) for own in hosts)
     return list(found)
+
+
+def own_name() -> str:
+    """This machine's; where it has none that a command can name, what every machine calls itself."""
+    name = socket.gethostname()
+    return name if re.fullmatch(r"[\w.-]+", name, re.ASCII) else "localhost"
 
 
 def is_wildcard(host: str) -> bool:
