@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import re
+import shlex
 import socket
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -35,6 +36,7 @@ class Joining(NamedTuple):
     view_token: str = ""  # the same
     needs_ca: bool = False  # the server's certificate is the user's own: a node needs --ca FILE
     needs_certificate: bool = False  # --client-ca: a node needs --tls-cert FILE --tls-key FILE, and no token
+    state_folder: str = ""  # --state, where it was given: another folder has other tokens
 
 
 def steps(joining: Joining) -> list[Step]:
@@ -48,7 +50,7 @@ def steps(joining: Joining) -> list[Step]:
         found.append(Step("Paste this token at its prompt:", joining.node_token))
         found.append(Step("Or in a script:", f"EDGE_TOKEN={joining.node_token} {command}"))
     elif not joining.needs_certificate:
-        found.append(Step("No node token is valid. Make one here:", "python3 server.pyz token new --role node"))
+        found.append(Step("No node token is valid. Make one here:", token_command(joining, "new --role node")))
     return found
 
 
@@ -60,8 +62,14 @@ def details(joining: Joining) -> list[Step]:
     if joining.view_token:
         found.append(Step("The view token lets a person see the fleet, and report nothing:", joining.view_token))
     if joining.is_secure:
-        found.append(Step("More tokens, and an end to one: python3 server.pyz token new, list, revoke"))
+        found.append(Step("All tokens (new makes one more, revoke ends one):", token_command(joining, "list")))
     return found
+
+
+def token_command(joining: Joining, verb: str) -> str:
+    """What to type here."""
+    folder = f" --state {shlex.quote(joining.state_folder)}" if joining.state_folder else ""
+    return f"python3 server.pyz token {verb}{folder}"
 
 
 def elsewhere(joining: Joining, most: int) -> list[Step]:

@@ -31,7 +31,7 @@ from edge.fleet.columns import SORT_BY_NAME, STATE_STYLES, TableColumn, lay_out
 from edge.fleet.entry import Entry, make_entries
 from edge.fleet.events import draw_events, event_lines, lowest_line, newest_lines, parse_event_filter
 from edge.fleet.filters import parse_filter
-from edge.fleet.joining import Joining, Step, details, steps
+from edge.fleet.joining import Joining, Step, details, steps, token_command
 from edge.fleet.keys import Place, Room, behind_help, filter_of, footer_of, help_lines, place_of
 from edge.fleet.lens import Lens, Totals, Ui
 from edge.fleet.metrics import METRIC_NAMED, METRICS
@@ -134,7 +134,9 @@ def room_of(ui: Ui, lens: Lens, joining: Joining, width: int, height: int) -> Ro
     if ui.help:
         reach = Reach(max(len(help_text(behind_help(ui), width)) - (view_lines - 2), 0), view_lines - 2)
     elif ui.join:
-        reach = Reach(max(len(joining_text(all_steps(joining), width, view_lines - 1)) - (view_lines - 1), 0), view_lines - 1)
+        reach = Reach(
+            max(len(joining_text(joining, all_steps(joining), width, view_lines - 1)) - (view_lines - 1), 0), view_lines - 1
+        )
     elif ui.events:
         reach = Reach(0, view_lines - 2)
     elif page := ui.page and lens.rows([ui.page])[0]:
@@ -345,14 +347,15 @@ def empty_panel(view: View, width: int) -> list[Line]:
     room = view.room.lines + 2  # of the table, its titles and its lower border
     more = ", and more" * bool(details(view.joining))
     text = [*steps(view.joining), Step(f"j shows this at any time{more}.")]
-    lines = joining_text(text, width, room)
+    lines = joining_text(view.joining, text, width, room)
     return [rule("No node yet", width), *cut(lines, 0, room, "j"), *[[]] * (room - len(lines))]
 
 
 def joining_panel(view: View, width: int, room: int) -> list[Line]:
     """All that there is to know of it; what does not fit is scrolled to."""
     title = "How a box joins" + " · ↑↓ scroll" * bool(view.room.reach.most)
-    return [rule(title, width), *cut(joining_text(all_steps(view.joining), width, room - 1), view.ui.scroll, room - 1)]
+    lines = joining_text(view.joining, all_steps(view.joining), width, room - 1)
+    return [rule(title, width), *cut(lines, view.ui.scroll, room - 1)]
 
 
 def all_steps(joining: Joining) -> list[Step]:
@@ -360,20 +363,19 @@ def all_steps(joining: Joining) -> list[Step]:
     return [*steps(joining), *details(joining)]
 
 
-def joining_text(text: Sequence[Step], width: int, room: int) -> list[Line]:
-    """Its lines, at this width, with a blank one between steps where there is room. A token is alone in its line; elsewhere a word
-    stands for it."""
+def joining_text(joining: Joining, text: Sequence[Step], width: int, room: int) -> list[Line]:
+    """Steps as lines, at this width, with a blank one between them where there is room. A token is alone in its line; elsewhere a
+    word stands for it."""
     lines: list[Line] = []
     width = max(width, MIN_WIDTH)
-    token = next((step.text for step in text if step.text.startswith(PREFIX)), PREFIX)
     for step in text:
         lines += [[], *([(f" {part}", "")] for part in textwrap.wrap(step.words, width - 2, break_on_hyphens=False))]
         if not step.text.startswith(PREFIX):
-            lines += [[(part, "bold")] for part in typed(step.text.replace(token, "TOKEN"), width)]
+            lines += [[(part, "bold")] for part in typed(step.text.replace(joining.node_token or PREFIX, "TOKEN"), width)]
         elif cells(step.text) <= width:
             lines.append([(step.text, "bold")])
         else:
-            narrow = f"Too narrow for its {cells(step.text)} columns: python3 server.pyz token list"
+            narrow = f"Too narrow for its {cells(step.text)} columns: {token_command(joining, 'list')}"
             lines += [[(f" {part}", "bold yellow")] for part in textwrap.wrap(narrow, width - 2)]
     return lines[1:] if len(lines) <= room + 1 else [line for line in lines if line]
 

@@ -145,6 +145,7 @@ def test_how_a_box_joins_has_all_that_there_is_to_know() -> None:
             {"needs_ca": True, "needs_certificate": True, "node_token": ""},
             "--server 10.0.0.5 --ca FILE --tls-cert FILE --tls-key FILE j shows this",
         ),
+        ({"node_token": "", "state_folder": "/a b"}, "python3 server.pyz token new --role node --state '/a b'"),
     ],
 )
 def test_what_to_do_without_a_token_and_with_certificates(changes: dict[str, Any], said: str) -> None:
