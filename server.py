@@ -50,7 +50,7 @@ from edge.fleet.intake import (
     with_unread,
     with_unread_if_sane,
 )
-from edge.fleet.joining import Joining, own_addresses, told
+from edge.fleet.joining import Joining, own_addresses, token_command, told
 from edge.fleet.keys import follow, press
 from edge.fleet.lens import EVENTS_KEPT, Lens, Ui
 from edge.fleet.listening import default_endpoint, most_connections, too_few_files, why_not_bound
@@ -77,7 +77,6 @@ FORGET_SECONDS = 24 * 3600.0
 DATA_FRAMES_PER_SECOND = 12  # heartbeats come all the time; keys are answered at once
 TICK_SECONDS = 1.0  # from one look at who is late to the next: for the log, since a row's state is told from its age
 PRINT_SECONDS = 0.2  # from one look into the log to the next, without a screen
-OPEN = "open: whoever reaches this port can report, as any node"
 UNHEARD_SECONDS = 0.1  # that gRPC may take at the end to say what became of an answer that was broken off
 
 
@@ -501,14 +500,19 @@ class Network:
 
 
 def show_screen(
-    registry: Registry, network: Network, inputs: Inputs, listening: str, joining: Joining, options: argparse.Namespace
+    registry: Registry,
+    network: Network,
+    inputs: Inputs,
+    listening: str,
+    joining_now: Callable[[], Joining],
+    options: argparse.Namespace,
 ) -> None:
     """The main thread with a terminal: twelve frames a second, more while keys are pressed; only changed lines are sent."""
     ui, lens = Ui(), Lens(registry)
     frame_due = drawn = 0.0
     with Screen(inputs, options.no_color) as screen:
         while not inputs.received and network.is_alive():
-            now = registry.clock()
+            now, joining = registry.clock(), joining_now()
             width, height = screen.size()
             if now >= frame_due:
                 lens.refresh(ui)
@@ -541,14 +545,11 @@ def run_headless(registry: Registry, network: Network, inputs: Inputs, as_json: 
         print_events(events)  # what came since the last look
 
 
-def introduction(guard: Guard | None, bound: Sequence[Endpoint], is_kept: bool) -> list[str]:
+def introduction(joining: Joining, is_kept: bool) -> list[str]:
     """What to do on a box. `is_kept`: the lines go where others may read them later, so they name no token."""
-    if not guard:
-        return [OPEN, *told(Joining(False, own_addresses(bound)))]
-    joining = guard.joining(bound)
-    if not (is_kept and joining.node_token):
-        return told(joining)
-    return [f"secure: what to type and to paste on a box is told by python3 server.pyz token list --state {guard.folder}"]
+    if is_kept and joining.node_token:
+        return [f"What to type and to paste on a box: {token_command(joining, 'list')}"]
+    return told(joining)
 
 
 def print_events(events: Follower) -> None:
@@ -622,17 +623,20 @@ def run(options: argparse.Namespace, make_registry: Callable[..., Registry] = Re
         if warning := too_few_files(options.max_nodes):
             registry.complain("warning", "server", warning)
         bound = network.start()
-        listening, joining = ", ".join(map(str, bound)), Joining(is_secure=False, addresses=own_addresses(bound))
+        listening, addresses = ", ".join(map(str, bound)), own_addresses(bound)
         try:
             if guard:
                 guard.tokens.set_listening(bound)
+
+            def joining_now() -> Joining:
+                return guard.joining(addresses) if guard else Joining(is_secure=False, addresses=addresses)
+
             if screen:
-                show_screen(registry, network, inputs, listening, joining, options)
+                show_screen(registry, network, inputs, listening, joining_now, options)
             else:
                 said = sys.stderr if options.json else sys.stdout
-                put(f"{time_stamp(time.time())} listening on {listening}", said)
-                for line in introduction(guard, bound, is_journal(said)):
-                    put(line, said)
+                first = f"{time_stamp(time.time())} listening on {listening}"
+                put("\n".join([first, *introduction(joining_now(), is_journal(said))]), said)
                 run_headless(registry, network, inputs, options.json)
                 if inputs.received:
                     put(f"{time_stamp(time.time())} stopped by {signal.Signals(inputs.received).name}", said)

@@ -226,12 +226,16 @@ class UserFiles:
             return f"everyone on this machine can read the key in {path}: chmod o= {path}"
         return ""
 
-    def server_credentials(self) -> grpc.ServerCredentials:
-        """For one port: gRPC asks it at each handshake whether there is something new, and remembers what it was told by port."""
+    def server_credentials(self, came: Callable[[], object] = lambda: None) -> grpc.ServerCredentials:
+        """For one port: gRPC asks it at each handshake whether there is something new, and remembers what it was told by port.
+
+        `came`: called at each connection, by any thread.
+        """
         given = self._loaded
 
         def new_configuration() -> grpc.ServerCertificateConfiguration:
             nonlocal given
+            came()
             if given is self._loaded:
                 return None  # type: ignore[return-value]  # it is what says so, and the stubs do not
             given = self._loaded

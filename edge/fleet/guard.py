@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import grpc
 
-from edge.command_line import Endpoint
 from edge.credentials import Role
-from edge.fleet.certificates import OwnKey, UserFiles
-from edge.fleet.joining import Joining, own_addresses
+from edge.fleet.certificates import OwnKey, UserFiles, chosen_folder
+from edge.fleet.joining import Joining
 from edge.fleet.row import End, Refused
 from edge.fleet.tokens import Tokens, authorization_of
-from edge.program import Failure
 from edge.protocol import check_node_id
-from edge.state_folder import state_folder
 from edge.text import visible
 
 NAMES_TOLD = 5  # of a certificate
@@ -34,7 +32,8 @@ class Guard:
         client_ca: pathlib.Path | None = None,
     ) -> None:
         """Makes a key and tokens where there are none. Raises Failure where that, or a file, can't be used."""
-        self.folder = folder or default_folder()
+        self.folder = chosen_folder(str(folder) if folder else None)
+        self._is_named = bool(folder or os.environ.get("STATE_DIRECTORY"))  # else a shell of the same user finds it by itself
         self._key = OwnKey(self.folder)
         self._files = UserFiles(certificate, key, client_ca) if certificate and key else None
         self._wants_certificates = client_ca is not None
@@ -81,24 +80,17 @@ class Guard:
             if end := self.tokens.why_over(token_id):
                 yield token_id, end
 
-    def joining(self, bound: Sequence[Endpoint]) -> Joining:
-        """How a box gets in, as of now."""
+    def joining(self, addresses: Sequence[str]) -> Joining:
+        """How a box gets in, as of now: tokens come and go."""
         return Joining(
             is_secure=True,
-            addresses=own_addresses(bound),
+            addresses=addresses,
             node_token="" if self._wants_certificates else self.tokens.newest(Role.NODE),
             view_token=self.tokens.newest(Role.VIEW),
             needs_ca=self._files is not None,
             needs_certificate=self._wants_certificates,
+            state_folder=str(self.folder.absolute()) if self._is_named else "",
         )
-
-
-def default_folder() -> pathlib.Path:
-    """The state folder. Raises Failure where this user has none."""
-    try:
-        return state_folder()
-    except OSError as error:
-        raise Failure(f"{error}: name a folder for the server's key and tokens with --state") from error
 
 
 class Visitors:

@@ -1,0 +1,558 @@
+"""Who gets into a secure server, and who does not: real sockets, real certificates, raw peers and gRPC's own clients."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import pathlib
+import re
+import socket
+import ssl
+import time
+from collections.abc import Callable, Iterator
+
+import grpc
+import pytest
+
+import node_pb2 as pb
+from bench.http2 import END_HEADERS, FRAME_HEADER, GREETING, HEADERS, frame, request_headers
+from edge.credentials import AUTHORIZATION, SERVER_NAME, Role, Token, authority_of
+from edge.event_log import EventLog
+from edge.fleet.admission import STRANGERS_PER_MINUTE, Lines
+from edge.fleet.certificates import OwnKey
+from edge.fleet.guard import TOLD_SECONDS, Guard, Visitors
+from edge.fleet.tokens import Tokens
+from edge.protocol import FIRST_MESSAGE_SECONDS, server_options
+from server import parse_options
+from tests.fixtures.peers import Peer
+from tests.fixtures.pki import Authority
+from tests.fixtures.processes import Program, eventually
+from tests.fixtures.sessions import LOCAL, Clock, Serving, Stream, unary
+
+Start = Callable[..., Program]
+Serve = Callable[..., Serving]
+Connect = Callable[..., Stream]
+Dial = Callable[..., Peer]
+
+SECRET_IN_A_LINE = r"edge1-[\w-]{20}"
+
+
+@pytest.fixture(autouse=True)
+def ticks_come_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.TICK_SECONDS", 0.05)
+
+
+@pytest.fixture
+def guard(tmp_path: pathlib.Path) -> Guard:
+    return Guard(tmp_path / "state")
+
+
+def elsewhere(guard: Guard) -> Tokens:
+    """The tokens as another process has them: `server.pyz token`."""
+    return Tokens(guard.folder, OwnKey(guard.folder), names_key=True)
+
+
+def bearer(guard: Guard, role: Role = Role.NODE) -> str:
+    """Of the token that a first start has made."""
+    return token_of(guard, role).bearer()
+
+
+def token_of(guard: Guard, role: Role = Role.NODE) -> Token:
+    return next(guard.tokens.token_of(issued) for issued in guard.tokens.issued() if issued.role is role)
+
+
+def channel_to(serving: Serving, key: bytes) -> grpc.Channel:
+    """As a node opens it."""
+    return grpc.secure_channel(
+        serving.address,
+        grpc.ssl_channel_credentials(authority_of(key)),
+        options=(*LOCAL, ("grpc.ssl_target_name_override", SERVER_NAME)),
+    )
+
+
+def certified_channel(serving: Serving, authority: Authority, own: tuple[bytes, bytes] | None = None) -> grpc.Channel:
+    """As a node with --ca opens it, and with --tls-cert where it has files of its own."""
+    certificate, key = own or (None, None)
+    return grpc.secure_channel(
+        serving.address,
+        grpc.ssl_channel_credentials(authority.pem, key, certificate),
+        options=(*LOCAL, ("grpc.ssl_target_name_override", "server.example")),
+    )
+
+
+def key_of(guard: Guard) -> bytes:
+    return token_of(guard).key
+
+
+def ended(stream: Stream) -> tuple[str, str]:
+    code, reason = stream.status()
+    return code.name, reason
+
+
+# ---- Tokens ----
+
+
+def test_who_has_a_token_is_let_in_by_stream_and_by_single_calls(serve: Serve, connect: Connect, guard: Guard) -> None:
+    serving = serve(guard=guard)
+    stream = connect(serving.address, channel=channel_to(serving, key_of(guard)), authorization=bearer(guard))
+    assert stream.answer().acknowledged
+    assert unary(serving.address, channel_to(serving, key_of(guard)), bearer(guard), node_id="script").acknowledged
+    assert set(serving.rows()) == {"box", "script"}
+
+
+def changed(token: Token, **fields: object) -> str:
+    return token._replace(**fields).bearer()  # type: ignore[arg-type]
+
+
+def revoked(guard: Guard) -> str:
+    text = bearer(guard)
+    elsewhere(guard).revoke(token_of(guard).id)
+    guard.tokens.refresh()
+    return text
+
+
+def expired(guard: Guard) -> str:
+    issued = guard.tokens.issue(Role.NODE, "", time.time() - 1)
+    return guard.tokens.token_of(issued).bearer()
+
+
+NOT_KNOWN = r"the token \w+ is not known here: .*token new"
+REFUSED: dict[str, tuple[Callable[[Guard], str | None], str, str]] = {
+    "no token": (lambda _: None, "UNAUTHENTICATED", "this server wants a token: .*token list"),
+    "another scheme": (lambda _: "Basic YTpi", "UNAUTHENTICATED", "must be: Bearer, a blank, and the token"),
+    "nothing in it": (lambda _: "Bearer ", "UNAUTHENTICATED", "the token is empty"),
+    "cut off": (lambda guard: bearer(guard)[:-5], "UNAUTHENTICATED", "cut off: .* copy it again"),
+    "mistyped": (lambda guard: bearer(guard)[:-1] + "!", "UNAUTHENTICATED", "copy it again"),
+    "given twice": (lambda guard: f"{bearer(guard)}, {bearer(guard)}", "UNAUTHENTICATED", "something after its end"),
+    "long": (lambda guard: bearer(guard) + "A" * 3000, "UNAUTHENTICATED", "something after its end"),
+    "unknown": (lambda guard: changed(token_of(guard), id="abcdef"), "UNAUTHENTICATED", NOT_KNOWN),
+    "another secret": (lambda guard: changed(token_of(guard), secret=bytes(15)), "UNAUTHENTICATED", NOT_KNOWN),
+    "to look": (lambda guard: bearer(guard, Role.VIEW), "PERMISSION_DENIED", "is one to look, not to report: .*token list"),
+    "to look, made one to report": (
+        lambda guard: changed(token_of(guard, Role.VIEW), role=Role.NODE), "UNAUTHENTICATED", NOT_KNOWN,
+    ),
+    "revoked": (revoked, "UNAUTHENTICATED", "was revoked .* ago: .*token new"),
+    "expired": (expired, "UNAUTHENTICATED", "expired .* ago: .*token new"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_who_has_none_is_refused_before_anything_is_read_and_both_ends_say_why(
+    serve: Serve, connect: Connect, guard: Guard, what: str
+) -> None:
+    make, code, words = REFUSED[what]
+    serving = serve(guard=guard)
+    authorization = make(guard)
+    channel = channel_to(serving, key_of(guard))
+    silent = connect(serving.address, "", "", channel=channel, authorization=authorization)  # it never sends a message
+    found, reason = ended(silent)
+    assert found == code
+    assert re.search(words, reason)
+    with pytest.raises(grpc.RpcError) as error:
+        unary(serving.address, channel_to(serving, key_of(guard)), authorization, node_id="script")
+    assert error.value.code().name == code
+    assert re.search(words, error.value.details() or "")
+    assert not serving.rows()
+    (line,) = [event for event in serving.events() if event.startswith("refused")]  # one a minute
+    assert "127.0.0.1: " in line
+    assert code in line
+    assert not authorization or authorization[-20:] not in line + reason
+
+
+def test_the_log_names_the_token_and_never_its_secret(serve: Serve, connect: Connect, guard: Guard) -> None:
+    serving = serve(guard=guard)
+    revoked(guard)
+    token = token_of(guard)
+    ended(connect(serving.address, channel=channel_to(serving, token.key), authorization=token.bearer()))
+    (line,) = serving.events()
+    assert token.id in line
+    assert token.text()[-20:] not in line
+
+
+def test_an_open_server_asks_for_nothing_and_ignores_a_token(serve: Serve, connect: Connect) -> None:
+    serving = serve()
+    stream = connect(serving.address, authorization="Bearer edge1-nonsense")
+    assert stream.answer().acknowledged
+    assert serving.events() == ["joined box: host-a, 127.0.0.1"]
+
+
+def test_sessions_of_a_token_that_is_revoked_end_with_the_reason_and_no_others(
+    serve: Serve, connect: Connect, guard: Guard
+) -> None:
+    other = guard.tokens.token_of(guard.tokens.issue(Role.NODE, "other", None))
+    serving = serve(guard=guard)
+    streams = [
+        connect(serving.address, name, channel=channel_to(serving, key_of(guard)), authorization=authorization)
+        for name, authorization in (("a", bearer(guard)), ("b", bearer(guard)), ("c", other.bearer()))
+    ]
+    for stream in streams:
+        assert stream.answer().acknowledged
+    elsewhere(guard).revoke(token_of(guard).id)
+    for stream in streams[:2]:
+        code, reason = ended(stream)
+        assert code == "UNAUTHENTICATED"
+        assert "revoked" in reason
+    assert "revoked" in serving.rows()["a"].reason
+    streams[2].send(sample=pb.Sample(sequence=7))
+    eventually(lambda: serving.rows()["c"].sample.sequence == 7)
+    assert set(serving.network._service._let_in_by) == {other.id}
+
+
+def test_a_token_that_expires_ends_its_sessions_too(serve: Serve, connect: Connect, guard: Guard) -> None:
+    wall = Clock()
+    wall.now = time.time()
+    guard.tokens = Tokens(guard.folder, OwnKey(guard.folder), True, wall)
+    token = guard.tokens.token_of(guard.tokens.issue(Role.NODE, "", wall.now + 60))
+    serving = serve(guard=guard)
+    stream = connect(serving.address, channel=channel_to(serving, token.key), authorization=token.bearer())
+    assert stream.answer().acknowledged
+    wall.now += 61
+    code, reason = ended(stream)
+    assert code == "UNAUTHENTICATED"
+    assert "expired" in reason
+
+
+def test_a_token_that_is_made_elsewhere_lets_in_at_once(serve: Serve, connect: Connect, guard: Guard) -> None:
+    serving = serve(guard=guard)
+    tokens = elsewhere(guard)
+    token = tokens.token_of(tokens.issue(Role.NODE, "later", None))
+
+    def is_in() -> bool:
+        stream = connect(serving.address, channel=channel_to(serving, token.key), authorization=token.bearer())
+        with contextlib.suppress(grpc.RpcError):
+            return stream.answer().acknowledged
+        return False
+
+    eventually(is_in)
+
+
+def test_a_damaged_file_of_tokens_is_told_and_those_of_before_stay(serve: Serve, connect: Connect, guard: Guard) -> None:
+    serving = serve(guard=guard)
+    stream = connect(serving.address, channel=channel_to(serving, key_of(guard)), authorization=bearer(guard))
+    assert stream.answer().acknowledged
+    (guard.folder / "tokens.json").write_text("{")
+    eventually(lambda: [event for event in serving.events() if event.startswith("warning server: ")])
+    assert unary(serving.address, channel_to(serving, key_of(guard)), bearer(guard), node_id="script").acknowledged
+    assert not stream.call.done()
+
+
+def test_whatever_lies_in_the_files_the_clock_of_the_server_goes_on(
+    serve: Serve, guard: Guard, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    ticks = []
+
+    def breaks() -> list[str]:
+        ticks.append(1)
+        raise RuntimeError("never seen before")
+
+    monkeypatch.setattr(guard, "refresh", breaks)
+    serve(guard=guard)
+    eventually(lambda: len(ticks) > 2)
+    assert "were not read again" in caplog.text
+    caplog.clear()
+
+
+# ---- Peers that speak something else, or nothing ----
+
+
+def test_a_plain_node_gets_nowhere_and_disturbs_nobody(serve: Serve, connect: Connect, guard: Guard) -> None:
+    serving = serve(guard=guard)
+    code, _ = ended(connect(serving.address, authorization=bearer(guard)))
+    assert code == "UNAVAILABLE"
+    assert connect(serving.address, channel=channel_to(serving, key_of(guard)), authorization=bearer(guard)).answer().acknowledged
+
+
+def test_a_node_with_tls_gets_nowhere_at_an_open_server(serve: Serve, connect: Connect, guard: Guard) -> None:
+    serving = serve()
+    code, _ = ended(connect(serving.address, channel=channel_to(serving, key_of(guard)), authorization=bearer(guard)))
+    assert code == "UNAVAILABLE"
+    assert connect(serving.address).answer().acknowledged
+
+
+def test_a_node_that_expects_another_key_says_nothing(serve: Serve, connect: Connect, guard: Guard, tmp_path: pathlib.Path) -> None:
+    another = Guard(tmp_path / "another")
+    serving = serve(guard=guard)
+    code, reason = ended(connect(serving.address, channel=channel_to(serving, key_of(another)), authorization=bearer(another)))
+    assert code == "UNAVAILABLE"
+    assert "CERTIFICATE_VERIFY_FAILED" in reason
+    assert not [event for event in serving.events() if event.startswith("refused")]  # no call has come
+    assert guard.visitors._came >= 1
+    assert guard.visitors._called == 0
+
+
+@contextlib.contextmanager
+def greeted(serving: Serving, guard: Guard, *frames: bytes) -> Iterator[ssl.SSLSocket]:
+    """A raw connection with TLS, as HTTP/2."""
+    context = ssl.create_default_context(cadata=authority_of(key_of(guard)).decode())
+    context.set_alpn_protocols(["h2"])
+    with socket.create_connection(("127.0.0.1", serving.port), timeout=20) as plain:
+        with context.wrap_socket(plain, server_hostname=SERVER_NAME) as peer:
+            peer.sendall(b"".join((GREETING, *frames)))
+            yield peer
+
+
+def call_with(authorization: bytes) -> bytes:
+    """What opens a stream, with this header."""
+    block = request_headers()[FRAME_HEADER:] + b"\0" + bytes([len(AUTHORIZATION)]) + AUTHORIZATION.encode()
+    return frame(HEADERS, END_HEADERS, 1, block + bytes([len(authorization)]) + authorization)
+
+
+def test_a_header_that_is_no_text_comes_into_no_log(
+    serve: Serve, guard: Guard, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    serving = serve(guard=guard)
+    logging.getLogger().setLevel(logging.ERROR)
+    secret = bearer(guard).encode()
+    with greeted(serving, guard, call_with(secret[:-1] + b"\xff")):
+        (line,) = eventually(serving.events)
+    assert "UNAUTHENTICATED" in line
+    told = line + caplog.text + "".join(capfd.readouterr()) + "".join(serving.registry.errors)
+    assert secret.decode()[-20:-1] not in told
+    assert "Invalid encoding" not in told
+
+
+def test_a_connection_that_makes_no_call_gives_up_its_place(serve: Serve, guard: Guard, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ("grpc.max_connection_idle_ms", 1000 * FIRST_MESSAGE_SECONDS) in server_options(10, 10, is_secure=True)
+    assert "grpc.max_connection_idle_ms" not in dict(server_options(10, 10))
+    monkeypatch.setattr("edge.protocol.FIRST_MESSAGE_SECONDS", 0.2)
+    serving = serve(guard=guard)
+    with greeted(serving, guard) as peer, contextlib.suppress(ConnectionError):
+        while peer.recv(1000):  # it would answer pings for ever
+            pass
+
+
+def test_strangers_get_a_line_a_minute_of_each_network_and_so_many_of_all() -> None:
+    log = EventLog(10_000, time.time, ())
+    lines = Lines(log)
+    for second in range(60):
+        for number in range(200):
+            lines.add("refused", "no token", "—", second, f"10.0.0.{number}")
+    assert len(log.newest(10_000)) == STRANGERS_PER_MINUTE
+    lines.add("refused", "no token", "—", 60, "10.0.0.1")
+    lines.add("refused", "no token", "—", 61, "10.0.0.1")
+    lines.add("refused", "a bad reading", "box", 61)  # of who is known
+    assert len(log.newest(10_000)) == STRANGERS_PER_MINUTE + 2
+
+
+def told(visitors: Visitors, seconds: int, start: int = 0) -> list[int]:
+    return [count for second in range(seconds) if (count := visitors.tick(start + second))]
+
+
+def test_connections_without_a_call_are_told_once_a_minute() -> None:
+    visitors = Visitors()
+    assert told(visitors, 1) == []
+    for number in range(50):
+        visitors.come()
+        if number < 43:
+            visitors.call(f"ipv4:10.0.0.7:{number}")
+    assert told(visitors, 120, 1) == [7]
+    assert told(visitors, 180, 121) == []  # and no more came
+
+
+def test_a_storm_of_nodes_that_come_back_is_no_silent_connection() -> None:
+    visitors = Visitors()
+    visitors.tick(0)
+    for second in range(1, 300):
+        if second % 100 < 20:
+            for _ in range(500):
+                visitors.come()
+        if second >= 5 and (second - 5) % 100 < 20:  # their calls come five seconds later
+            for number in range(500):
+                visitors.call(f"ipv4:10.0.0.7:{second}.{number}")
+                visitors.leave(f"ipv4:10.0.0.7:{second}.{number}")
+        assert visitors.tick(second) == 0
+    assert not visitors._recent
+    assert not visitors._before
+
+
+def test_many_calls_of_one_connection_hide_no_other() -> None:
+    visitors = Visitors()
+    visitors.tick(0)
+    visitors.come()
+    found = []
+    for second in range(1, 600):
+        visitors.call("ipv4:10.0.0.7:1")  # a unary node
+        if second % 60 == 30:
+            visitors.come()  # and a silent connection each minute
+        found.append(visitors.tick(second))
+    assert sum(found) in (8, 9)
+    assert max(found) == 1
+
+
+def test_silent_connections_come_into_the_log_as_one_line(serve: Serve, dial: Dial, guard: Guard) -> None:
+    clock = Clock()
+    serving = serve(guard=guard, clock=clock)
+    for _ in range(3):
+        dial(serving, greeting=b"GET / HTTP/1.1\r\n\r\n").is_closed_within(20)
+    eventually(lambda: guard.visitors._came == 3 and guard.visitors._tell_at)
+    for _ in range(2):
+        before = guard.visitors._tell_at
+        clock.now += TOLD_SECONDS
+        eventually(lambda before=before: guard.visitors._tell_at != before)  # type: ignore[misc]
+    (line,) = [event for event in serving.events() if event.startswith("refused")]
+    assert "made no call: 3;" in line
+
+
+# ---- Certificates of the user's own ----
+
+
+@pytest.fixture
+def authority() -> Authority:
+    return Authority()
+
+
+def certified(tmp_path: pathlib.Path, authority: Authority, with_clients: bool = False) -> Guard:
+    client_ca = tmp_path / "clients.pem"
+    client_ca.write_bytes(authority.pem)
+    return Guard(tmp_path / "state", *authority.write(tmp_path, "server.example"), client_ca if with_clients else None)
+
+
+def test_under_the_users_own_certificate_a_token_is_needed_as_before(
+    serve: Serve, connect: Connect, tmp_path: pathlib.Path, authority: Authority
+) -> None:
+    guard = certified(tmp_path, authority)
+    serving = serve(guard=guard)
+    channel = certified_channel(serving, authority)
+    assert connect(serving.address, channel=channel, authorization=bearer(guard)).answer().acknowledged
+    assert ended(connect(serving.address, "", "", channel=certified_channel(serving, authority)))[0] == "UNAUTHENTICATED"
+    assert guard.joining(["here"]).needs_ca
+    assert guard.visitors._came == guard.visitors._called == 2
+
+
+@pytest.mark.parametrize("names", [("box",), ("rack-7", "box")])
+def test_a_certificate_that_names_the_node_lets_it_in_with_no_token(
+    serve: Serve, connect: Connect, tmp_path: pathlib.Path, authority: Authority, names: tuple[str, ...]
+) -> None:
+    serving = serve(guard=certified(tmp_path, authority, with_clients=True))
+    channel = certified_channel(serving, authority, authority.issue(*names))
+    assert connect(serving.address, "box", channel=channel).answer().acknowledged
+    assert unary(serving.address, channel, node_id="box ", info=pb.NodeInfo(instance_id="a")).acknowledged
+
+
+def test_a_certificate_for_another_node_does_not(
+    serve: Serve, connect: Connect, tmp_path: pathlib.Path, authority: Authority
+) -> None:
+    guard = certified(tmp_path, authority, with_clients=True)
+    serving = serve(guard=guard)
+    other = authority.issue("other", "*")
+    channel = certified_channel(serving, authority, other)
+    code, reason = ended(connect(serving.address, "box", channel=channel, authorization=bearer(guard)))
+    assert code == "PERMISSION_DENIED"
+    assert "the certificate is for other, *: not for a node box" in reason
+    with pytest.raises(grpc.RpcError, match="the certificate is for other"):
+        unary(serving.address, certified_channel(serving, authority, other), node_id="box")
+    assert not serving.rows()
+
+
+def test_who_has_no_certificate_or_one_of_another_authority_does_not_come_to_a_call(
+    serve: Serve, connect: Connect, tmp_path: pathlib.Path, authority: Authority
+) -> None:
+    guard = certified(tmp_path, authority, with_clients=True)
+    serving = serve(guard=guard)
+    for own in (None, Authority("foreign").issue("box")):
+        channel = certified_channel(serving, authority, own)
+        assert ended(connect(serving.address, channel=channel, authorization=bearer(guard)))[0] == "UNAVAILABLE"
+    assert guard.visitors._called == 0
+    joining = guard.joining(["here"])
+    assert (joining.needs_certificate, joining.node_token) == (True, "")
+
+
+def test_certificates_are_replaced_while_nodes_are_connected(
+    serve: Serve, connect: Connect, tmp_path: pathlib.Path, authority: Authority
+) -> None:
+    guard = certified(tmp_path, authority)
+    serving = serve(guard=guard)
+    streams = [
+        connect(serving.address, f"box-{n}", channel=certified_channel(serving, authority), authorization=bearer(guard))
+        for n in range(50)
+    ]
+    assert all(stream.answer().acknowledged for stream in streams)
+    newer = Authority("newer")
+    newer.write(tmp_path, "server.example")
+
+    def is_new() -> bool:
+        stream = connect(serving.address, "late", channel=certified_channel(serving, newer), authorization=bearer(guard))
+        with contextlib.suppress(grpc.RpcError):
+            return stream.answer().acknowledged
+        return False
+
+    eventually(is_new)
+    for stream in streams:
+        stream.send(sample=pb.Sample(sequence=7))
+    eventually(lambda: [row.sample.sequence for name, row in serving.rows().items() if name != "late"] == [7] * 50)
+    assert not [event for event in serving.events() if event.startswith("disconnected box")]
+
+
+# ---- The program ----
+
+
+def test_a_first_start_tells_what_to_do_on_a_box_and_the_token_gets_in(start: Start, tmp_path: pathlib.Path) -> None:
+    program = start("server.py", "--secure", "--listen", "127.0.0.1:0", "--headless", "--state", str(tmp_path / "state"))
+    address = program.line(r"listening on (\S+)")[1]
+    token = program.line(r"^(edge1-\S+)$")[1]
+    program.line(rf"python3 node\.pyz --server {address}$")
+    program.line(rf"EDGE_TOKEN={token} python3 node\.pyz --server {address}$")
+    key = OwnKey(tmp_path / "state").public
+    channel = grpc.secure_channel(
+        address, grpc.ssl_channel_credentials(authority_of(key)), options=(("grpc.ssl_target_name_override", SERVER_NAME),)
+    )
+    assert unary(address, channel, f"Bearer {token}", node_id="box").acknowledged
+    program.line("joined box")
+    assert program.end() == 130
+
+
+def test_an_open_server_says_so_and_how_to_close_it(start: Start) -> None:
+    program = start("server.py", "--listen", "127.0.0.1:0", "--headless")
+    program.line(r"^Open to whoever reaches it\. To close it: server\.pyz --secure$")
+
+
+def test_tokens_do_not_go_into_the_journal_nor_among_json(start: Start, tmp_path: pathlib.Path) -> None:
+    arguments = ("--secure", "--listen", "127.0.0.1:0", "--state", str(tmp_path / "state"))
+    into_journal = "import os, sys; status = os.fstat(1); os.environ['JOURNAL_STREAM'] = f'{status.st_dev}:{status.st_ino}'; "
+    become = "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    program = start("-c", into_journal + become, "server.py", *arguments)
+    program.line(rf"token list --state {tmp_path}")
+    assert not [line for line in program.lines if "edge1-" in line]
+    assert program.end() == 130
+    out = tmp_path / "out"
+    into_a_file = f"import os, sys; os.dup2(os.open({str(out)!r}, os.O_CREAT | os.O_WRONLY), 1); "
+    program = start("-c", into_a_file + become, "server.py", "--json", *arguments)
+    program.line("^edge1-")  # on stderr
+    eventually(lambda: out.exists() and out.read_text().startswith('{"'))
+    assert "edge1-" not in out.read_text()
+
+
+@pytest.mark.parametrize("folder", ["/proc/edge", "/dev/null/edge"])
+def test_a_state_folder_that_cannot_be_written_is_refused(start: Start, folder: str) -> None:
+    program = start("server.py", "--secure", "--listen", "127.0.0.1:0", "--headless", "--state", folder)
+    assert program.wait() == 1
+    (line,) = program.lines
+    assert line.startswith("server: ")
+    assert folder in line
+    assert "--state" in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--tls-cert", "a.pem"), "--tls-cert: it needs --tls-cert and --tls-key, the two together"),
+        (("--tls-key", "a.key"), "--tls-key: it needs"),
+        (("--client-ca", "ca.pem"), "--client-ca: it needs"),
+        (("--state", ""), "--state: it is empty"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(arguments: tuple[str, ...], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ending:
+        parse_options(arguments)
+    assert ending.value.code == 2
+    assert words in capsys.readouterr().err
+
+
+def test_options_come_from_the_environment_as_others_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not parse_options([]).secure
+    monkeypatch.setenv("EDGE_SECURE", "1")
+    monkeypatch.setenv("EDGE_STATE", "/srv/edge")
+    options = parse_options([])
+    assert (options.secure, options.state) == (True, pathlib.Path("/srv/edge"))
+    monkeypatch.delenv("EDGE_SECURE")
+    assert parse_options(["--tls-cert", "a", "--tls-key", "b"]).secure
