@@ -382,7 +382,7 @@ class ErrorEvents(logging.Handler):
 
 def tells_no_header(record: logging.LogRecord) -> bool:
     """gRPC logs a header that is no UTF-8, whole: it may be a token, and whoever comes can send masses of them."""
-    return not record.msg.startswith("Invalid encoding on")
+    return not str(record.msg).startswith("Invalid encoding on")
 
 
 # ---- The network thread ----

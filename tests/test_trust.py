@@ -26,9 +26,10 @@ from edge.protocol import FIRST_MESSAGE_SECONDS, server_options
 from server import parse_options
 from tests.fixtures.peers import Peer
 from tests.fixtures.pki import Authority
-from tests.fixtures.processes import Program, eventually
+from tests.fixtures.processes import Program, Terminal, eventually
 from tests.fixtures.sessions import LOCAL, Clock, Serving, Stream, unary
 
+Open = Callable[..., Terminal]
 Start = Callable[..., Program]
 Serve = Callable[..., Serving]
 Connect = Callable[..., Stream]
@@ -323,12 +324,14 @@ def test_a_connection_that_makes_no_call_gives_up_its_place(serve: Serve, guard:
 
 def test_strangers_get_a_line_a_minute_of_each_network_and_so_many_of_all() -> None:
     log = EventLog(10_000, time.time, ())
-    lines = Lines(log)
+    lines, follower = Lines(log), log.follow()
     for second in range(60):
         for number in range(200):
             lines.add("refused", "no token", "—", second, f"10.0.0.{number}")
     assert len(log.newest(10_000)) == STRANGERS_PER_MINUTE
+    assert follower.new()[0] == 0  # none is missed
     lines.add("refused", "no token", "—", 60, "10.0.0.1")
+    assert log.newest(1)[0].text == f"no token; {60 * 200 - STRANGERS_PER_MINUTE:,} more were refused since the last such line"
     lines.add("refused", "no token", "—", 61, "10.0.0.1")
     lines.add("refused", "a bad reading", "box", 61)  # of who is known
     assert len(log.newest(10_000)) == STRANGERS_PER_MINUTE + 2
@@ -504,6 +507,19 @@ def test_a_first_start_tells_what_to_do_on_a_box_and_the_token_gets_in(start: St
 def test_an_open_server_says_so_and_how_to_close_it(start: Start) -> None:
     program = start("server.py", "--listen", "127.0.0.1:0", "--headless")
     program.line(r"^Open to whoever reaches it\. To close it: server\.pyz --secure$")
+
+
+def test_the_screen_says_as_it_is_now_how_a_box_joins(terminal: Open, tmp_path: pathlib.Path) -> None:
+    folder = tmp_path / "state"
+    screen = terminal("server.py", "--secure", "--listen", "127.0.0.1:0", "--state", str(folder))
+    shown = screen.shows(r"edge1-[\w-]+")[0]
+    screen.shows("secure")
+    tokens = Tokens(folder, OwnKey(folder))
+    assert shown == tokens.newest(Role.NODE)
+    tokens.revoke(next(issued.id for issued in tokens.issued() if issued.role is Role.NODE))
+    screen.shows("No node token is valid")
+    screen.press("q")
+    assert screen.wait() == 0
 
 
 def test_tokens_do_not_go_into_the_journal_nor_among_json(start: Start, tmp_path: pathlib.Path) -> None:

@@ -106,6 +106,7 @@ class Lines:
         self._plenty = RateLimit(1, PLENTY_PER_SECOND, PLENTY_OF_ONE)
         self._silent = RateLimit(60, 2 * SILENT_PER_MINUTE, SILENT_PER_MINUTE // 20)
         self._strangers = RateLimit(60, STRANGERS_PER_MINUTE, 1)
+        self._untold = 0  # of strangers, since the last line of one
         self._complaints = RateLimit(1, 3 * COMPLAINTS_PER_SECOND, COMPLAINTS_PER_SECOND)
 
     def add(self, kind: str, text: str, node_id: str, now: float, address: str = "") -> None:
@@ -115,7 +116,11 @@ class Lines:
         elif kind in SILENT:
             is_kept = self._silent.takes((kind, network_of(address)), now)
         elif address:
-            is_kept = self._strangers.takes(network_of(address), now)
+            if not self._strangers.takes(network_of(address), now):
+                self._untold += 1  # no line is missed: the next one says how many there were
+                return
+            text += f"; {self._untold:,} more were refused since the last such line" * bool(self._untold)
+            is_kept, self._untold = True, 0
         else:
             is_kept = self._complaints.takes(kind, now)
         if is_kept:

@@ -74,6 +74,11 @@ class Guard:
         troubles = [self.tokens.refresh(), self._files.refresh() if self._files else ""]
         return [trouble for trouble in troubles if trouble]
 
+    def why_silent(self) -> str:
+        """What connections without a call may be."""
+        certificate = "showed no certificate of your authority, or " * self._wants_certificates
+        return f"they spoke no TLS, or {certificate}do not trust this server (then the node says so)"
+
     def over(self, token_ids: Iterable[str]) -> Iterator[tuple[str, End]]:
         """Those of these tokens that let nobody in any more, and why."""
         for token_id in token_ids:

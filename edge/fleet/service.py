@@ -22,7 +22,6 @@ from edge.protocol import GOODBYE_SECONDS
 
 UNARY_PER_SECOND, UNARY_OF_ONE = 3000, 2500  # heartbeats without a stream that are answered: of all, and of one network
 TOO_MANY_UNARY = f"over {UNARY_OF_ONE} unary heartbeats a second of one network, or {UNARY_PER_SECOND} of all: use StreamHeartbeats"
-SILENT_CAUSES = "they spoke no TLS, or do not trust this server (then the node says so), or only looked who is here"
 MAX_WAITING = 800  # calls whose first message has not come, 26 KiB each: of a fleet that comes back some hundreds are on the way
 
 
@@ -215,7 +214,7 @@ class Service(node_pb2_grpc.NodeServiceServicer):
             for stream in self._let_in_by.pop(token_id):
                 self._end_stream(stream, end)
         if silent := self._guard.visitors.tick(self._registry.clock()):
-            self._registry.complain("refused", "", f"new connections that made no call: {silent}; {SILENT_CAUSES}")
+            self._registry.complain("refused", "", f"new connections that made no call: {silent:,}; {self._guard.why_silent()}")
 
     async def close(self) -> None:
         """End every session with a status that says: come back soon."""
