@@ -1,10 +1,145 @@
-"""`server.pyz token new|list|revoke`: who may come in."""
+"""`server.pyz token new|list|revoke`: who may come in. A running server follows.
+
+    ID      ROLE  STATE    CREATED              EXPIRES              TOKEN                  NOTE
+    0a1b2c  node  valid    2026-11-25 21:40:02  never                edge1-A3rQtlOUIhzP…    first start
+    93e00f  view  revoked  2026-11-25 21:40:02  never                —                      first start
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import argparse
+import re
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import NoReturn
+
+from edge.command_line import Once, Options, one_of
+from edge.credentials import Role
+from edge.drawing import cells
+from edge.fleet.certificates import OwnKey, chosen_folder
+from edge.fleet.joining import Joining, own_addresses, told
+from edge.fleet.listening import default_endpoint
+from edge.fleet.tokens import Tokens, called
+from edge.program import main_of, put, time_stamp
+from edge.text import MISSING
+
+UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+MAX_LIFETIME_SECONDS = 36500 * 86400
+HEADINGS = ("ID", "ROLE", "STATE", "CREATED", "EXPIRES", "TOKEN", "NOTE")
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run the command with what follows `token`; return its exit code."""
-    raise NotImplementedError
+class TokenOptions(Options):
+    """The command line of `token`."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"server: {message}\ntry python3 server.pyz token --help\n")
+
+
+def parse_lifetime(text: str) -> float:
+    """90s, 30m, 12h, 7d or 4w, in seconds. Raises argparse.ArgumentTypeError."""
+    match = re.fullmatch(r"(\d{1,12})([smhdw])", text.strip(), re.ASCII)
+    seconds = int(match[1]) * UNIT_SECONDS[match[2]] if match else 0
+    if not 0 < seconds <= MAX_LIFETIME_SECONDS:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no time to live: write a number and s, m, h, d or w, like 90s, 12h or 7d, up to 36500d"
+        )
+    return float(seconds)
+
+
+def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
+    """What follows `token`. Exits with 2 when it can't be understood."""
+    parser = TokenOptions(
+        prog="server",
+        description="The tokens of a server that was started with --secure: who may come in, to report or to look.\n"
+        "A running server follows within 2 s.",
+        epilog="examples:\n"
+        "  server.pyz token list                               what to do on a box, and all tokens\n"
+        "  server.pyz token new --note 'rack 7' --expires 7d   one more; it alone goes to stdout\n"
+        "  server.pyz token revoke 0a1b2c                      its sessions end; by its id, or the first of it",
+    )
+    parser.usage = "python3 server.pyz token new|list|revoke [option …]"
+    commands = parser.add_subparsers(dest="command", required=True, metavar="new|list|revoke", parser_class=TokenOptions)
+    uses = {
+        "new": ("", "make a token: it alone goes to stdout"),
+        "list": ("", "what to do on a box, and all tokens"),
+        "revoke": (" ID", "make a token invalid, for good"),
+    }
+    new, _, revoke = made = [commands.add_parser(name, description=about, help=about) for name, (_, about) in uses.items()]
+    for one, (name, (argument, _)) in zip(made, uses.items(), strict=True):
+        one.usage = f"python3 server.pyz token {name}{argument} [option …]"
+        one.option("--state", "the server's state folder (default as the server's)", metavar="FOLDER")
+        one.switch("--debug", "tracebacks")
+    role = one_of([role.value for role in Role])
+    new.add_argument(
+        "--role", action=Once, type=role, default="node", metavar="node|view", help="to report, or to look (default node)"
+    )
+    new.add_argument("--note", action=Once, default="", metavar="TEXT", help="what it is for, for people (default none)")
+    new.add_argument(
+        "--expires", action=Once, type=parse_lifetime, metavar="TIME", help="after 90s, 30m, 12h, 7d or 4w (default never)"
+    )
+    revoke.add_argument("id", metavar="ID", help="its id, or the first digits of it")
+    return parser.parse_args(argv)
+
+
+def run(options: argparse.Namespace) -> int:
+    """The command after its command line. Raises Failure."""
+    folder = chosen_folder(options.state)
+    tokens = Tokens(folder, OwnKey(folder, makes=options.command == "new"))
+    now = time.time()
+    if options.command == "new":
+        make(tokens, Role(options.role), options.note, now + options.expires if options.expires else None)
+    elif options.command == "revoke":
+        revoke(tokens, options.id)
+    else:
+        put("\n".join([*told(joining_of(tokens, options.state or "")), "", *table(tokens, now)]))
+    return 0
+
+
+def make(tokens: Tokens, role: Role, note: str, expires: float | None) -> None:
+    """The token alone goes to stdout: TOKEN=$(server.pyz token new) is all that a script needs."""
+    issued = tokens.issue(role, note, expires)
+    until = f"until {time_stamp(expires)}" if expires else "until it is revoked"
+    put(f"token {called(issued)}, to {'report' if role is Role.NODE else 'look'}, valid {until}:", sys.stderr)
+    put(tokens.token_of(issued).text())
+
+
+def revoke(tokens: Tokens, token_id: str) -> None:
+    """One that was revoked before is no error: it is as it should be."""
+    issued = tokens.revoke(token_id)
+    put(f"token {called(issued)} {issued.why_over(time.time())}: a running server lets nobody in by it, within 2 s")
+    if not tokens.newest(Role.NODE) and issued.role is Role.NODE:
+        put("no node token is valid now: python3 server.pyz token new makes one", sys.stderr)
+
+
+def joining_of(tokens: Tokens, state_folder: str) -> Joining:
+    """How a box gets in, as the server was started last."""
+    by_certificates = tokens.lets_in_by_certificates()
+    return Joining(
+        is_secure=True,
+        addresses=own_addresses(tokens.listening() or [default_endpoint()]),
+        node_token="" if by_certificates else tokens.newest(Role.NODE),
+        view_token=tokens.newest(Role.VIEW),
+        needs_ca=not tokens.names_key(),
+        needs_certificate=by_certificates,
+        state_folder=state_folder,
+    )
+
+
+def table(tokens: Tokens, now: float) -> Iterator[str]:
+    """All tokens, a line each; the line to paste of those that are valid."""
+    rows = [HEADINGS]
+    for one in tokens.issued():
+        is_over = bool(one.why_over(now))
+        state = "revoked" if one.revoked is not None else "expired" if is_over else "valid"
+        expires = "never" if one.expires is None else time_stamp(one.expires)
+        text = MISSING if is_over else tokens.token_of(one).text()
+        rows.append((one.id, one.role.value, state, time_stamp(one.created), expires, text, one.note or MISSING))
+    widths = [max(map(cells, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        yield "  ".join(text + " " * (width - cells(text)) for text, width in zip(row, widths, strict=True)).rstrip()
+
+
+def main(argv: Sequence[str] | None) -> int:
+    """Run the command with what follows `token`; return its exit code: 0, 1 for a failure, 2 for the command line."""
+    return main_of("server", parse_options, run, argv)

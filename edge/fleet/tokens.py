@@ -54,11 +54,12 @@ class Issued(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """What the file says."""
+    """What the file says: of tokens, and of the server as it was started last."""
 
     issued: tuple[Issued, ...] = ()  # the oldest first
-    names_key: bool = True  # the server proves itself by its own key, not by a certificate of the user's
-    listening: tuple[Endpoint, ...] = ()  # where it did when it was started last
+    names_key: bool = True  # it proves itself by its own key, not by a certificate of the user's
+    by_certificates: bool = False  # it lets nodes in by theirs, without a token
+    listening: tuple[Endpoint, ...] = ()
 
 
 class Known(NamedTuple):
@@ -110,13 +111,17 @@ class Tokens:
 
         return next(one for one in self._change_if_new(without).issued if one.id == number)
 
-    def set_listening(self, bound: Sequence[Endpoint]) -> None:
-        """Keep where the server listens, for `token list` to tell. Raises Failure."""
-        self._change_if_new(lambda kept: kept._replace(listening=tuple(bound)))
+    def set_listening(self, bound: Sequence[Endpoint], by_certificates: bool = False) -> None:
+        """Keep where the server listens, and whether nodes come by their certificates, for `token list` to tell. Raises Failure."""
+        self._change_if_new(lambda kept: kept._replace(listening=tuple(bound), by_certificates=by_certificates))
 
     def listening(self) -> Sequence[Endpoint]:
         """Where the server listened when it was started last; empty: it never was."""
         return self._known.kept.listening
+
+    def lets_in_by_certificates(self) -> bool:
+        """Whether nodes need no token, but a certificate."""
+        return self._known.kept.by_certificates
 
     def names_key(self) -> bool:
         """Whether tokens name the server's own key. Else nodes need --ca."""
@@ -267,7 +272,10 @@ def parse(text: str) -> Kept:
     if isinstance(number, int) and number > FORMAT:
         raise NewerFormat
     entries, bound = content["tokens"], content["listening"]
-    if number != FORMAT or not isinstance(entries, list) or len(entries) > MAX_TOKENS or type(content["names_key"]) is not bool:
+    names_key, by_certificates = content["names_key"], content["by_certificates"]
+    if number != FORMAT or type(names_key) is not bool or type(by_certificates) is not bool:
+        raise ValueError
+    if not isinstance(entries, list) or len(entries) > MAX_TOKENS:
         raise ValueError
     issued = tuple(parse_issued(entry) for entry in entries)
     if len({one.id for one in issued}) != len(issued):
@@ -275,7 +283,7 @@ def parse(text: str) -> Kept:
     listening = tuple(Endpoint(text_of(host), port) for host, port in bound)
     if not all(type(port) is int and 0 < port < 2**16 for _, port in listening):
         raise ValueError
-    return Kept(issued, content["names_key"], listening)
+    return Kept(issued, names_key, by_certificates, listening)
 
 
 def parse_issued(entry: Any) -> Issued:
@@ -310,6 +318,7 @@ def written(kept: Kept) -> str:
     content = {
         "format": FORMAT,
         "names_key": kept.names_key,
+        "by_certificates": kept.by_certificates,
         "listening": kept.listening,
         "tokens": [{**one._asdict(), "role": one.role.value} for one in kept.issued],
     }

@@ -278,7 +278,7 @@ def test_a_file_that_goes_bad_is_told_once_and_the_old_stays_in_force(tokens: To
 
 
 TOKEN: dict[str, Any] = {"id": "0a1b2c", "role": "node", "note": "", "created": 1.0, "expires": None, "revoked": None}
-FILE: dict[str, Any] = {"format": 1, "names_key": True, "listening": [["::", 50051]], "tokens": [TOKEN]}
+FILE: dict[str, Any] = {"format": 1, "names_key": True, "by_certificates": False, "listening": [["::", 50051]], "tokens": [TOKEN]}
 
 
 def test_the_file_of_this_version_is_read(tmp_path: pathlib.Path) -> None:
@@ -298,6 +298,7 @@ def damaged_files() -> Iterator[str]:
     bad_values: dict[str, Sequence[Any]] = {
         "format": (0, "1", None, [1], 1.5),
         "names_key": (1, "true", None),
+        "by_certificates": (0, "", None),
         "listening": (None, 5, "ab", ["::"], [["::"]], [[5, 5]], [["::", "5"]], [["::", 1e300]], [["::", 0]], [["::", True]]),
         "tokens": (None, 5, {}, [5], [None], [[]], [{}], [TOKEN, TOKEN], many),
     }

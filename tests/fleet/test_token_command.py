@@ -1,0 +1,223 @@
+"""`server.pyz token`: what it prints where, and what it makes of bad input."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from edge.command_line import Endpoint
+from edge.credentials import Role, parse_token
+from edge.fleet.certificates import KEY_FILE, TOKENS_FILE, OwnKey
+from edge.fleet.token_command import main, parse_lifetime
+from edge.fleet.tokens import Tokens
+from tests.fixtures.processes import ROOT, environment
+
+DAY = 86400
+ALONE = "import sys; from edge.fleet.token_command import main; sys.exit(main(sys.argv[1:]))"  # in a process of its own
+FOLLOWS = "a running server lets nobody in by it, within 2 s"
+
+
+class Command:
+    """The command, on a folder."""
+
+    def __init__(self, folder: pathlib.Path, capture: pytest.CaptureFixture[str]) -> None:
+        self.folder, self._capture = folder, capture
+
+    def __call__(self, *argv: str, code: int = 0) -> tuple[str, str]:
+        """What it prints to stdout and stderr."""
+        self._capture.readouterr()
+        assert main([*argv, "--state", str(self.folder)]) == code
+        said = self._capture.readouterr()
+        return said.out, said.err
+
+    def tokens(self) -> Tokens:
+        return Tokens(self.folder, OwnKey(self.folder, makes=False))
+
+
+@pytest.fixture
+def command(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
+    for name in [name for name in os.environ if name.startswith("EDGE_")]:
+        monkeypatch.delenv(name)
+    return Command(tmp_path / "state", capsys)
+
+
+@pytest.fixture
+def started(command: Command) -> Command:
+    """A server was started there."""
+    Tokens(command.folder, OwnKey(command.folder), names_key=True)
+    return command
+
+
+def test_new_prints_the_token_alone(command: Command) -> None:
+    out, err = command("new", "--note", "rack 7", "--expires", "7d")
+    token = parse_token(out)
+    assert out == token.text() + "\n"
+    issued = command.tokens().issued()[-1]  # it may be made before the first start of the server, which finds it there
+    assert command.tokens().token_of(issued) == token
+    assert (issued.id, issued.role, issued.note) == (token.id, Role.NODE, "rack 7")
+    assert issued.expires == pytest.approx(issued.created + 7 * DAY, abs=5)
+    assert re.fullmatch(rf"token {token.id} \(rack 7\), to report, valid until 20\d\d-\d\d-\d\d [\d:]+:\n", err)
+    out, err = command("new", "--role", "view")
+    assert parse_token(out).role is Role.VIEW
+    assert err == f"token {parse_token(out).id}, to look, valid until it is revoked:\n"
+
+
+def test_list_says_what_to_do_and_shows_all_tokens(started: Command) -> None:
+    node, view = started.tokens().issued()
+    started.tokens().set_listening([Endpoint("10.0.0.5", 6000)])
+    out, _ = started("new", "--note", "\x1b[31m日本")
+    late = parse_token(out)
+    started("revoke", view.id)
+    out, err = started("list")
+    assert not err
+    told, _, table = out.partition("\n\n")
+    text = started.tokens().newest(Role.NODE)
+    assert parse_token(text).id == late.id
+    assert "python3 node.pyz --server 10.0.0.5:6000" in told
+    assert f"\n{text}\n" in told
+    assert f"EDGE_TOKEN={text} python3 node.pyz" in told
+    rows = [re.split("  +", line) for line in table.splitlines()]
+    assert rows[0] == ["ID", "ROLE", "STATE", "CREATED", "EXPIRES", "TOKEN", "NOTE"]
+    assert [[row[0], row[1], row[2], row[4], row[5], row[6]] for row in rows[1:]] == [
+        [node.id, "node", "valid", "never", started.tokens().token_of(node).text(), "first start"],
+        [view.id, "view", "revoked", "never", "—", "first start"],
+        [late.id, "node", "valid", "never", late.text(), "�[31m日本"],
+    ]
+    assert re.fullmatch(r"20\d\d-\d\d-\d\d \d\d:\d\d:\d\d", rows[1][3])
+
+
+def test_list_tells_how_the_server_proves_itself(started: Command) -> None:
+    Tokens(started.folder, OwnKey(started.folder), names_key=False)
+    out, _ = started("list")
+    assert re.search(r"python3 node.pyz --server \S+ --ca FILE\n", out)
+    assert "EDGE_TOKEN=" in out
+    started.tokens().set_listening([Endpoint("10.0.0.5", 50051)], by_certificates=True)
+    out, _ = started("list")
+    assert "python3 node.pyz --server 10.0.0.5 --ca FILE --tls-cert FILE --tls-key FILE\n" in out
+    assert "EDGE_TOKEN=" not in out
+
+
+def test_an_expired_one_is_shown_without_its_token(started: Command) -> None:
+    issued = started.tokens().issue(Role.NODE, "", 1e9)
+    out, _ = started("list")
+    assert re.search(rf"\n{issued.id}  node  expired  .*  2001-09-0\d [\d:]+  — +—\n", out)
+
+
+def test_revoke_twice_is_as_once_and_the_last_node_token_is_warned_of(started: Command) -> None:
+    node, view = started.tokens().issued()
+    assert started("revoke", view.id) == (f"token {view.id} (first start) was revoked 0s ago: {FOLLOWS}\n", "")
+    assert started("revoke", view.id)[1] == ""
+    out, err = started("revoke", node.id)
+    assert out.startswith(f"token {node.id} (first start) was revoked ")
+    assert err == "no node token is valid now: python3 server.pyz token new makes one\n"
+    out, _ = started("list")
+    assert f"No node token is valid. Make one here: python3 server.pyz token new --role node --state {started.folder}\n" in out
+
+
+def test_what_is_not_there_is_said(command: Command, tmp_path: pathlib.Path) -> None:
+    for argv in (("list",), ("revoke", "0a1b2c")):
+        out, err = command(*argv, code=1)
+        assert not out
+        assert err == (
+            f"server: no secure server was started with the state folder {command.folder}: start it with "
+            f"python3 server.pyz --secure, or name its folder with --state\n"
+        )
+        assert not command.folder.exists()  # and none is made by looking
+    token, _ = command("new")
+    for name in ("zz", token.strip(), ""):
+        _, err = command("revoke", name, code=1)
+        assert err.startswith("server: a token is named by its id, six hexadecimal digits, or the first of them: python3")
+    key = command.folder / KEY_FILE
+    key.chmod(0o644)
+    for argv in (("list",), ("new",), ("revoke", "0")):
+        _, err = command(*argv, code=1)
+        assert err == f"server: others may read {key}, which holds a secret: chmod 600 {key}\n"
+    (tmp_path / "file").touch()
+    command.folder = tmp_path / "file"
+    for argv in (("list",), ("new",)):
+        _, err = command(*argv, code=1)
+        assert err.startswith(f"server: cannot read {tmp_path}/file/{KEY_FILE}: not a directory: give --state a folder")
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        ((), "the following arguments are required: new|list|revoke"),
+        (("show",), "argument new|list|revoke: invalid choice: 'show'"),
+        (("list", "--role", "node"), "unrecognized arguments: --role node"),
+        (("new", "--role", "admin"), "argument --role: 'admin' is none of node, view"),
+        (("new", "--role", "node", "--role", "view"), "argument --role: give it once"),
+        (("new", "--expires", "soon"), "argument --expires: 'soon' is no time to live: write a number and s, m, h, d or w"),
+        (("new", "rack"), "unrecognized arguments: rack"),
+        (("revoke",), "the following arguments are required: ID"),
+    ],
+)
+def test_a_command_line_that_is_not_understood(argv: tuple[str, ...], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(argv)
+    assert caught.value.code == 2
+    said = capsys.readouterr()
+    assert said.err.startswith(f"server: {words}")
+    assert said.err.endswith("try python3 server.pyz token --help\n")
+    assert not said.out
+
+
+@pytest.mark.parametrize("argv", [("--help",), ("new", "--help"), ("list", "--help"), ("revoke", "--help")])
+def test_help_is_for_this_command(argv: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(argv)
+    assert caught.value.code == 0
+    assert capsys.readouterr().out.startswith("usage: python3 server.pyz token ")
+
+
+def test_times_to_live() -> None:
+    for text, seconds in (("90s", 90), ("30m", 1800), ("12h", 43200), ("7d", 7 * DAY), (" 4w ", 28 * DAY), ("36500d", 36500 * DAY)):
+        assert parse_lifetime(text) == seconds
+    for text in ("", "7", "d", "0d", "-1d", "1.5h", "7D", "7 d", "1e3s", "٧d", "36501d", "9" * 13 + "s", "7d7h", "inf", "never"):
+        with pytest.raises(argparse.ArgumentTypeError, match="is no time to live: write a number and s, m, h, d or w"):
+            parse_lifetime(text)
+
+
+def test_a_note_that_is_too_long_is_refused(started: Command) -> None:
+    _, err = started("new", "--note", "x" * 81, code=1)
+    assert err == "server: a note has at most 80 characters: shorten it\n"
+    assert len(started.tokens().issued()) == 2
+
+
+def test_the_folder_may_come_from_the_environment(
+    started: Command, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = started.tokens().issued()[0].id
+    for name in ("EDGE_STATE", "STATE_DIRECTORY"):
+        monkeypatch.setenv(name, str(started.folder))
+        assert main(["list"]) == 0
+        assert node in capsys.readouterr().out
+        monkeypatch.setenv(name, "")
+
+
+def test_several_at_once_are_all_kept(started: Command) -> None:
+    argv = [sys.executable, "-c", ALONE, "new", "--state", str(started.folder)]
+    many = [
+        subprocess.Popen(argv, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        for _ in range(3)
+    ]
+    made = {parse_token(one.communicate(timeout=30)[0]).id for one in many}
+    assert {one.id for one in started.tokens().issued()[2:]} == made
+    assert len(made) == 3
+    assert sorted(path.name for path in started.folder.iterdir()) == ["lock", KEY_FILE, TOKENS_FILE]
+
+
+def test_a_closed_pipe_ends_it_quietly(started: Command) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    argv = [sys.executable, "-c", ALONE, "list", "--state", str(started.folder)]
+    result = subprocess.run(argv, cwd=ROOT, env=environment(), stdout=write, stderr=subprocess.PIPE, check=False)
+    os.close(write)
+    assert (result.returncode, result.stderr) == (128 + signal.SIGPIPE, b"")
