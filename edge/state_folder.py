@@ -7,6 +7,7 @@ import itertools
 import os
 import pathlib
 import stat
+import struct
 import time
 from collections.abc import Iterator
 
@@ -57,12 +58,29 @@ def read_private(path: pathlib.Path) -> str:
                 if status.st_uid not in (os.geteuid(), 0):
                     owner = user_name(status.st_uid)
                     raise NotPrivate(f"{path} belongs to another user, {owner}: run as {owner}, or give another file")
-                if status.st_mode & 0o077:
+                if others_may(file.fileno(), status.st_mode):
                     raise NotPrivate(f"others may read {path}, which holds a secret: chmod 600 {path}")
             content = file.read(MAX_PRIVATE_BYTES + 1)
         if len(content) > MAX_PRIVATE_BYTES:
             raise OSError(f"{path} is larger than any such file: over {MAX_PRIVATE_BYTES // 1024} KiB")
     return content.decode(errors="replace")
+
+
+def others_may(descriptor: int, mode: int) -> bool:
+    """Whether another user may read or change an open file: by its mode, and by its access list where it has one.
+
+    systemd hands credentials over so: root's file, and the service's user in its list. The mode's bits of the group are then what
+    any in the list may at most (acl(5)), and the list says who.
+    """
+    if mode & 0o007 or not mode & 0o070:
+        return bool(mode & 0o007)
+    try:
+        entries = struct.iter_unpack("<HHI", os.getxattr(descriptor, "system.posix_acl_access")[4:])
+    except (OSError, AttributeError):  # it has none, or the system knows of none
+        return True
+    own, user, mask, others = 0x01, 0x02, 0x10, 0x20  # kinds of entries; the rest are of groups
+    ours = {(user, os.geteuid()), (user, 0)}
+    return any(may and kind not in (own, mask, others) and (kind, who) not in ours for kind, may, who in entries)
 
 
 def write_private(path: pathlib.Path, text: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 import stat
+import struct
 import subprocess
 import sys
 import tempfile
@@ -63,6 +64,36 @@ def test_a_secret_that_others_can_reach_is_refused(tmp_path: pathlib.Path, mode:
         read_private(link)
     path.chmod(0o400)
     assert read_private(link) == "x"
+
+
+@pytest.mark.parametrize(
+    ("entries", "is_ours"),
+    [
+        ([(2, 4, 65534)], True),
+        ([(2, 4, 65534), (2, 4, 0)], True),
+        ([(2, 4, 65534), (2, 4, 1000)], False),
+        ([(2, 4, 65534), (8, 4, 1000)], False),
+        ([(2, 4, 65534), (8, 0, 1000)], True),
+        ([(4, 4, 2**32 - 1), (2, 4, 65534)], False),
+    ],
+)
+def test_an_access_list_for_this_user_alone_is_no_one_elses(
+    open_folder: pathlib.Path, entries: list[tuple[int, int, int]], is_ours: bool
+) -> None:
+    """As systemd hands over a credential: root's file, 0440 to look at, with the service's user in its access list."""
+    path = open_folder / "edge-token"
+    write_private(path, "x")
+    path.chmod(0o400)
+    nobody = 2**32 - 1
+    base = {1: (1, 4, nobody), 4: (4, 0, nobody), 16: (16, 4, nobody), 32: (32, 0, nobody)}
+    named = [entry for entry in entries if entry[0] in (2, 8)]
+    base |= {entry[0]: entry for entry in entries if entry[0] == 4}
+    ordered = sorted([*base.values(), *named], key=lambda entry: (entry[0], entry[2]))
+    blob = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in ordered)
+    os.setxattr(path, "system.posix_acl_access", blob)
+    assert mode_of(path) == 0o440
+    code = "try: print(read_private(pathlib.Path(sys.argv[1])))\nexcept NotPrivate as error: print(error)"
+    assert as_nobody(code, path) == ("x" if is_ours else f"others may read {path}, which holds a secret: chmod 600 {path}")
 
 
 def test_a_file_of_another_user_is_refused_and_one_of_root_is_not(tmp_path: pathlib.Path) -> None:
