@@ -110,18 +110,18 @@ def write_private(path: pathlib.Path, text: str) -> None:
 @contextlib.contextmanager
 def locked(folder: pathlib.Path) -> Iterator[None]:
     """Hold a folder against other processes that change it. Makes it where it is not there. Raises OSError, with a sentence."""
+    path = folder / "lock"  # a file for it: network file systems lock no folder
     with naming(folder, "write in"):
         make_folder(folder)
-        # A file for it: network file systems lock no folder.
-        descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     with os.fdopen(descriptor):
-        with naming(folder, "lock"):
-            wait_for_lock(descriptor)
+        with naming(path, "lock"):
+            wait_for_lock(descriptor, path)
         yield
 
 
-def wait_for_lock(descriptor: int) -> None:
-    """Raises OSError after LOCK_PATIENCE_SECONDS."""
+def wait_for_lock(descriptor: int, path: pathlib.Path) -> None:
+    """Raises OSError; BlockingIOError after LOCK_PATIENCE_SECONDS."""
     try:
         import fcntl
     except ImportError:  # Windows: two who write at once there lose what one of them wrote
@@ -133,7 +133,7 @@ def wait_for_lock(descriptor: int) -> None:
             return
         except BlockingIOError:
             if time.monotonic() > deadline:
-                raise
+                raise BlockingIOError(f"another process holds {path}, and does not end: try again; fuser {path} says who") from None
         time.sleep(0.02)
 
 

@@ -160,10 +160,27 @@ def test_what_cannot_be_written_says_so_and_changes_nothing(open_folder: pathlib
     assert sorted(entry.name for entry in folder.iterdir()) == ["secret", "taken"]
 
 
+def test_a_disk_that_is_full_changes_nothing(tmp_path: pathlib.Path) -> None:
+    folder = tmp_path / "state"
+    code = (
+        "import resource\n"
+        "path = pathlib.Path(sys.argv[1])\n"
+        "write_private(path, 'old')\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (5, 5))\n"
+        "try: write_private(path, 'much that is new')\n"
+        "except OSError as error: os.write(2, str(error).encode())\n"
+        "os.write(2, b' ' + path.read_bytes())"
+    )
+    argv = [sys.executable, "-c", f"import os, pathlib, sys; from edge.state_folder import *\n{code}", str(folder / "secret")]
+    said = subprocess.run(argv, cwd=ROOT, stderr=subprocess.PIPE, text=True, timeout=30, check=True).stderr
+    assert said == f"cannot write {folder}/secret: file too large old"
+    assert [entry.name for entry in folder.iterdir()] == ["secret"]
+
+
 def test_a_held_folder_is_waited_for_but_not_for_ever(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edge.state_folder.LOCK_PATIENCE_SECONDS", 0.05)
     with locked(tmp_path / "state"):
-        with pytest.raises(OSError, match=f"cannot lock {tmp_path}/state"):
+        with pytest.raises(BlockingIOError, match=f"another process holds {tmp_path}/state/lock, and does not end: try again"):
             with locked(tmp_path / "state"):
                 raise AssertionError
     with locked(tmp_path / "state"):

@@ -50,7 +50,7 @@ def ending() -> Iterator[None]:
     """Makes Failure of what is wrong with a file of the state folder."""
     try:
         yield
-    except NotPrivate as error:
+    except (NotPrivate, BlockingIOError) as error:  # they say themselves what to do
         raise Failure(str(error)) from error
     except OSError as error:
         raise Failure(f"{error}: give --state a folder that this user can read and write") from error

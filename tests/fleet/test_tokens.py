@@ -21,7 +21,7 @@ from edge.fleet.certificates import TOKENS_FILE, OwnKey
 from edge.fleet.row import Refused
 from edge.fleet.tokens import MAX_NOTE, MAX_TOKENS, Issued, Tokens, authorization_of
 from edge.program import Failure
-from edge.state_folder import read_private, write_private
+from edge.state_folder import locked, read_private, write_private
 from tests.fixtures.processes import ROOT
 
 HOUR = 3600.0
@@ -353,13 +353,23 @@ def test_many_who_make_tokens_at_once_lose_none(tokens: Tokens, tmp_path: pathli
         "for _ in range(10): tokens.revoke(tokens.issue(Role.NODE, sys.argv[2], None).id)"
     )
     argv = [sys.executable, "-c", f"import pathlib, sys\n{code}", str(tmp_path)]
-    processes = [subprocess.Popen([*argv, str(number)], cwd=ROOT) for number in range(3)]
-    assert [process.wait(30) for process in processes] == [0, 0, 0]
+    processes = [subprocess.Popen([*argv, str(number)], cwd=ROOT) for number in range(2)]
+    assert [process.wait(30) for process in processes] == [0, 0]
     assert tokens.refresh() == ""
     made = tokens.issued()[2:]
-    assert sorted(one.note for one in made) == sorted("012" * 10)
+    assert sorted(one.note for one in made) == sorted("01" * 10)
     assert all(one.revoked for one in made)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["lock", "server-key.pem", TOKENS_FILE]
+
+
+def test_a_folder_that_another_process_holds_costs_a_sentence(
+    tokens: Tokens, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edge.state_folder.LOCK_PATIENCE_SECONDS", 0.05)
+    with locked(tmp_path):
+        with pytest.raises(Failure, match=f"another process holds {tmp_path}/lock, and does not end: try again; fuser"):
+            tokens.issue(Role.NODE, "", None)
+        assert again(tmp_path).issued() == tokens.issued()  # who only reads need not wait
 
 
 def test_several_first_starts_make_one_pair(tmp_path: pathlib.Path) -> None:
