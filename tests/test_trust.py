@@ -16,14 +16,14 @@ import pytest
 
 import node_pb2 as pb
 from bench.http2 import END_HEADERS, FRAME_HEADER, GREETING, HEADERS, frame, request_headers
-from edge.credentials import AUTHORIZATION, SERVER_NAME, Role, Token, authority_of
+from edge.credentials import AUTHORIZATION, SERVER_NAME, Role, Token, authority_of, parse_token
 from edge.event_log import EventLog
 from edge.fleet.admission import STRANGERS_PER_MINUTE, Lines
 from edge.fleet.certificates import OwnKey
 from edge.fleet.guard import TOLD_SECONDS, Guard, Visitors
 from edge.fleet.tokens import Tokens
 from edge.protocol import FIRST_MESSAGE_SECONDS, server_options
-from server import parse_options
+from server import TICK_SECONDS, parse_options
 from tests.fixtures.peers import Peer
 from tests.fixtures.pki import Authority
 from tests.fixtures.processes import Program, Terminal, eventually
@@ -62,10 +62,10 @@ def token_of(guard: Guard, role: Role = Role.NODE) -> Token:
     return next(guard.tokens.token_of(issued) for issued in guard.tokens.issued() if issued.role is role)
 
 
-def channel_to(serving: Serving, key: bytes) -> grpc.Channel:
+def channel_to(address: str, key: bytes) -> grpc.Channel:
     """As a node opens it."""
     return grpc.secure_channel(
-        serving.address,
+        address,
         grpc.ssl_channel_credentials(authority_of(key)),
         options=(*LOCAL, ("grpc.ssl_target_name_override", SERVER_NAME)),
     )
@@ -95,9 +95,9 @@ def ended(stream: Stream) -> tuple[str, str]:
 
 def test_who_has_a_token_is_let_in_by_stream_and_by_single_calls(serve: Serve, connect: Connect, guard: Guard) -> None:
     serving = serve(guard=guard)
-    stream = connect(serving.address, channel=channel_to(serving, key_of(guard)), authorization=bearer(guard))
+    stream = connect(serving.address, channel=channel_to(serving.address, key_of(guard)), authorization=bearer(guard))
     assert stream.answer().acknowledged
-    assert unary(serving.address, channel_to(serving, key_of(guard)), bearer(guard), node_id="script").acknowledged
+    assert unary(serving.address, channel_to(serving.address, key_of(guard)), bearer(guard), node_id="script").acknowledged
     assert set(serving.rows()) == {"box", "script"}
 
 
@@ -144,13 +144,13 @@ def test_who_has_none_is_refused_before_anything_is_read_and_both_ends_say_why(
     make, code, words = REFUSED[what]
     serving = serve(guard=guard)
     authorization = make(guard)
-    channel = channel_to(serving, key_of(guard))
+    channel = channel_to(serving.address, key_of(guard))
     silent = connect(serving.address, "", "", channel=channel, authorization=authorization)  # it never sends a message
     found, reason = ended(silent)
     assert found == code
     assert re.search(words, reason)
     with pytest.raises(grpc.RpcError) as error:
-        unary(serving.address, channel_to(serving, key_of(guard)), authorization, node_id="script")
+        unary(serving.address, channel_to(serving.address, key_of(guard)), authorization, node_id="script")
     assert error.value.code().name == code
     assert re.search(words, error.value.details() or "")
     assert not serving.rows()
@@ -164,7 +164,7 @@ def test_the_log_names_the_token_and_never_its_secret(serve: Serve, connect: Con
     serving = serve(guard=guard)
     revoked(guard)
     token = token_of(guard)
-    ended(connect(serving.address, channel=channel_to(serving, token.key), authorization=token.bearer()))
+    ended(connect(serving.address, channel=channel_to(serving.address, token.key), authorization=token.bearer()))
     (line,) = serving.events()
     assert token.id in line
     assert token.text()[-20:] not in line
@@ -183,7 +183,7 @@ def test_sessions_of_a_token_that_is_revoked_end_with_the_reason_and_no_others(
     other = guard.tokens.token_of(guard.tokens.issue(Role.NODE, "other", None))
     serving = serve(guard=guard)
     streams = [
-        connect(serving.address, name, channel=channel_to(serving, key_of(guard)), authorization=authorization)
+        connect(serving.address, name, channel=channel_to(serving.address, key_of(guard)), authorization=authorization)
         for name, authorization in (("a", bearer(guard)), ("b", bearer(guard)), ("c", other.bearer()))
     ]
     for stream in streams:
@@ -205,7 +205,7 @@ def test_a_token_that_expires_ends_its_sessions_too(serve: Serve, connect: Conne
     guard.tokens = Tokens(guard.folder, OwnKey(guard.folder), True, wall)
     token = guard.tokens.token_of(guard.tokens.issue(Role.NODE, "", wall.now + 60))
     serving = serve(guard=guard)
-    stream = connect(serving.address, channel=channel_to(serving, token.key), authorization=token.bearer())
+    stream = connect(serving.address, channel=channel_to(serving.address, token.key), authorization=token.bearer())
     assert stream.answer().acknowledged
     wall.now += 61
     code, reason = ended(stream)
@@ -219,7 +219,7 @@ def test_a_token_that_is_made_elsewhere_lets_in_at_once(serve: Serve, connect: C
     token = tokens.token_of(tokens.issue(Role.NODE, "later", None))
 
     def is_in() -> bool:
-        stream = connect(serving.address, channel=channel_to(serving, token.key), authorization=token.bearer())
+        stream = connect(serving.address, channel=channel_to(serving.address, token.key), authorization=token.bearer())
         with contextlib.suppress(grpc.RpcError):
             return stream.answer().acknowledged
         return False
@@ -229,11 +229,11 @@ def test_a_token_that_is_made_elsewhere_lets_in_at_once(serve: Serve, connect: C
 
 def test_a_damaged_file_of_tokens_is_told_and_those_of_before_stay(serve: Serve, connect: Connect, guard: Guard) -> None:
     serving = serve(guard=guard)
-    stream = connect(serving.address, channel=channel_to(serving, key_of(guard)), authorization=bearer(guard))
+    stream = connect(serving.address, channel=channel_to(serving.address, key_of(guard)), authorization=bearer(guard))
     assert stream.answer().acknowledged
     (guard.folder / "tokens.json").write_text("{")
     eventually(lambda: [event for event in serving.events() if event.startswith("warning server: ")])
-    assert unary(serving.address, channel_to(serving, key_of(guard)), bearer(guard), node_id="script").acknowledged
+    assert unary(serving.address, channel_to(serving.address, key_of(guard)), bearer(guard), node_id="script").acknowledged
     assert not stream.call.done()
 
 
@@ -260,12 +260,16 @@ def test_a_plain_node_gets_nowhere_and_disturbs_nobody(serve: Serve, connect: Co
     serving = serve(guard=guard)
     code, _ = ended(connect(serving.address, authorization=bearer(guard)))
     assert code == "UNAVAILABLE"
-    assert connect(serving.address, channel=channel_to(serving, key_of(guard)), authorization=bearer(guard)).answer().acknowledged
+    assert (
+        connect(serving.address, channel=channel_to(serving.address, key_of(guard)), authorization=bearer(guard))
+        .answer()
+        .acknowledged
+    )
 
 
 def test_a_node_with_tls_gets_nowhere_at_an_open_server(serve: Serve, connect: Connect, guard: Guard) -> None:
     serving = serve()
-    code, _ = ended(connect(serving.address, channel=channel_to(serving, key_of(guard)), authorization=bearer(guard)))
+    code, _ = ended(connect(serving.address, channel=channel_to(serving.address, key_of(guard)), authorization=bearer(guard)))
     assert code == "UNAVAILABLE"
     assert connect(serving.address).answer().acknowledged
 
@@ -273,7 +277,9 @@ def test_a_node_with_tls_gets_nowhere_at_an_open_server(serve: Serve, connect: C
 def test_a_node_that_expects_another_key_says_nothing(serve: Serve, connect: Connect, guard: Guard, tmp_path: pathlib.Path) -> None:
     another = Guard(tmp_path / "another")
     serving = serve(guard=guard)
-    code, reason = ended(connect(serving.address, channel=channel_to(serving, key_of(another)), authorization=bearer(another)))
+    code, reason = ended(
+        connect(serving.address, channel=channel_to(serving.address, key_of(another)), authorization=bearer(another))
+    )
     assert code == "UNAVAILABLE"
     assert "CERTIFICATE_VERIFY_FAILED" in reason
     assert not [event for event in serving.events() if event.startswith("refused")]  # no call has come
@@ -496,10 +502,7 @@ def test_a_first_start_tells_what_to_do_on_a_box_and_the_token_gets_in(start: St
     program.line(rf"python3 node\.pyz --server {address}$")
     program.line(rf"EDGE_TOKEN={token} python3 node\.pyz --server {address}$")
     key = OwnKey(tmp_path / "state").public
-    channel = grpc.secure_channel(
-        address, grpc.ssl_channel_credentials(authority_of(key)), options=(("grpc.ssl_target_name_override", SERVER_NAME),)
-    )
-    assert unary(address, channel, f"Bearer {token}", node_id="box").acknowledged
+    assert unary(address, channel_to(address, key), f"Bearer {token}", node_id="box").acknowledged
     program.line("joined box")
     assert program.end() == 130
 
@@ -572,3 +575,39 @@ def test_options_come_from_the_environment_as_others_do(monkeypatch: pytest.Monk
     assert (options.secure, options.state) == (True, pathlib.Path("/srv/edge"))
     monkeypatch.delenv("EDGE_SECURE")
     assert parse_options(["--tls-cert", "a", "--tls-key", "b"]).secure
+
+
+def test_the_commands_of_tokens_come_before_the_options(start: Start, tmp_path: pathlib.Path) -> None:
+    program = start("server.py", "token", "list", "--state", str(tmp_path / "nothing"))
+    assert program.wait() == 1
+    assert "--secure" in program.lines[-1]
+    assert start("server.py", "--help").line("server.pyz token list")
+
+
+def test_a_running_server_follows_the_commands(start: Start, connect: Connect, tmp_path: pathlib.Path) -> None:
+    folder = str(tmp_path / "state")
+    server = start("server.py", "--secure", "--listen", "127.0.0.1:0", "--headless", "--state", folder)
+    address = server.line(r"listening on (\S+)")[1]
+    token = parse_token(start("server.py", "token", "new", "--note", "rack 7", "--state", folder).line("^edge1-.*")[0])
+    assert connect(address, "early", channel=channel_to(address, token.key), authorization=bearer_of_first(server)).answer()
+
+    def joined() -> Stream | None:
+        stream = connect(address, channel=channel_to(address, token.key), authorization=token.bearer())
+        with contextlib.suppress(grpc.RpcError):
+            return stream if stream.answer().acknowledged else None
+        return None
+
+    stream = eventually(joined)
+    assert start("server.py", "token", "revoke", token.id, "--state", folder).wait() == 0
+    assert TICK_SECONDS < 2  # people are promised an end within so many
+    assert stream
+    code, reason = ended(stream)
+    assert code == "UNAUTHENTICATED"
+    assert f"the token {token.id} was revoked" in reason
+    server.line(f"disconnected box: the token {token.id} was revoked")
+    assert not [line for line in server.lines if token.text() in line]
+
+
+def bearer_of_first(server: Program) -> str:
+    """Of the token that a server's first lines tell."""
+    return f"Bearer {server.line('^edge1-.*$')[0]}"
