@@ -526,6 +526,8 @@ def test_every_key_in_a_real_terminal(fleet: Terminal) -> None:
     for keys, wanted in (
         ("?", "any key goes back"),
         ("q", "q quit"),
+        ("j", r"── How a box joins ─+\s+On each box:\s+python3 node.pyz --server 127.0.0.1:\d+ "),
+        ("j", "q quit"),
         ("e", "Events ─"),
         ("/kind:joined box-1\r", r"Events ─|Events · /kind:joined box-1"),
         ("q", "q quit"),
