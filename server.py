@@ -545,6 +545,11 @@ def run_headless(registry: Registry, network: Network, inputs: Inputs, as_json: 
         print_events(events)  # what came since the last look
 
 
+def joining_of(guard: Guard | None, addresses: Sequence[str]) -> Joining:
+    """How a box gets in, as of now."""
+    return guard.joining(addresses) if guard else Joining(is_secure=False, addresses=addresses)
+
+
 def introduction(joining: Joining, is_kept: bool) -> list[str]:
     """What to do on a box. `is_kept`: the lines go where others may read them later, so they name no token."""
     if is_kept and joining.node_token:
@@ -623,14 +628,11 @@ def run(options: argparse.Namespace, make_registry: Callable[..., Registry] = Re
         if warning := too_few_files(options.max_nodes):
             registry.complain("warning", "server", warning)
         bound = network.start()
-        listening, addresses = ", ".join(map(str, bound)), own_addresses(bound)
+        listening = ", ".join(map(str, bound))
         try:
+            joining_now = functools.partial(joining_of, guard, own_addresses(bound))
             if guard:
                 guard.tokens.set_listening(bound)
-
-            def joining_now() -> Joining:
-                return guard.joining(addresses) if guard else Joining(is_secure=False, addresses=addresses)
-
             if screen:
                 show_screen(registry, network, inputs, listening, joining_now, options)
             else:
