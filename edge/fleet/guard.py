@@ -103,7 +103,7 @@ class Visitors:
 
     gRPC says nothing of them: but it asks for the certificate at each that it accepts, and each call says by which it came. Some
     calls are always on their way, and most in the storm in which a fleet comes back: what counts is the smallest difference of a
-    minute. It may be too small, where one connection makes many calls; it is not too large.
+    minute. It may be too small, where one connection makes many calls; too large only where a storm lasts longer than that.
     """
 
     def __init__(self) -> None:
