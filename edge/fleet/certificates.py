@@ -12,7 +12,7 @@ import pathlib
 import stat
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import grpc
 
@@ -145,11 +145,11 @@ def made_key(folder: pathlib.Path) -> str:
         return text
 
 
-def key_pem(key: object) -> bytes:
+def key_pem(key: Any) -> bytes:
     """A private key as gRPC takes it."""
     from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())  # type: ignore[attr-defined, no-any-return]
+    return bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
 
 
 def parsed_key(content: bytes) -> object:
@@ -247,19 +247,17 @@ class UserFiles:
 def load(certificate: pathlib.Path, key: pathlib.Path, client_ca: pathlib.Path | None) -> Loaded:
     """Read the user's files. Raises ValueError with a sentence that names the file and the option."""
     from cryptography.hazmat.primitives.asymmetric import ec, rsa
-    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+    from cryptography.hazmat.primitives.serialization import Encoding
 
     chain, content = certificates_in(certificate, "--tls-cert"), content_of(key, "--tls-key")
     try:
         private = parsed_key(content)
     except ValueError as error:
         raise ValueError(f"{key} (--tls-key) {error}") from error
-    is_usable = isinstance(private, ec.EllipticCurvePrivateKey) and private.curve.name in ("secp256r1", "secp384r1")
-    if not is_usable and not isinstance(private, rsa.RSAPrivateKey):
+    is_ec = isinstance(private, ec.EllipticCurvePrivateKey) and private.curve.name in ("secp256r1", "secp384r1")
+    if not (is_ec or isinstance(private, rsa.RSAPrivateKey)):  # BoringSSL offers a node no other
         raise ValueError(f"the key in {key} (--tls-key) is of a kind that gRPC does not take: make one of EC P-256, P-384, or RSA")
-    assert isinstance(private, (ec.EllipticCurvePrivateKey, rsa.RSAPrivateKey))
-    kind = Encoding.DER, PublicFormat.SubjectPublicKeyInfo
-    fitting = [one.public_key().public_bytes(*kind) == private.public_key().public_bytes(*kind) for one in chain]
+    fitting = [public_part(one) == public_part(private) for one in chain]
     if not any(fitting):
         raise ValueError(f"the key in {key} (--tls-key) is not that of the certificate in {certificate} (--tls-cert)")
     if not fitting[0]:
@@ -275,14 +273,25 @@ def load(certificate: pathlib.Path, key: pathlib.Path, client_ca: pathlib.Path |
     )
 
 
+def public_part(holder: Any) -> bytes:
+    """The public key of a private one, or of a certificate; empty where it is of a kind that can't be read."""
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+    try:
+        return bytes(holder.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo))
+    except (ValueError, UnsupportedAlgorithm):
+        return b""
+
+
 def certificates_in(path: pathlib.Path, option: str) -> list[Certificate]:
     """All of a file, in their order: at least one. Raises ValueError."""
-    from cryptography.x509 import load_pem_x509_certificates
+    from cryptography.x509 import InvalidVersion, load_pem_x509_certificates
 
     content = content_of(path, option)
     try:
         return load_pem_x509_certificates(content)
-    except ValueError as error:
+    except (ValueError, InvalidVersion) as error:
         raise ValueError(f"{path} ({option}) has no certificate in PEM that can be read") from error
 
 

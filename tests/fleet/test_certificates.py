@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import concurrent.futures
 import contextlib
 import os
 import pathlib
+import random
 import stat
 import subprocess
 import sys
@@ -337,6 +339,28 @@ def test_what_is_wrong_with_the_users_files_is_said_in_a_sentence(tmp_path: path
         with pytest.raises(Failure) as caught:
             UserFiles(*files)
         assert words in str(caught.value)
+
+
+def test_whatever_is_changed_in_the_files_costs_a_sentence(tmp_path: pathlib.Path) -> None:
+    source = random.Random(5)
+    paths = Authority().write(tmp_path, "127.0.0.1")
+    good = {path: path.read_bytes() for path in paths}
+    version = b"\xa0\x03\x02\x01\x02"
+
+    def changed(pem: bytes, place: int, value: int) -> bytes:
+        first, *lines, last = pem.splitlines()
+        content = bytearray(base64.b64decode(b"".join(lines)))
+        content[place % len(content)] = value
+        return b"\n".join([first, base64.encodebytes(content).strip(), last, b""])
+
+    whole = base64.b64decode(b"".join(good[paths[0]].splitlines()[1:-1]))
+    changes = [(paths[0], whole.index(version) + 4, 9)]
+    changes += [(source.choice(paths), source.randrange(1000), source.randrange(256)) for _ in range(200)]
+    for path, place, value in changes:
+        path.write_bytes(changed(good[path], place, value))
+        with contextlib.suppress(Failure):
+            UserFiles(*paths, None).refresh()
+        path.write_bytes(good[path])
 
 
 def test_key_and_certificate_may_be_in_one_file_as_openssl_writes_it(tmp_path: pathlib.Path) -> None:
