@@ -39,14 +39,16 @@ import grpc
 import node_pb2 as pb
 import node_pb2_grpc
 from edge import history, limits, protocol
-from edge.command_line import Options, one_of, parse_node_id, parse_seconds, parse_server, some_of, target_of
+from edge.command_line import Options, one_of, parse_node_id, parse_seconds, parse_server, some_of
 from edge.event_log import Event, EventLog, Follower
 from edge.hardware.base import SLOW_READING_SECONDS
+from edge.hardware.errors import Distrust, SessionEnded
 from edge.hardware.export import reading_json, reading_text
 from edge.hardware.identity import Identity, machine_text, simulated_text
 from edge.hardware.machine import KINDS, Machine, open_machine
 from edge.hardware.screen import Link, View, panels_room, render, subject_of
 from edge.hardware.simulated import FAULTS
+from edge.hardware.trust import Metadata, Trust
 from edge.panels import Subject, reach_of, scrolled
 from edge.program import FAILED, VERSION, OutputClosed, is_screen, main_of, put, time_stamp
 from edge.terminal import Inputs, Screen
@@ -264,37 +266,6 @@ def backoff(random_between: Callable[[float, float], float] = random.uniform) ->
         ceiling = min(ceiling * 1.6, MAX_BACKOFF_SECONDS)
 
 
-class SessionEnded(Exception):
-    """A session is over and another may follow. `code` is gRPC's, or None where the node ended it; the text says why."""
-
-    def __init__(self, reason: str, code: grpc.StatusCode | None = None) -> None:
-        super().__init__(reason)
-        self.code = code
-
-
-def explain(error: grpc.RpcError, server: str) -> SessionEnded:
-    """gRPC's error, the one kind this file meets, in words that say what to do. The details come from outside."""
-    code, details = error.code(), visible(error.details() or "")
-    known = {
-        "Connection refused": f"nothing listens on {server} (is the server running?)",
-        "address lookup failed": f"cannot resolve {server} (check the name, or give --server an address)",
-        "No route to host": f"no route to {server} (is it in reach of this network?)",
-        "Network is unreachable": f"no route to {server} (is this box's network up?)",
-        "Failed parsing HTTP/2": f"{server} is no gRPC server (is the port right?)",
-        "http1.x server": f"{server} is no gRPC server (is the port right?)",
-        "Connection reset": f"{server} broke the connection",
-        "Socket closed": f"{server} broke the connection",
-        "ping timeout": f"{server} does not answer: the connection is half-open",
-        "recvmsg:Connection timed out": f"{server} does not answer: the connection is half-open",
-        "Connection timed out": f"{server} does not answer (is it on, and its port open in the firewall?)",
-    }
-    if code is grpc.StatusCode.UNAVAILABLE:
-        for part, reason in known.items():
-            if part.lower() in details.lower():
-                return SessionEnded(reason, code)
-    return SessionEnded(f"{server}: {details or 'no reason given'} ({code.name})", code)
-
-
 class RoundTrips:
     """Times from sending a sample to its acknowledgement. The heartbeat thread sends, the acknowledgements' thread hears."""
 
@@ -335,11 +306,13 @@ class Session:
     change is in RoundTrips, under its lock.
     """
 
-    def __init__(self, state: NodeState, identity: Identity, server: str, fallback_interval_seconds: float) -> None:
+    def __init__(self, state: NodeState, identity: Identity, trust: Trust, server: str, fallback_interval_seconds: float) -> None:
         self.acknowledged = False
         self._state = state
         self._identity = identity
+        self._trust = trust
         self._server = server
+        self._metadata: Metadata = ()  # of each call
         self._interval_seconds = fallback_interval_seconds  # until the server assigns one
         self._outbox: queue.SimpleQueue[pb.HeartbeatRequest | None] = queue.SimpleQueue()
         self._first = True
@@ -355,7 +328,7 @@ class Session:
 
     def run(self) -> None:
         """Send heartbeats until the node is closed, then say goodbye. Raises SessionEnded when it ends otherwise."""
-        with grpc.insecure_channel(target_of(self._server), options=protocol.CHANNEL_OPTIONS) as channel:
+        with self._trust.channel(self._server) as (channel, self._metadata):
             stub = node_pb2_grpc.NodeServiceStub(channel)
             try:
                 self._stream(stub)
@@ -367,7 +340,7 @@ class Session:
                 self._one_by_one(stub)
 
     def _stream(self, stub: node_pb2_grpc.NodeServiceStub) -> None:
-        call = stub.StreamHeartbeats(iter(self._outbox.get, None))
+        call = stub.StreamHeartbeats(iter(self._outbox.get, None), metadata=self._metadata)
         reader = threading.Thread(target=self._read, args=(call,), name="acknowledgements", daemon=True)
         reader.start()
         try:
@@ -397,7 +370,7 @@ class Session:
                 self._hear(response, response.acknowledged_sequence)
         except grpc.RpcError as error:
             if error.code() is not grpc.StatusCode.CANCELLED:
-                self._ended = explain(error, self._server)
+                self._ended = self._trust.explain(error, self._server)
         finally:
             self._over = True
             self._state.notify()
@@ -413,9 +386,10 @@ class Session:
             request.leaving = leaving
             request.gpu_temp = hottest(self._state.view().sample)
             try:
-                response = stub.Heartbeat(request, timeout=protocol.GOODBYE_SECONDS if leaving else protocol.FIRST_ANSWER_SECONDS)
+                timeout = protocol.GOODBYE_SECONDS if leaving else protocol.FIRST_ANSWER_SECONDS
+                response = stub.Heartbeat(request, timeout=timeout, metadata=self._metadata)
             except grpc.RpcError as error:
-                raise explain(error, self._server) from error
+                raise self._trust.explain(error, self._server) from error
             self._hear(response, self._sent_sequence)
             if not leaving:
                 self._wait_for_beat(lambda: False)
@@ -480,6 +454,8 @@ class Session:
             self.acknowledged = True
             changes |= {"phase": "connected", "reason": "", "sessions": self._state.view().link.sessions + 1}
             self._state.log(f"connected to {self._server}, a heartbeat every {self._interval_seconds:g} s")
+            if unsaved := self._trust.accepted(self._server):
+                self._state.log(unsaved, "warning")
             self._identity.accepted()
             if reason := self._identity.may_change:
                 self._state.log(f"after a restart this node may have another id: this one can't be kept ({reason})", "warning")
@@ -504,6 +480,7 @@ def hottest(sample: pb.Sample) -> float:
 def keep_connected(
     state: NodeState,
     identity: Identity,
+    trust: Trust,
     server: str,
     interval_seconds: float,
     new_delays: Callable[[], Iterator[float]] = backoff,
@@ -513,12 +490,15 @@ def keep_connected(
     state.wait(state.newest_sequence, FIRST_SAMPLE_SECONDS)  # a box appears with its readings, and without them if they hang
     while not state.is_closed():
         state.update_link(phase="connecting", unary=False)
-        session = Session(state, identity, server, interval_seconds)
+        session = Session(state, identity, trust, server, interval_seconds)
         try:
             session.run()
             return
         except SessionEnded as ended:
+            if trust.tries_another(server, ended):
+                continue
             reason, taken = str(ended), ended.code is grpc.StatusCode.ALREADY_EXISTS
+            refused = isinstance(ended, Distrust)
         if session.acknowledged:
             delays = new_delays()
         refusals = refusals + 1 if taken else 0
@@ -528,7 +508,7 @@ def keep_connected(
         if taken and not identity.given and refusals > (OWN_ID_TRIES if identity.is_own else 0):
             state.rename(identity.redraw())
             reason += f": this node is {identity.node_id} now"
-        delay = next(delays)
+        delay = trust.retry_seconds() if refused else next(delays)
         if not state.is_closed():
             state.log(f"{reason}; next try in {delay:.1f} s", "warning")
             state.update_link(
@@ -664,7 +644,7 @@ def report(options: argparse.Namespace, machine: Machine, identity: Identity) ->
         state.on_change = inputs.wake
         threads = [
             guarded(state, options.debug, keep_sampling, machine, state, options.interval),
-            guarded(state, options.debug, keep_connected, state, identity, server, options.interval),
+            guarded(state, options.debug, keep_connected, state, identity, Trust(), server, options.interval),
         ]
         try:
             if screen:

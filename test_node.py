@@ -29,11 +29,13 @@ import node_pb2_grpc
 from edge import history, limits
 from edge.drawing import cells, plain
 from edge.fleet.row import Refused
+from edge.hardware.errors import SessionEnded
 from edge.hardware.host import LocalHost
 from edge.hardware.identity import Identity, draw_id, machine_text
 from edge.hardware.machine import Machine, simulated
 from edge.hardware.screen import Link, View, render
 from edge.hardware.simulated import CATALOGUE
+from edge.hardware.trust import Trust
 from edge.program import VERSION
 from edge.protocol import BACKLOG_SAMPLES, MAX_TEXT
 from server import Registry
@@ -300,7 +302,7 @@ def test_no_round_trip_is_lost_between_the_two_threads() -> None:
 
 
 def session_of(state: node.NodeState, identity: Identity | None = None, interval_seconds: float = 1.0) -> node.Session:
-    return node.Session(state, identity or Identity("box-1", "machine"), "server:1", interval_seconds)
+    return node.Session(state, identity or Identity("box-1", "machine"), Trust(), "server:1", interval_seconds)
 
 
 def answer(sequence: int = 0, interval_milliseconds: int = 0) -> pb.HeartbeatResponse:
@@ -389,13 +391,13 @@ def test_a_server_is_silent_for_some_time_before_a_session_is_given_up() -> None
     clock.now += 10
     session._check_silence()
     clock.now += 0.5
-    with pytest.raises(node.SessionEnded, match=r"^server:1 has been silent for 10 s: the connection is half-open$"):
+    with pytest.raises(SessionEnded, match=r"^server:1 has been silent for 10 s: the connection is half-open$"):
         session._check_silence()
     session._hear(answer(), 0)
     clock.now += 16
     session._check_silence()
     clock.now += 1
-    with pytest.raises(node.SessionEnded, match="silent for 17 s"):
+    with pytest.raises(SessionEnded, match="silent for 17 s"):
         session._check_silence()
     session._over = True  # it has ended, for a reason of its own
     session._check_silence()
@@ -572,6 +574,7 @@ def test_a_node_reports_and_leaves_cleanly(start: Start, number: int, code: int)
 GROWING = """
 import itertools, sys
 import node, node_pb2 as pb
+from edge.hardware.errors import SessionEnded
 from edge.hardware.host import LocalHost
 from edge.hardware.machine import Machine
 
@@ -794,7 +797,7 @@ def test_waits_grow_until_a_session_has_been_acknowledged(grpc_server: Callable[
     address = grpc_server(Scripted(ENDED, ENDED, None, ENDED, ENDED))
     state = node.NodeState("Node-1", address, pb.NodeInfo(), 0.1)
     state.publish(pb.Sample(sequence=1))
-    arguments = (state, Identity("Node-1", "machine"), address, 0.1, lambda: (tenths / 10 for tenths in itertools.count()))
+    arguments = (state, Identity("Node-1", "machine"), Trust(), address, 0.1, lambda: (tenths / 10 for tenths in itertools.count()))
     thread = node.guarded(state, False, node.keep_connected, *arguments)
 
     def waits() -> list[str]:
@@ -860,7 +863,7 @@ def running(
     identity = identity or Identity("box-1", "machine")
     state = node.NodeState(identity.node_id, address, pb.NodeInfo(), interval_seconds)
     state.publish(sample or pb.Sample(sequence=1))
-    arguments = (state, identity, address, interval_seconds, lambda: itertools.repeat(delay_seconds))
+    arguments = (state, identity, Trust(), address, interval_seconds, lambda: itertools.repeat(delay_seconds))
     return state, node.guarded(state, False, node.keep_connected, *arguments)
 
 
@@ -1057,7 +1060,8 @@ class Waited(node.NodeState):
 def test_a_box_appears_with_its_readings(grpc_server: Callable[..., str]) -> None:
     servicer = Scripted()
     state = Waited("box-1", "", pb.NodeInfo(), 60.0)
-    thread = node.guarded(state, False, node.keep_connected, state, Identity("box-1", "machine"), grpc_server(servicer), 60.0)
+    arguments = (state, Identity("box-1", "machine"), Trust(), grpc_server(servicer), 60.0)
+    thread = node.guarded(state, False, node.keep_connected, *arguments)
     assert eventually(lambda: state.waits) == [node.FIRST_SAMPLE_SECONDS]
     state.publish(pb.Sample(sequence=1))
     eventually(lambda: servicer.sessions and servicer.sessions[0])

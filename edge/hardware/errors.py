@@ -1,0 +1,46 @@
+"""Why a session with a server ended, in words that say what to do. gRPC's errors come through here."""
+
+from __future__ import annotations
+
+import grpc
+
+from edge.text import visible
+
+
+class SessionEnded(Exception):
+    """A session is over and another may follow. `code` is gRPC's, or None where the node ended it; the text says why."""
+
+    def __init__(self, reason: str, code: grpc.StatusCode | None = None) -> None:
+        super().__init__(reason)
+        self.code = code
+
+
+class Distrust(SessionEnded):
+    """One end does not trust the other: people have to mend it. `of_token`: another token may fit."""
+
+    def __init__(self, reason: str, code: grpc.StatusCode | None = None, of_token: bool = False) -> None:
+        super().__init__(reason, code)
+        self.of_token = of_token
+
+
+def explain(error: grpc.RpcError, server: str) -> SessionEnded:
+    """gRPC's error, the one kind that a session meets, in words that say what to do. The details come from outside."""
+    code, details = error.code(), visible(error.details() or "")
+    known = {
+        "Connection refused": f"nothing listens on {server} (is the server running?)",
+        "address lookup failed": f"cannot resolve {server} (check the name, or give --server an address)",
+        "No route to host": f"no route to {server} (is it in reach of this network?)",
+        "Network is unreachable": f"no route to {server} (is this box's network up?)",
+        "Failed parsing HTTP/2": f"{server} is no gRPC server (is the port right?)",
+        "http1.x server": f"{server} is no gRPC server (is the port right?)",
+        "Connection reset": f"{server} broke the connection",
+        "Socket closed": f"{server} broke the connection",
+        "ping timeout": f"{server} does not answer: the connection is half-open",
+        "recvmsg:Connection timed out": f"{server} does not answer: the connection is half-open",
+        "Connection timed out": f"{server} does not answer (is it on, and its port open in the firewall?)",
+    }
+    if code is grpc.StatusCode.UNAVAILABLE:
+        for part, reason in known.items():
+            if part.lower() in details.lower():
+                return SessionEnded(reason, code)
+    return SessionEnded(f"{server}: {details or 'no reason given'} ({code.name})", code)
