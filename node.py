@@ -39,7 +39,7 @@ import grpc
 import node_pb2 as pb
 import node_pb2_grpc
 from edge import history, limits, protocol
-from edge.command_line import Options, one_of, parse_node_id, parse_seconds, parse_server, some_of
+from edge.command_line import Options, no_secret, one_of, parse_node_id, parse_path, parse_seconds, parse_server, some_of
 from edge.event_log import Event, EventLog, Follower
 from edge.hardware.base import SLOW_READING_SECONDS
 from edge.hardware.errors import Distrust, SessionEnded
@@ -48,7 +48,7 @@ from edge.hardware.identity import Identity, machine_text, simulated_text
 from edge.hardware.machine import KINDS, Machine, open_machine
 from edge.hardware.screen import Link, View, panels_room, render, subject_of
 from edge.hardware.simulated import FAULTS
-from edge.hardware.trust import Metadata, Trust
+from edge.hardware.trust import Metadata, Trust, parse_tokens, trust_of
 from edge.panels import Subject, reach_of, scrolled
 from edge.program import FAILED, VERSION, OutputClosed, is_screen, main_of, put, time_stamp
 from edge.terminal import Inputs, Screen
@@ -586,6 +586,7 @@ def guarded(state: NodeState, debug: bool, body: Callable[..., None], *arguments
 
 def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line. Exits with 2 when it can't be understood."""
+    secret = os.environ.pop("EDGE_TOKEN", "")  # no child inherits it
     parser = Options(
         prog="node",
         description="The agent of Edge Compute Node: shows this box's hardware, and reports it to a server.",
@@ -608,6 +609,12 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.option(
         "--interval", "seconds from one reading to the next (default 1)", type=parse_seconds, default="1", metavar="SECONDS"
     )
+    about = "file that holds the token of a secure server, and that this user alone may read; or put the token into EDGE_TOKEN"
+    parser.option("--token-file", about, type=parse_path, metavar="FILE")
+    parser.add_argument("--token", type=no_secret, help=argparse.SUPPRESS)
+    parser.option("--ca", "certificates of your own authority, which prove the servers", type=parse_path, metavar="FILE")
+    parser.option("--tls-cert", "certificate that proves this node to a server with --client-ca", type=parse_path, metavar="FILE")
+    parser.option("--tls-key", "its key", type=parse_path, metavar="FILE")
     parser.switch("--headless", "no screen: one plain line an event; by itself where stdout is no terminal")
     parser.switch("--once", "read the hardware once, print it, and exit")
     parser.switch("--json", "with --once and --headless: JSON, one object a line")
@@ -618,6 +625,12 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     for name in ("seed", "faults"):
         if getattr(options, name) not in (None, frozenset()) and options.hardware != "simulated":
             parser.error(f"--{name} is for --hardware simulated")
+    if bool(options.tls_cert) != bool(options.tls_key):
+        parser.error("--tls-cert and --tls-key go together: give both")
+    try:
+        options.tokens = [] if options.token_file else parse_tokens(secret)
+    except ValueError as error:
+        parser.error(f"EDGE_TOKEN: {error}")
     return options
 
 
@@ -635,7 +648,9 @@ def run(options: argparse.Namespace, find_machine: Callable[[str, int, frozenset
 
 def report(options: argparse.Namespace, machine: Machine, identity: Identity) -> int:
     """The program from its first reading to its last words. Raises Failure."""
-    server = str(options.server)
+    server, trust = str(options.server), trust_of(options)
+    if not options.headless and sys.stdin.isatty() and sys.stdout.isatty():
+        trust.ask([server])
     state = NodeState(identity.node_id, server, make_info(machine, os.urandom(8).hex(), options.interval), options.interval)
     state.log(f"this is {identity.node_id}, for the server at {server}")
     state.tell(machine.notices())
@@ -644,7 +659,7 @@ def report(options: argparse.Namespace, machine: Machine, identity: Identity) ->
         state.on_change = inputs.wake
         threads = [
             guarded(state, options.debug, keep_sampling, machine, state, options.interval),
-            guarded(state, options.debug, keep_connected, state, identity, Trust(), server, options.interval),
+            guarded(state, options.debug, keep_connected, state, identity, trust, server, options.interval),
         ]
         try:
             if screen:

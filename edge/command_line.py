@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, NoReturn
 
+from edge.credentials import PREFIX, without_tokens
 from edge.program import FRAMES_PER_SECOND, put, version_text
 from edge.protocol import DEFAULT_PORT, MAX_INTERVAL_SECONDS, MIN_INTERVAL_SECONDS, check_node_id
 
@@ -119,6 +120,22 @@ def parse_node_id(text: str) -> str:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
+def no_secret(_text: str) -> NoReturn:
+    """Of --token, which is no option. Raises argparse.ArgumentTypeError."""
+    raise argparse.ArgumentTypeError(
+        "a token in a command can be seen by all on this box (ps): put it into a file, for --token-file, or into EDGE_TOKEN"
+    )
+
+
+def parse_path(text: str) -> str:
+    """Where a file lies. Raises argparse.ArgumentTypeError."""
+    if not text:
+        raise argparse.ArgumentTypeError("the path is empty")
+    if text.startswith(PREFIX):
+        raise argparse.ArgumentTypeError("this is a token, which all on this box can see now (ps): give a file that holds it")
+    return text
+
+
 def parse_count(text: str) -> int:
     """A number of things, at least one. Raises argparse.ArgumentTypeError."""
     if not re.fullmatch(r"\d{1,7}", text, re.ASCII) or not int(text):
@@ -198,6 +215,7 @@ class Options(argparse.ArgumentParser):
         given = any(argument.partition("=")[0] == flag for argument in sys.argv)
         if flag.startswith("--") and not given and self._environment(flag) in os.environ:
             message += f" (from {self._environment(flag)} in the environment)"
+        message = without_tokens(message)  # of a flag that is not there, say
         self.exit(2, f"{self.prog}: {message}\ntry python3 {self.prog}.pyz --help\n")
 
     @staticmethod

@@ -151,3 +151,8 @@ def extension(name: str, value: bytes, is_critical: bool = False) -> bytes:
 def pem(content: bytes) -> bytes:
     """A certificate as gRPC takes it (RFC 7468)."""
     return b"-----BEGIN CERTIFICATE-----\n" + base64.encodebytes(content) + b"-----END CERTIFICATE-----\n"
+
+
+def without_tokens(text: str) -> str:
+    """`text` that someone else wrote, for a log or a screen: no token in it can be read."""
+    return re.sub(rf"{PREFIX}[\w-]*", f"{PREFIX}…", text)

@@ -2,18 +2,61 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import os
+import pathlib
 import random
+import re
+import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import grpc
 
 from edge.command_line import target_of
-from edge.credentials import Token
-from edge.hardware.errors import SessionEnded, explain
+from edge.credentials import AUTHORIZATION, NO_KEY, SERVER_NAME, Role, Token, authority_of, parse_token, without_tokens
+from edge.hardware.base import read_text, reason
+from edge.hardware.errors import Distrust, SessionEnded, explain
+from edge.program import Failure, put
 from edge.protocol import CHANNEL_OPTIONS
+from edge.state_folder import locked, read_private, state_folder, write_private
+from edge.text import visible
+
+MAX_SAVED = 16  # tokens
+PROBE_SECONDS = 2.5
+NOBODY = b"\2" + bytes(32)  # a public key that is on the curve and nobody's, as far as anyone knows: x is 0
+# In gRPC's details, of a connection that broke before it was of use: who speaks plainly to TLS meets any of them.
+BROKE = re.compile("failed to connect.*(Socket closed|Connection reset|Broken pipe|parsing HTTP/2|http1.x server)", re.DOTALL)
+ANSWERED_IN_TLS = re.compile("CERTIFICATE|SIGNATURE|PUBLIC_KEY|ALERT|Verification")
+HOW_TO_GIVE = "give it by --token-file or EDGE_TOKEN, or start this node on a terminal, where it asks for it"
 
 Metadata = tuple[tuple[str, str], ...]
+
+
+class Files(NamedTuple):
+    """Paths that the user gives; empty: none. All are read again for each session."""
+
+    tokens: str = ""  # a line each
+    ca: str = ""  # certificates of who vouches for the servers
+    certificate: str = ""  # that the node shows to them
+    key: str = ""  # of that certificate
+
+
+class Way(NamedTuple):
+    """How a session goes to its server."""
+
+    is_secure: bool
+    token: Token | None
+
+
+def trust_of(options: argparse.Namespace) -> Trust:
+    """What the command line, the environment and the state folder give. Raises Failure with what to do."""
+    credential = pathlib.Path(os.environ.get("CREDENTIALS_DIRECTORY") or "/nowhere", "edge-token")
+    tokens = options.token_file or (str(credential) if credential.exists() else "")
+    trust = Trust(options.tokens, Files(tokens, options.ca or "", options.tls_cert or "", options.tls_key or ""))
+    trust.check()
+    return trust
 
 
 def slowly() -> float:
@@ -22,28 +65,309 @@ def slowly() -> float:
 
 
 class Trust:
-    """A node's tokens and files, and the channels that they open. One session after the other: the heartbeat thread's own."""
+    """A node's tokens and files, and the channels that they open. Of one session after the other.
 
-    def __init__(self, tokens: Sequence[Token] = (), retry_seconds: Callable[[], float] = slowly) -> None:
-        self._given = tokens
+    Tokens that the user gives beat those that were saved for the same server. Each is tried until one fits: a server is proved by
+    the key that the token names before the token is sent, so that a wrong one costs a handshake and tells nobody anything.
+    """
+
+    def __init__(
+        self, given: Sequence[Token] = (), files: Files = Files(), retry_seconds: Callable[[], float] = slowly  # noqa: B008
+    ) -> None:
+        self.given = given
         self.retry_seconds = retry_seconds
+        self._files = files
+        self._ways: dict[str, Way] = {}  # by server, of the last session
+        self._saved: list[Token] = []
+        self._fit: dict[str, Token] = {}  # by server, the one that it accepted
+        self._tried: dict[str, list[Token]] = {}  # by server, since one was accepted, or all were refused
+        self._is_unsaved = False
+
+    def check(self) -> None:
+        """What can be known before a server is asked. Raises Failure with what to do."""
+        try:
+            self._tokens()
+            self._read_files()
+        except (OSError, ValueError) as error:
+            raise Failure(str(error)) from None
+
+    def ask(self, servers: Sequence[str]) -> None:
+        """Have the user paste a token on the terminal, where there is none yet, and one of the servers wants one.
+
+        Raises Failure where there comes none.
+        """
+        deadline = time.monotonic() + PROBE_SECONDS
+        for server in () if self._files.certificate or self._tokens() else servers:
+            if (left := deadline - time.monotonic()) > 0 and speaks_tls(server, left):
+                self.given = [ask(server, bool(self._files.ca))]
+                return
 
     @contextlib.contextmanager
     def channel(self, server: str) -> Iterator[tuple[grpc.Channel, Metadata]]:
         """A channel to the server, and what each call on it must bring along. Raises SessionEnded where there can be none."""
-        with grpc.insecure_channel(target_of(server), options=CHANNEL_OPTIONS) as channel:
-            yield channel, ()
+        try:
+            tokens = self._in_turn(server)
+            ca, certificate, key = self._read_files()
+        except (OSError, ValueError) as error:
+            raise Distrust(str(error)) from None
+        tried = self._tried.get(server, ())
+        token = next((token for token in tokens if token not in tried), tokens[0] if tokens else None)
+        way = self._ways[server] = Way(bool(token or ca), token)
+        if not way.is_secure:
+            with grpc.insecure_channel(target_of(server), options=CHANNEL_OPTIONS) as channel:
+                yield channel, ()
+            return
+        roots, options = ca, list[tuple[str, int | str]](CHANNEL_OPTIONS)
+        if token and not ca:
+            roots = authority_of(token.key)
+            options.append(("grpc.ssl_target_name_override", SERVER_NAME))
+        credentials = grpc.ssl_channel_credentials(roots, key, certificate)
+        with grpc.secure_channel(target_of(server), credentials, options=options) as channel:
+            yield channel, ((AUTHORIZATION, token.bearer()),) if token else ()
 
     def explain(self, error: grpc.RpcError, server: str) -> SessionEnded:
-        """gRPC's error, on the channel that was opened last, in words that say what to do."""
+        """gRPC's error in the last session with this server, in words that say what to do."""
+        way, code, details = self._ways[server], error.code(), error.details() or ""
+        if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
+            said = visible(without_tokens(details)) or f"no reason given ({code.name})"
+            return Distrust(f"{server} refuses this node: {said}", code, of_token=bool(way.token))
+        if code is grpc.StatusCode.UNAVAILABLE and way.is_secure:
+            return self._explain_tls(details, server, way.token) or explain(error, server)
+        if code is grpc.StatusCode.UNAVAILABLE and BROKE.search(details) and speaks_tls(server):
+            where = "its screen shows the one for nodes (key j), and so does server.pyz token list there"
+            return Distrust(f"{server} wants a token: {where}; {HOW_TO_GIVE}", code)
         return explain(error, server)
 
     def tries_another(self, server: str, ended: SessionEnded) -> bool:
         """Whether the next session with this server, with another token, should follow at once."""
+        if not isinstance(ended, Distrust) or not ended.of_token:
+            return False
+        tried = self._tried.setdefault(server, [])
+        if token := self._ways[server].token:
+            tried.append(token)
+        with contextlib.suppress(OSError, ValueError):  # the next session tells it
+            if any(token not in tried for token in self._in_turn(server)):
+                return True
+        tried.clear()
         return False
 
     def accepted(self, server: str) -> str:
-        """The server took the token: it is saved. Returns why it can't be, once."""
+        """The server took the node: its token is saved. Returns why it can't be, once."""
+        way = self._ways.get(server)
+        if not way or not way.token:
+            return ""
+        self._fit[server] = way.token
+        self._tried.pop(server, None)
+        if self._is_unsaved or is_credential(self._files.tokens):  # systemd gives it again, and may have it encrypted on the disk
+            return ""
+        try:
+            save(way.token)
+        except OSError as error:
+            self._is_unsaved = True
+            return f"the token can't be saved, so the next start needs it again: {error}"
         return ""
 
+    def _in_turn(self, server: str) -> list[Token]:
+        """The tokens to try; the one that this server accepted is the first."""
+        fit = self._fit.get(server)
+        return sorted(self._tokens(), key=lambda token: token != fit)
 
+    def _tokens(self) -> list[Token]:
+        """All that can be tried. Raises OSError and ValueError, with a sentence."""
+        given = read_tokens(self._files.tokens) if self._files.tokens else list(self.given)
+        try:
+            self._saved = read_saved() or self._saved  # who had a token is not to speak plain
+        except (OSError, ValueError):
+            if not given:
+                raise
+        known = {token.key for token in given}
+        # Who an authority vouches for is shown no token that was saved for a server with a key of its own.
+        tokens = given + [
+            token for token in self._saved if token.key not in known and not (self._files.ca and token.key != NO_KEY)
+        ]
+        usable = [token for token in tokens if self._files.ca or token.key != NO_KEY]
+        if tokens and not usable:
+            raise ValueError(f"token {tokens[0].id} is for a server with certificates of your own: add --ca FILE, its authority's")
+        return usable
+
+    def _read_files(self) -> tuple[bytes | None, bytes | None, bytes | None]:
+        """The authority's certificates, the node's, and its key. Raises ValueError with a sentence."""
+        _, ca, certificate, key = self._files
+        if certificate and not ca and not self._tokens():
+            raise ValueError("--tls-cert proves this node to the server: add --ca FILE or a token, which prove the server to it")
+        return read_pem(ca, "CERTIFICATE"), read_pem(certificate, "CERTIFICATE"), read_pem(key, "PRIVATE KEY")
+
+    def _explain_tls(self, details: str, server: str, token: Token | None) -> SessionEnded | None:
+        """Why a handshake failed; None: that was not what failed."""
+        ca, certificate, key = self._files.ca, self._files.certificate, self._files.key
+        unsent = "the token was not sent" if token else "nothing was sent"
+        today = time.strftime("%Y-%m-%d")
+        if "WRONG_VERSION_NUMBER" in details:
+            without = "--ca" if ca else f"its token{self._place(token)}"
+            return Distrust(f"{server} speaks no TLS: {unsent}; start that server with --secure, or this node without {without}")
+        if "Failed to create security handshaker" in details:
+            named = ", ".join(path for path in (ca, certificate, key) if path)
+            return Distrust(f"{named} can't be used: whole certificates in PEM are wanted, and the key that belongs to them")
+        if "selected ALPN" in details:
+            return Distrust(f"{server} is no gRPC server (is the port right?)")
+        if "ALERT" in details:
+            return Distrust(f"{server} refuses the handshake ({visible(details[-60:])}); {unsent}")
+        if certificate and BROKE.search(details):
+            return Distrust(
+                f"{server} broke the connection when it saw {certificate}: that may be of another authority than the server's "
+                "--client-ca, or have expired"
+            )
+        if not ANSWERED_IN_TLS.search(details):
+            return None
+        if not ca:
+            return Distrust(
+                f"{server} is not the server this token is for: another one, or someone in between; {unsent} (if that server was "
+                "set up anew, take a new token from its own screen, key j)",
+                of_token=True,
+            )
+        if "Verification" in details:
+            return Distrust(
+                f"{server} has a certificate for another name: {unsent}; give --server a name or an address that is in it, or add "
+                "this one to it"
+            )
+        if "not yet valid" in details:
+            return Distrust(f"the certificate of {server} is not valid yet by this box's clock ({today}): set the clock; {unsent}")
+        if "has expired" in details:
+            return Distrust(f"the certificate of {server} has expired by this box's clock ({today}): renew it there; {unsent}")
+        return Distrust(
+            f"{server} has no certificate of the authority in {ca}: another server, or someone in between; {unsent} (is it the "
+            "right file?)"
+        )
+
+    def _place(self, token: Token | None) -> str:
+        """Where a token is from, for a sentence."""
+        if self._files.tokens:
+            return f" in {self._files.tokens}"
+        return "" if token in self.given else f" in {saved_path()}"
+
+
+# ---- Tokens in files ----
+
+
+def parse_lines(text: str, path: str) -> list[Token]:
+    """A token a line; blank lines and comments are skipped. Raises ValueError, naming the line."""
+    tokens = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if content := line.partition("#")[0].strip():
+            try:
+                tokens.append(parse_token(content))
+            except ValueError as error:
+                raise ValueError(f"{path}, line {number}: {error}") from None
+    return tokens
+
+
+def parse_tokens(text: str) -> list[Token]:
+    """One token, or several with commas. Raises ValueError."""
+    return [parse_token(part) for part in re.split(r"[,\s]+", text) if part]
+
+
+def is_credential(path: str) -> bool:
+    """Whether systemd keeps this file for the service."""
+    folder = os.environ.get("CREDENTIALS_DIRECTORY")
+    return bool(folder and path) and pathlib.Path(folder or "") in pathlib.Path(path).parents
+
+
+def read_tokens(path: str) -> list[Token]:
+    """The tokens of a file of the user's. Raises OSError and ValueError, with a sentence."""
+    if is_credential(path):  # its mode, 0440, is the mask of an access list, which lets this service alone in
+        try:
+            text = read_text(pathlib.Path(path))
+        except OSError as error:
+            raise OSError(f"cannot read {path}: {reason(error).lower()}") from error
+    else:
+        text = read_private(pathlib.Path(path))
+    if tokens := parse_lines(text, path):
+        return tokens
+    raise ValueError(f"{path} holds no token: put one on a line of it")
+
+
+def saved_path() -> pathlib.Path:
+    """Where tokens that were accepted are kept. Raises OSError where this user has no home."""
+    return state_folder() / "tokens"
+
+
+def read_saved() -> list[Token]:
+    """The tokens that servers have accepted, the newest first. Raises OSError and ValueError, with a sentence."""
+    try:
+        path = saved_path()
+        if not os.access(path, os.R_OK):  # then it is as if there were none; one that others may read is refused
+            return []
+    except OSError:
+        return []
+    return parse_lines(read_private(path), str(path))
+
+
+def save(token: Token) -> None:
+    """Keep a token for the next start, as the newest; other agents of this user may do so too. Raises OSError, with a sentence."""
+    path = saved_path()
+    with locked(path.parent):
+        lines: list[str] = []
+        with contextlib.suppress(FileNotFoundError):
+            lines = read_private(path).split()
+        if lines[:1] != [token.text()]:
+            lines = [token.text(), *(line for line in lines if line != token.text())]
+            write_private(path, "\n".join(lines[:MAX_SAVED]) + "\n")
+
+
+def read_pem(path: str, kind: str) -> bytes | None:
+    """A file of certificates, or a key; None for no path. Raises ValueError, with a sentence."""
+    if not path:
+        return None
+    try:
+        text = read_text(pathlib.Path(path))
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {reason(error).lower()}") from error
+    if not re.search(f"-----BEGIN [A-Z ]*{kind}-----", text):
+        raise ValueError(f"{path} has no {kind.lower()} in it (in PEM: a line BEGIN {kind})")
+    if "ENCRYPTED" in text:
+        raise ValueError(f"the key in {path} has a passphrase, which nobody could enter at each start: give one without")
+    return text.encode()
+
+
+# ---- Asking ----
+
+
+def speaks_tls(server: str, seconds: float = PROBE_SECONDS) -> bool:
+    """Whether the server answers in TLS. It is asked by a handshake that can't succeed, so that nothing is said to it."""
+    credentials = grpc.ssl_channel_credentials(authority_of(NOBODY))
+    with grpc.secure_channel(target_of(server), credentials, options=CHANNEL_OPTIONS) as channel:
+        try:
+            channel.unary_unary("/", request_serializer=bytes)(b"", timeout=seconds)
+        except grpc.RpcError as error:
+            return bool(ANSWERED_IN_TLS.search(error.details() or ""))
+    return True
+
+
+def ask(server: str, has_ca: bool) -> Token:
+    """Have the user paste a token; nothing of it is shown. Raises Failure when nothing was entered.
+
+    `has_ca`: the servers are proved by an authority, so that the token need not.
+    """
+    from getpass import getpass
+
+    put(f"{server} wants a token: its screen shows the one for nodes (key j), and so does server.pyz token list there.")
+    while True:
+        text = ""
+        with contextlib.suppress(EOFError):
+            try:
+                text = getpass("Paste it here, it stays hidden (Enter alone ends): ")
+            except UnicodeDecodeError:
+                text = "�"
+        text = re.sub(r"\x1b\[20[01]~", "", text).strip()  # around what is pasted, where another program has left that on
+        if not text:
+            raise Failure(f"{server} wants a token and got none: {HOW_TO_GIVE}")
+        try:
+            token = parse_token(text)
+            if token.role is not Role.NODE:
+                raise ValueError("this token is for looking: a node needs the one for nodes")
+            if token.key == NO_KEY and not has_ca:
+                raise ValueError("this token is for a server with certificates of your own: start again with --ca FILE")
+        except ValueError as error:
+            put(f"{error}.")
+        else:
+            return token
