@@ -535,7 +535,7 @@ def show_screen(state: NodeState, inputs: Inputs, no_color: bool, frames_per_sec
                 if key == "q":
                     return
                 view, (width, height) = state.view(), screen.size()
-                scroll = scrolled(scroll, key, reach_of(subject_of(view), width, panels_room(view, height)))
+                scroll = scrolled(scroll, key, reach_of(subject_of(view), width, panels_room(view, width, height)))
 
 
 def print_events(events: Sequence[Event], as_json: bool) -> None:
@@ -648,7 +648,8 @@ def run(options: argparse.Namespace, find_machine: Callable[[str, int, frozenset
 
 def report(options: argparse.Namespace, machine: Machine, identity: Identity) -> int:
     """The program from its first reading to its last words. Raises Failure."""
-    server, trust = str(options.server), trust_of(options)
+    server = str(options.server)
+    trust = trust_of(options)
     if not options.headless and sys.stdin.isatty() and sys.stdout.isatty():
         trust.ask([server])
     state = NodeState(identity.node_id, server, make_info(machine, os.urandom(8).hex(), options.interval), options.interval)

@@ -1240,6 +1240,16 @@ def test_the_countdown_and_the_reason_are_shown_while_waiting() -> None:
     assert "next try in 2.3 s · nothing listens on 10.0.0.5:50051" in text
 
 
+@pytest.mark.parametrize("size", [(160, 45), (80, 24), (50, 15), (40, 10)])
+def test_a_long_reason_is_shown_whole_where_there_is_room(size: tuple[int, int]) -> None:
+    reason = f"10.0.0.5:50051 wants a token: its screen shows the one for nodes (key j), {'and so on ' * 8}there; end"
+    view = view_of(1, link=Link(phase="waiting", reason=reason, retry_at=12.34))
+    frame = render(view, *size, 0, 10)
+    assert len(frame) == size[1]
+    assert ("there; end" in plain(frame)) == (size[1] > 10)
+    assert "next try in 2.3 s" in plain(frame)
+
+
 def test_sensors_that_hang_are_told_from_a_link_that_is_down() -> None:
     link = Link(phase="connected", interval_seconds=1)
     text = plain(render(view_of(0, link=link, sample_age_seconds=42.0), 120, 30, 0, 0))

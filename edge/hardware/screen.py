@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import time
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -46,10 +47,11 @@ def render(view: View, width: int, height: int, wall: float, clock: float, scrol
     """A frame: exactly `height` lines of `width` cells. `wall` is the time of day in seconds, `clock` the monotonic one."""
     if width < MIN_WIDTH or height < MIN_HEIGHT:
         return too_small(width, height)
-    subject, room = subject_of(view), panels_room(view, height)
+    subject, room = subject_of(view), panels_room(view, width, height)
     panels = node_panels(subject, width, room, scroll)
-    log = log_panel(view.log, width, height - 3 - len(panels))
-    frame = fit_lines([*header(view, width, wall, clock), *panels, *log], width, height - 1)
+    top = [*header(view, width, wall, clock), *reason_lines(view, width, height)]
+    log = log_panel(view.log, width, height - 1 - len(top) - len(panels))
+    frame = fit_lines([*top, *panels, *log], width, height - 1)
     keys: Line = [(" q", "bold"), (" quit", "dim")]
     if reach_of(subject, width, room).most:
         keys += [("  ↑↓ PgUp PgDn", "bold"), (" scroll", "dim")]
@@ -61,9 +63,9 @@ def subject_of(view: View) -> Subject:
     return Subject(view.info, view.sample, view.processes, view.history)
 
 
-def panels_room(view: View, height: int) -> int:
+def panels_room(view: View, width: int, height: int) -> int:
     """Lines for the panels: header and footer have theirs, and the newest of the log, in a border where there is room."""
-    room = height - 3
+    room = height - 3 - len(reason_lines(view, width, height))
     log_lines = min(5, room // 6)
     return room - min(log_lines, len(view.log) + 2 * (log_lines > 2))
 
@@ -91,3 +93,10 @@ def link_line(view: View, clock: float) -> Line:
         wait = f"{max(link.retry_at - clock, 0):.1f} s"
         return [(" ○ disconnected", "bold red"), (f" next try in {wait} · {link.reason}", "")]
     return [(" ◐ connecting", "yellow"), (f" to {view.server}", "")]
+
+
+def reason_lines(view: View, width: int, height: int) -> list[Line]:
+    """Why it is not connected, again and whole, where no line holds it: what to do is at its end."""
+    if view.link.phase != "waiting" or len(view.link.reason) <= width:
+        return []
+    return [[(f"   {part}", "")] for part in textwrap.wrap(view.link.reason, width - 4)[: height // 3]]

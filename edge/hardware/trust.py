@@ -8,9 +8,10 @@ import os
 import pathlib
 import random
 import re
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import grpc
 
@@ -18,7 +19,7 @@ from edge.command_line import target_of
 from edge.credentials import AUTHORIZATION, NO_KEY, SERVER_NAME, Role, Token, authority_of, parse_token, without_tokens
 from edge.hardware.base import read_text, reason
 from edge.hardware.errors import Distrust, SessionEnded, explain
-from edge.program import Failure, put
+from edge.program import Failure, OutputClosed, put
 from edge.protocol import CHANNEL_OPTIONS
 from edge.state_folder import locked, read_private, state_folder, write_private
 from edge.text import visible
@@ -350,6 +351,10 @@ def ask(server: str, has_ca: bool) -> Token:
     """
     from getpass import getpass
 
+    def end(number: int, _frame: object) -> NoReturn:  # by its own way out, so that the terminal shows again what is typed
+        raise OutputClosed(number)
+
+    signal.signal(signal.SIGTERM, end)
     put(f"{server} wants a token: its screen shows the one for nodes (key j), and so does server.pyz token list there.")
     while True:
         text = ""

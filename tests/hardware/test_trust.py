@@ -6,7 +6,9 @@ import datetime
 import itertools
 import os
 import pathlib
+import signal
 import stat
+import termios
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -544,6 +546,15 @@ def test_who_has_no_token_leaves_the_prompt(
     assert screen.wait() == code
     screen.shows(said)
     assert "Traceback" not in screen.text()
+
+
+def test_a_signal_ends_the_prompt_and_the_terminal_is_as_it_was(guarded: Serve, terminal: Callable[..., Terminal]) -> None:
+    screen = terminal("node.py", "--server", guarded(Guarded(), OWN_KEY, OWN_CERTIFICATE), *SIMULATED)
+    screen.shows("Paste it here")
+    eventually(lambda: not termios.tcgetattr(screen.slave)[3] & termios.ECHO)
+    screen.process.send_signal(signal.SIGTERM)
+    assert screen.wait() == 143
+    assert termios.tcgetattr(screen.slave)[:4] == screen.before[:4]
 
 
 def test_an_open_server_asks_nothing_and_neither_does_one_that_is_away(
