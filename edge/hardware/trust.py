@@ -309,10 +309,10 @@ def save(token: Token) -> None:
     with locked(path.parent):
         lines: list[str] = []
         with contextlib.suppress(FileNotFoundError):
-            lines = read_private(path).split()
+            lines = [line.strip() for line in read_private(path).splitlines()]
         if lines[:1] != [token.text()]:
-            lines = [token.text(), *(line for line in lines if line != token.text())]
-            write_private(path, "\n".join(lines[:MAX_SAVED]) + "\n")
+            others = [line for line in lines if line not in ("", token.text())]
+            write_private(path, "\n".join([token.text(), *others][:MAX_SAVED]) + "\n")
 
 
 def read_pem(path: str, kind: str) -> bytes | None:
@@ -349,21 +349,9 @@ def ask(server: str, has_ca: bool) -> Token:
 
     `has_ca`: the servers are proved by an authority, so that the token need not.
     """
-    from getpass import getpass
-
-    def end(number: int, _frame: object) -> NoReturn:  # by its own way out, so that the terminal shows again what is typed
-        raise OutputClosed(number)
-
-    signal.signal(signal.SIGTERM, end)
     put(f"{server} wants a token: its screen shows the one for nodes (key j), and so does server.pyz token list there.")
     while True:
-        text = ""
-        with contextlib.suppress(EOFError):
-            try:
-                text = getpass("Paste it here, it stays hidden (Enter alone ends): ")
-            except UnicodeDecodeError:
-                text = "�"
-        text = re.sub(r"\x1b\[20[01]~", "", text).strip()  # around what is pasted, where another program has left that on
+        text = re.sub(r"\x1b\[20[01]~", "", read_hidden()).strip()  # what marks a paste, where another program has left that on
         if not text:
             raise Failure(f"{server} wants a token and got none: {HOW_TO_GIVE}")
         try:
@@ -376,3 +364,23 @@ def ask(server: str, has_ca: bool) -> Token:
             put(f"{error}.")
         else:
             return token
+
+
+def read_hidden() -> str:
+    """A line that is not shown while it is typed; empty at the end of input. SIGTERM ends it with OutputClosed."""
+    from getpass import getpass
+
+    def end(number: int, _frame: object) -> NoReturn:  # by getpass's own way out, so that the terminal shows again what is typed
+        raise OutputClosed(number)
+
+    before = signal.getsignal(signal.SIGTERM)
+    if before is not signal.SIG_IGN:
+        signal.signal(signal.SIGTERM, end)
+    try:
+        return getpass("Paste it here, it stays hidden (Enter alone ends): ")
+    except EOFError:
+        return ""
+    except UnicodeDecodeError:
+        return "�"
+    finally:
+        signal.signal(signal.SIGTERM, before)

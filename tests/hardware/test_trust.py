@@ -184,6 +184,37 @@ def test_a_refused_token_gives_way_to_the_next_for_the_same_server(guarded: Serv
     assert servicer.brought == [old.bearer(), new.bearer()]
 
 
+class Revoking(Guarded):
+    """A server that ends a session after its first answer, once the test wants it."""
+
+    def __init__(self, *tokens: Token) -> None:
+        super().__init__(*tokens)
+        self.revoked = threading.Event()
+
+    def StreamHeartbeats(self, requests: Iterator[pb.HeartbeatRequest], context: Any) -> Iterator[pb.HeartbeatResponse]:
+        for response in super().StreamHeartbeats(requests, context):
+            yield response
+            if not self.revoked.is_set():
+                self.revoked.wait(20)
+                context.abort(self.code, "token 000001 was revoked just now: take another one")
+
+
+def test_a_token_that_is_revoked_in_a_session_gives_way_to_the_next(guarded: Serve, run: Callable[..., node.NodeState]) -> None:
+    old, new = OWN.token(1), OWN.token(2)
+    servicer = Revoking(old, new)
+    state = run(guarded(servicer, OWN_KEY, OWN_CERTIFICATE), [old, new])
+    eventually(lambda: connected(state))
+    servicer.revoked.set()
+    eventually(lambda: state.view().link.sessions == 2)
+    assert servicer.brought == [old.bearer(), new.bearer()]
+    alone = Revoking(old)
+    other = run(guarded(alone, OWN_KEY, OWN_CERTIFICATE), [old])
+    eventually(lambda: connected(other))
+    alone.revoked.set()
+    assert "refuses this node: token 000001 was revoked just now: take another one" in refusal(other)
+    assert other.view().link.retry_at - other.clock() > 900
+
+
 @pytest.mark.parametrize("code", [grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED])
 def test_a_refusal_is_told_in_the_servers_words_and_tried_again_until_it_is_mended(
     guarded: Serve, run: Callable[..., node.NodeState], code: grpc.StatusCode
@@ -482,6 +513,15 @@ def test_saved_tokens_are_the_newest_first_and_bounded() -> None:
         save(token)
     assert read_saved() == [tokens[-2], tokens[-1], *tokens[-3:2:-1]]
     assert len(read_saved()) == MAX_SAVED
+
+
+def test_what_a_user_wrote_beside_saved_tokens_stays() -> None:
+    save(OWN.token(1))
+    path = trust.saved_path()
+    path.write_text(f"# of the lab, since May\n\n{OWN.token(1).text()}  # old\n")
+    save(OWN.token(2))
+    assert path.read_text() == f"{OWN.token(2).text()}\n# of the lab, since May\n{OWN.token(1).text()}  # old\n"
+    assert read_saved() == [OWN.token(2), OWN.token(1)]
 
 
 def test_agents_that_save_at_once_lose_nothing() -> None:
