@@ -35,6 +35,7 @@ import re
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import tarfile
 import tempfile
@@ -53,6 +54,9 @@ CACHE = ROOT / ".cache"
 DIST = ROOT / "dist"
 VENV = ROOT / ".venv"
 PROGRAMS = {"server": "fleet", "node": "hardware"}  # each with the folder of edge/ that it alone has
+# What the server alone needs, each with the Python whose wheel serves all: of a stable ABI there are several, but the oldest one
+# runs on all, and once is enough. None: each has its own.
+SERVER_PACKAGES: dict[str, int | None] = {"cffi": None, "cryptography": 10}
 STUBS = ("node_pb2.py", "node_pb2.pyi", "node_pb2_grpc.py")
 REQUIREMENTS = ROOT / "requirements.txt"
 DEV_REQUIREMENTS = ROOT / "requirements-dev.txt"
@@ -77,7 +81,11 @@ from pyz import bootstrap
 program = bootstrap.load()
 if is_ours:
     signal(SIGINT, default_int_handler)
-sys.exit(program.main())
+try:
+    status = program.main()
+except (ImportError, SyntaxError) as error:  # of a module that is imported only where it is used
+    status = bootstrap.mend(error)
+sys.exit(status)
 """
 # The first lines of a .pyz. Python skips what stands before a zip; but a copy that was cut off is no zip, and Python takes it for
 # source code. Then it shows the second line, where the apostrophe and the zip's first bytes are syntax errors to every version.
@@ -85,6 +93,7 @@ HEAD = b"""#!/usr/bin/env python3
 This copy isn't whole: copy the file again, and compare its SHA-256 with the one in SHA256SUMS. """
 # Left out of the wheels: nothing that runs needs them.
 UNUSED_SUFFIXES = (".pyi", ".pyx", ".pxd", ".pxi", ".proto", ".h", ".cc", ".typed")
+UNUSED_PATHS = ("example.py", "cffi/")  # cryptography needs _cffi_backend, which lies beside it
 
 
 class BuildError(Exception):
@@ -109,12 +118,18 @@ PLATFORMS = (
     Platform("linux-aarch64", "linux", "cpython-{}-aarch64-linux-gnu", ("manylinux2014_aarch64", "manylinux_2_17_aarch64")),
     Platform("musl-x86_64", "musl", "cpython-{}-x86_64-linux-musl", ("musllinux_1_1_x86_64", "musllinux_1_2_x86_64")),
     Platform("musl-aarch64", "musl", "cpython-{}-aarch64-linux-musl", ("musllinux_1_1_aarch64", "musllinux_1_2_aarch64")),
-    Platform("linux-armv7l", "armv7l", "cpython-{}-arm-linux-gnueabihf", ("linux_armv7l",), (11, 12, 13, 14, 15), "", ("psutil",)),
+    Platform(
+        "linux-armv7l", "armv7l", "cpython-{}-arm-linux-gnueabihf", ("linux_armv7l",), (11, 12, 13, 14, 15),
+        lacks=("psutil", *SERVER_PACKAGES),
+    ),
     # One universal build of grpcio and protobuf, but two of psutil.
     Platform("macos-arm64", "macos", "cpython-{}-darwin-arm64", ("macosx_11_0_universal2", "macosx_11_0_arm64"), blob="macos"),
-    Platform("macos-x86_64", "macos", "cpython-{}-darwin-x86_64", ("macosx_11_0_universal2", "macosx_11_0_x86_64"), blob="macos"),
+    Platform(
+        "macos-x86_64", "macos", "cpython-{}-darwin-x86_64", ("macosx_11_0_universal2", "macosx_11_0_x86_64"), blob="macos",
+        lacks=(*SERVER_PACKAGES,),
+    ),
     Platform("windows-amd64", "windows", "cp{}-win_amd64", ("win_amd64",)),
-)
+)  # fmt: skip
 
 
 class Target(NamedTuple):
@@ -210,14 +225,29 @@ def run_pip(pip: list[str], arguments: list[str], title: str) -> None:
         )
 
 
-def fetch_wheels(target: Target) -> list[Path]:
-    """Returns the target's wheels, from the cache or downloaded into it."""
-    requirements = REQUIREMENTS.read_text()
-    for package in target.platform.lacks:
-        requirements = re.sub(rf"^{package}==.*\n(?:[ ].*\n)*", "", requirements, flags=re.MULTILINE)
+def fetch_libraries(target: Target, alone: bool) -> list[Path]:
+    """Returns the wheels of what both programs need, or of what the server alone does: none where it has to do without."""
+    pinned = re.findall(r"^([\w-]+)==", REQUIREMENTS.read_text(), re.MULTILINE)
+    packages = {*pinned} - {*target.platform.lacks}
+    if not alone:
+        return fetch_wheels(target, packages - {*SERVER_PACKAGES})
+    wheels = []
+    for package in sorted(packages & {*SERVER_PACKAGES}):
+        wheels += fetch_wheels(Target(target.platform, SERVER_PACKAGES[package] or target.minor), {package})
+    return wheels
+
+
+def fetch_wheels(target: Target, packages: set[str]) -> list[Path]:
+    """Returns the target's wheels of these packages, from the cache or downloaded into it."""
+
+    def choose(pin: re.Match[str]) -> str:
+        return pin[0] if pin[1] in packages else ""
+
+    requirements = re.sub(r"^([\w-]+)==.*\n(?:[ ].*\n)*", choose, REQUIREMENTS.read_text(), flags=re.MULTILINE)
     folder = CACHE / "wheels" / hashlib.sha256(requirements.encode()).hexdigest()[:12] / target.name
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
+        what = f"{packages.copy().pop() if len(packages) == 1 else 'the libraries'} for {target.name}"
         with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
             options = [f"--platform={tag}" for tag in target.platform.tags]
             options += [f"--abi={abi}" for abi in (f"cp3{target.minor}", "abi3", "none")]
@@ -225,9 +255,9 @@ def fetch_wheels(target: Target) -> list[Path]:
             Path(temporary, "requirements.txt").write_text(requirements)
             options += ["--no-deps", "--require-hashes", f"--requirement={temporary}/requirements.txt"]
             options += [f"--dest={temporary}/wheels"]
-            run_pip(find_pip(), ["download", *options], f"downloading the libraries for {target.name}")
+            run_pip(find_pip(), ["download", *options], f"downloading {what}")
             Path(temporary, "wheels").rename(folder)
-        show(f"downloaded the libraries for {target.name}")
+        show(f"downloaded {what}")
     return sorted(folder.glob("*.whl"))
 
 
@@ -254,26 +284,40 @@ def make_file(path: str, content: bytes) -> File:
     return File(path, content, hashlib.sha256(content).hexdigest())
 
 
-def read_libraries(target: Target) -> list[File]:
-    """Returns what the target's tree of libraries holds."""
+def read_libraries(wheels: list[Path], alone: bool) -> list[File]:
+    """Returns what a tree of these wheels holds, that of both programs or that of the server alone."""
     # Boxes with a google package of their own would hide ours, whose wheel has no such file.
-    files = [make_file("google/__init__.py", b"")]
-    for wheel in fetch_wheels(target):
+    files = [] if alone else [make_file("google/__init__.py", b"")]
+    for wheel in wheels:
         with zipfile.ZipFile(wheel) as archive:
             for name in archive.namelist():
-                if not name.endswith((*UNUSED_SUFFIXES, "/")) and ".dist-info/" not in name and name != "example.py":
-                    files.append(make_file(name, archive.read(name)))
+                if not (name.endswith((*UNUSED_SUFFIXES, "/")) or name.startswith(UNUSED_PATHS) or ".dist-info/" in name):
+                    content = archive.read(name)
+                    files.append(make_file(name, strip(content) if alone else content))
     return files
 
 
-def read_licenses(target: Target) -> dict[str, bytes]:
-    """Returns the licenses of the bundled packages, by the name that they have in the .pyz."""
+def strip(content: bytes) -> bytes:
+    """Cuts off what only debuggers read of a 64-bit Linux module, its symbols: a fifth of it. Others stay as they are."""
+    if not content.startswith(b"\x7fELF\2\1"):
+        return content
+    (table,) = struct.unpack_from("<Q", content, 0x20)  # of the segments, which are all that is loaded
+    size, count = struct.unpack_from("<HH", content, 0x36)
+    segments = [struct.unpack_from("<8xQ16xQ", content, table + size * number) for number in range(count)]
+    kept = bytearray(content[: max(offset + length for offset, length in segments)])
+    struct.pack_into("<Q", kept, 0x28, 0)  # the table of the sections was behind them:
+    struct.pack_into("<HHH", kept, 0x3A, 0, 0, 0)  # there is none
+    return bytes(kept)
+
+
+def read_licenses(wheels: list[Path]) -> dict[str, bytes]:
+    """Returns the licenses of these packages, by the name that they have in the .pyz."""
     licenses = {}
-    for wheel in fetch_wheels(target):
+    for wheel in wheels:
         with zipfile.ZipFile(wheel) as archive:
             for name in archive.namelist():
-                if match := re.fullmatch(r"(.+)\.dist-info/(?:licenses/)?LICENSE.*", name):
-                    licenses[f"licenses/{match[1]}"] = make_file(name, archive.read(name)).content
+                if match := re.fullmatch(r"(.+)\.dist-info/(?:licenses/)?LICENSE(.*)", name):
+                    licenses[f"licenses/{match[1]}{match[2]}"] = make_file(name, archive.read(name)).content
     return licenses
 
 
@@ -296,8 +340,8 @@ class Part(NamedTuple):
         return self.name.partition("/")[0]
 
 
-def divide(trees: dict[Target, list[File]]) -> list[Part]:
-    """Sorts the files of all targets into parts.
+def divide(trees: dict[Target, list[File]], prefix: str) -> list[Part]:
+    """Sorts the files of all targets into parts, whose names get this prefix.
 
     What one platform alone needs lies in a blob of its own, and all else in the blob `all`. Parts of many targets come first
     and those of one last: there the same module for one Python after the other lies side by side.
@@ -313,8 +357,25 @@ def divide(trees: dict[Target, list[File]]) -> list[Part]:
     for number, group in enumerate(sorted(groups, key=lambda group: (-len(group), [target.name for target in group]))):
         blobs = {target.platform.blob or target.platform.name for target in group}
         blob = blobs.pop() if len(blobs) == 1 and len(group) < len(trees) else "all"
-        parts.append(Part(f"{blob}/{number}", group, sorted(groups[group], key=lambda file: file.path)))
+        parts.append(Part(f"{prefix}{blob}/{number}", group, sorted(groups[group], key=lambda file: file.path)))
     return parts
+
+
+class Libraries(NamedTuple):
+    """What is unpacked into a tree for each target."""
+
+    trees: dict[Target, str]  # the name of its folder
+    parts: list[Part]
+    licenses: dict[str, bytes]
+
+
+def make_libraries(targets: list[Target], alone: bool) -> Libraries:
+    """Gathers the libraries of both programs, or those that the server alone has, for those of these targets that have any."""
+    wheels = {target: found for target in targets if (found := fetch_libraries(target, alone))}
+    files = {target: read_libraries(found, alone) for target, found in wheels.items()}
+    licenses = {name: text for found in wheels.values() for name, text in read_licenses(found).items()}
+    trees = {target: name_tree(target.name, tree) for target, tree in files.items()}
+    return Libraries(trees, divide(files, "server-" if alone else ""), licenses)
 
 
 def make_tar(parts: list[Part]) -> bytes:
@@ -381,18 +442,19 @@ def write_whole(path: Path, content: bytes) -> None:
     aside.replace(path)
 
 
-def make_index(libraries: dict[Target, str], program: str, parts: list[Part]) -> bytes:
+def make_index(libraries: list[Libraries], tree: str, program: Part) -> bytes:
     """Lists what a .pyz holds, for pyz/bootstrap.py and pyz/unpack.py. Its lines:
 
     known KEY TARGET                 a target that build.py can build, and what that Python calls itself
-    tree KEY FOLDER PART PART ...    the libraries of a target in this file; KEY `any`: the program
+    tree KEY FOLDER PART PART ...    libraries of a target in this file, first those of both programs; KEY `any`: the program
     PART SIZE CRC-32 PATH            a file
     """
     lines = [f"known {target.key} {target.name}" for target in TARGETS.values()]
-    for target, folder in libraries.items():
-        lines.append(" ".join(["tree", target.key, folder, *(part.name for part in parts if target in part.targets)]))
-    lines.append(f"tree any {program} program/0")
-    for part in parts:
+    for trees, parts, _ in libraries:
+        for target, folder in trees.items():
+            lines.append(" ".join(["tree", target.key, folder, *(part.name for part in parts if target in part.targets)]))
+    lines.append(f"tree any {tree} {program.name}")
+    for part in [*(part for _, parts, _ in libraries for part in parts), program]:
         lines += [f"{part.name} {len(file.content)} {zlib.crc32(file.content):08x} {file.path}" for file in part.files]
     return "\n".join(lines).encode()
 
@@ -429,21 +491,20 @@ def read_program(name: str, source: Path) -> list[File]:
 
 def pack(targets: list[Target], source: Path = ROOT, dist: Path = DIST) -> int:
     """Packs both programs for these targets into dist/, with their checksums beside them. Returns the exit status."""
-    trees = {target: read_libraries(target) for target in targets}
-    parts = divide(trees)
+    shared, servers = (make_libraries(targets, alone) for alone in (False, True))
     compressor = Compressor()
-    blobs = compressor.compress_all(parts)
-    libraries = {target: name_tree(target.name, files) for target, files in trees.items()}
-    licenses = {name: text for target in targets for name, text in read_licenses(target).items()}
-    licenses["licenses/edge-compute-node"] = (ROOT / "LICENSE").read_bytes()
     made = []
     for name in PROGRAMS:
+        libraries = [shared, servers] if name == "server" else [shared]
         files = read_program(name, source)
         program = Part("program/0", (), files)
         contents = {"__main__.py": MAIN, **{f"pyz/{path.name}": path.read_bytes() for path in sorted(ROOT.glob("pyz/*.py"))}}
-        contents["index"] = make_index(libraries, name_tree(name, files), [*parts, program])
-        contents |= {f"{blob}.tar.xz": content for blob, content in (blobs | compressor.compress_all([program])).items()}
-        contents |= dict(sorted(licenses.items()))
+        contents["index"] = make_index(libraries, name_tree(name, files), program)
+        blobs = compressor.compress_all([*(part for _, parts, _ in libraries for part in parts), program])
+        contents |= {f"{blob}.tar.xz": content for blob, content in blobs.items()}
+        licenses = [("licenses/edge-compute-node", (ROOT / "LICENSE").read_bytes())]
+        licenses += [entry for _, _, entries in libraries for entry in entries.items()]
+        contents |= dict(sorted(licenses))
         made.append(dist / f"{name}.pyz")
         write_pyz(made[-1], contents)
         show(f"{os.path.relpath(made[-1])}: {made[-1].stat().st_size / 1e6:.1f} MB, for {describe(targets)}")

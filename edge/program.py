@@ -69,14 +69,31 @@ def main_of(
         abandon_stdout()
         return SIGNALLED + closed.signal_number
     except Exception as error:
+        if isinstance(error, (ImportError, SyntaxError)) and not isinstance(error, ModuleNotFoundError) and is_packed():
+            raise  # a .pyz mends its libraries (pyz/bootstrap.py)
         abandon_stdout()
         if debug:
             raise
-        if reached := limits.reached(error):
+        if isinstance(error, ModuleNotFoundError):
+            error = Failure(missing(program, error))
+        elif reached := limits.reached(error):
             error = Failure(reached)
         unexpected = "" if isinstance(error, Failure) else f"{type(error).__name__} (see --debug, and please report it): "
         print(f"{program}: {unexpected}{error}", file=sys.stderr)
         return FAILED
+
+
+def is_packed() -> bool:
+    """Whether this runs from a .pyz: it tells its target and where its libraries lie through the environment."""
+    return "EDGE_TREE" in os.environ
+
+
+def missing(program: str, error: ModuleNotFoundError) -> str:
+    """What to do where a library is not there: a .pyz has not each of them for each target, but the system may."""
+    package = str(error.name).partition(".")[0]
+    where = f"{program}.pyz has not got for {os.environ.get('EDGE_TARGET')}" if is_packed() else "is not there"
+    how = f"install python3-{package} with the system's packages, or {package} with pip for {sys.executable}"
+    return f"what was asked for needs Python's package {package}, which {where}: {how}"
 
 
 def prepare_streams() -> None:
@@ -159,7 +176,6 @@ def time_stamp(wall: float) -> str:
 
 
 def version_text(program: str) -> str:
-    """What --version says. The .pyz names its target and where its libraries lie, through the environment."""
-    target, tree = os.environ.get("EDGE_TARGET"), os.environ.get("EDGE_TREE")
-    where = f"target {target}, unpacked in {tree}" if tree else "from source"
+    """What --version says."""
+    where = "target {EDGE_TARGET}, unpacked in {EDGE_TREE}".format_map(os.environ) if is_packed() else "from source"
     return f"{program} {VERSION} (Python {platform.python_version()}, {where})"

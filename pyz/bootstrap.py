@@ -24,7 +24,9 @@ NAME = os.path.basename(ARCHIVE)
 FILE_TIME = 946684800
 DAY_SECONDS = 86400
 # What a box may set for other programs, up to an abort (GRPC_POLL_STRATEGY). Only what shows what gRPC does is left.
-STEERING, SHOWING = ("PROTOCOL_BUFFERS_", "GRPC_"), ("GRPC_VERBOSITY", "GRPC_TRACE")
+STEERING, SHOWING = ("PROTOCOL_BUFFERS_", "GRPC_", "OPENSSL_"), ("GRPC_VERBOSITY", "GRPC_TRACE")
+# What damage neither size nor time tells shows when an import fails. Then all is read and mended, and started again, once.
+REPAIR = bool(os.environ.pop("EDGE_REPAIR", ""))
 Files = list[list[str]]  # each [part, size in bytes, CRC-32, path]
 
 
@@ -84,7 +86,7 @@ def refuse(place: str) -> str:
 
 
 def read_index(key: str) -> dict[str, Files]:
-    """Returns the two trees that this Python needs, libraries and program. build.py's make_index describes the format."""
+    """Returns the trees that this Python needs, the program's last. build.py's make_index describes the format."""
     trees: dict[str, Files] = {}
     wanted: dict[str, Files] = {}
     for line in zipimport.zipimporter(ARCHIVE).get_data("index").decode().splitlines():
@@ -135,14 +137,14 @@ def take(tree: str, files: Files) -> bool:
     return True
 
 
-def open_trees(trees: dict[str, Files], repair: bool) -> str:
-    """Returns the folder that holds both trees, in use from now on; unpacks what is missing or damaged."""
-    for place in [] if repair else find_places():
+def open_trees(trees: dict[str, Files]) -> str:
+    """Returns the folder that holds these trees, in use from now on; unpacks what is missing or damaged."""
+    for place in [] if REPAIR else find_places():
         if not refuse(place) and all(take(f"{place}/{tree}", files) for tree, files in trees.items()):
             return place
     from pyz import unpack
 
-    place = unpack.unpack(trees, repair)
+    place = unpack.unpack(trees, REPAIR)
     if not all(take(f"{place}/{tree}", files) for tree, files in trees.items()):
         sys.exit(f"{NAME}: something else changed what was just unpacked into {place}; start it again")
     return place
@@ -180,20 +182,24 @@ def load() -> object:
         from pyz import unpack
 
         unpack.report_missing_target(key)
-    # What damage neither size nor time tells shows when the import fails. Then all is read and mended, and started again, once.
-    repair = bool(os.environ.pop("EDGE_REPAIR", ""))
-    place = open_trees(trees, repair)
-    libraries, program = trees
-    sys.path[:1] = [f"{place}/{program}", f"{place}/{libraries}"]
+    place = open_trees(trees)
+    *libraries, program = trees
+    ours = [f"{place}/{tree}" for tree in (program, *libraries)]
+    sys.path[:1] = ours
     sys.dont_write_bytecode, sys.pycache_prefix = False, None  # containers often turn it off: a start takes three times as long
-    forget(sys.path[:2])
-    os.environ.update(EDGE_TREE=sys.path[1], EDGE_TARGET=libraries.rpartition("-")[0])
+    forget(ours)
+    os.environ.update(EDGE_TREE=ours[1], EDGE_TARGET=libraries[0].rpartition("-")[0])
     try:
         return __import__(program.rpartition("-")[0])
     except Exception as error:
-        if not repair:
-            os.environ["EDGE_REPAIR"] = "1"
-            os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
-        if "--debug" in sys.argv:
-            raise
-        sys.exit(f"{NAME}: its libraries can't be loaded here: {error} (--debug says more)")
+        sys.exit(mend(error))
+
+
+def mend(error: Exception) -> str:
+    """Starts again and mends the trees; returns what to say if that has been done, and to no end."""
+    if not REPAIR:
+        os.environ["EDGE_REPAIR"] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    if "--debug" in sys.argv:
+        raise error
+    return f"{NAME}: its libraries can't be loaded here: {error} (--debug says more)"

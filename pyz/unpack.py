@@ -5,6 +5,7 @@ The cache, a folder for one user:
     edge-compute-node/
       lock                           held while something is unpacked or swept
       cp312-linux-aarch64-3f2a…/     libraries: both programs share them, and so do their versions until a library changes
+      cp312-linux-aarch64-b07c…/     those that the server alone has
       node-91c0…/                    the program itself
         .in-use                      locked by each process that runs from here; its time is that of the last start, to the day
       new-…/                         being unpacked, or left there by one that was killed
@@ -101,7 +102,7 @@ def report_missing_target(key: str) -> NoReturn:
     """Exits with a sentence that names the targets in the file, and the command that builds the one for this Python."""
     with zipfile.ZipFile(ARCHIVE) as pack:
         lines = [line.split() for line in pack.read("index").decode().splitlines()]
-    targets = [line[2].rpartition("-")[0] for line in lines if line[0] == "tree" and line[1] != "any"]
+    targets = dict.fromkeys(line[2].rpartition("-")[0] for line in lines if line[0] == "tree" and line[1] != "any")
     command = [f"; build it: python3 build.py --target {line[2]}" for line in lines if line[:2] == ["known", key]]
     sys.exit(
         f"{NAME} has no libraries for this Python ({key}), only for {', '.join(targets)}"

@@ -38,6 +38,30 @@ Damage = Callable[[Path], object]
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
 
 
+# What a server does to be secure, and nothing else: the end of server.py, in its stead.
+MAKE_CERTIFICATE = """
+
+def make(_options: argparse.Namespace) -> int:
+    from datetime import datetime
+    from cryptography import x509
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.hazmat.primitives.hashes import SHA256
+    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
+    key = ec.generate_private_key(ec.SECP256R1())
+    key = load_pem_private_key(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()), None)
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "server.pyz")])
+    builder = x509.CertificateBuilder(name, name, key.public_key(), 1, datetime(1950, 1, 1), datetime(9999, 12, 31))
+    certificate = x509.load_pem_x509_certificate(builder.sign(key, SHA256()).public_bytes(Encoding.PEM))
+    certificate.verify_directly_issued_by(certificate)
+    print("made with", x509.__file__)
+    return 0
+
+
+def main() -> int:
+    return main_of("server", lambda _: argparse.Namespace(debug=False), make, None)
+"""
+
+
 class Interpreter(NamedTuple):
     """A Python of this machine."""
 
@@ -127,6 +151,25 @@ def box(dist: Path) -> Iterator[Box]:
         yield Box(Path(folder), dist)
 
 
+@pytest.fixture(scope="session")
+def maker(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sources of a server that makes a certificate and ends, and in dist/ what is packed of them for all of Linux."""
+    folder = tmp_path_factory.mktemp("maker")
+    copy_sources(folder)
+    with (folder / "server.py").open("a") as source:
+        source.write(MAKE_CERTIFICATE)
+    build.pack(build.parse_target("linux"), source=folder, dist=folder / "dist")
+    return folder
+
+
+def make_certificate(box: Box, server: Path, *python: str, **changes: str) -> Path:
+    """Has a server make a key and a certificate. Returns the tree of the libraries that it did it with."""
+    command = [*python, str(server)]
+    done = subprocess.run(command, env=box.environment(**changes), capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return Path(done.stdout.removeprefix("made with ")).parents[2]
+
+
 @pytest.fixture
 def mount() -> Callable[..., tuple[str, ...]]:
     """Makes the beginning of a command that runs the rest of it with tmpfs mounted in places, seen by no one else."""
@@ -201,6 +244,53 @@ def test_only_what_runs_is_packed(box: Box) -> None:
         assert {path.split("/")[0] for path in paths if "/" in path} == {"edge"}
 
 
+def test_a_node_carries_nothing_that_the_server_alone_needs(box: Box) -> None:
+    """And the server no more of it than it needs."""
+    node, server = (zipfile.ZipFile(box.dist / f"{program}.pyz") for program in ("node", "server"))
+    for package in ("cryptography", "cffi"):
+        assert package not in node.read("index").decode() + " ".join(node.namelist())
+    assert not [name for name in node.namelist() if name.startswith("server-")]
+    lines = [line.split(" ", 3) for line in server.read("index").decode().splitlines()]
+    modules = {words[3].split(".")[0] for words in lines if words[0].startswith("server-") and words[3].endswith(".so")}
+    assert modules == {"_cffi_backend", "cryptography/hazmat/bindings/_rust"}
+    packages = {re.split("[/.]", words[3])[0] for words in lines if words[0].startswith("server-")}
+    assert packages == {"_cffi_backend", "cryptography"}
+    assert {f"licenses/cryptography-50.0.2{end}" for end in ("", ".APACHE", ".BSD")} < {*server.namelist()}
+
+
+@every_new_python
+def test_the_server_can_make_its_certificate(box: Box, maker: Path, tmp_path: Path, python: Interpreter) -> None:
+    """Whatever OpenSSL the box has set up for its own programs."""
+    (tmp_path / "openssl.cnf").write_text("openssl_conf = a\n[a]\nproviders = b\n[b]\nbase = c\n[c]\nactivate = 1\n")
+    for _ in ("cold", "warm"):
+        tree = make_certificate(box, maker / "dist/server.pyz", python.path, OPENSSL_CONF=str(tmp_path / "openssl.cnf"))
+        assert tree.parent == box.cache
+
+
+@pytest.mark.parametrize("target", ["cp314-linux-x86_64", "cp315-linux-x86_64", "cp311-linux-aarch64"])
+def test_the_server_of_another_python_can_make_its_certificate(box: Box, maker: Path, target: str) -> None:
+    assert make_certificate(box, maker / "dist/server.pyz", *find_foreign(target)).name.startswith(target)
+
+
+def test_where_the_server_has_no_library_for_it_it_says_what_to_install(box: Box, maker: Path, tmp_path: Path) -> None:
+    target = "cp314-linux-armv7l"
+    build.pack(build.parse_target(target), source=maker, dist=tmp_path)
+    command = [*find_foreign(target), str(tmp_path / "server.pyz")]
+    done = subprocess.run(command, env=box.environment(), capture_output=True, text=True, check=False, timeout=120)
+    expect_sentence(done, rf"server: what .* needs .* cryptography, which .* not got for {target}: install python3-cryptography .*")
+
+
+def test_the_targets_without_a_library_of_the_servers() -> None:
+    lacking = {platform.name for platform in build.PLATFORMS if {*build.SERVER_PACKAGES} & {*platform.lacks}}
+    assert lacking == {"linux-armv7l", "macos-x86_64"}
+
+
+def find_foreign(target: str) -> list[str]:
+    """The command of Debian's Python for a target."""
+    minor, processor = re.fullmatch(r"cp3(\d+)-linux-(\w+)", target).groups()  # type: ignore[union-attr]
+    return foreign_python(processor, int(minor))
+
+
 @pytest.mark.parametrize("python", OLD, ids=str)
 @pytest.mark.parametrize("program", build.PROGRAMS)
 def test_an_old_python_gets_a_sentence(box: Box, python: Interpreter, program: str) -> None:
@@ -225,8 +315,7 @@ def test_a_node_for_another_python_alone_sends_a_heartbeat(
 
 def expect_foreign_heartbeat(box: Box, start: Callable[..., Program], target: str, dist: Path) -> None:
     """Starts a server and the other Python's node, and waits for it to join."""
-    minor, processor = re.fullmatch(r"cp3(\d+)-linux-(\w+)", target).groups()  # type: ignore[union-attr]
-    python = foreign_python(processor, int(minor))
+    python = find_foreign(target)
     server = start(str(box.dist / "server.pyz"), "--listen", "127.0.0.1:0", "--headless", HOME=str(box.home))
     address = server.line(r"listening on ([\d.:]+)", 60)[1]
     node = (*python, str(dist / "node.pyz"), "--server", address, "--hardware", "simulated", "--seed", "1")
@@ -253,14 +342,19 @@ def test_both_programs_and_new_versions_share_the_libraries(box: Box, tmp_path: 
     assert tree == box.tree()
     node, born = box.tree("node"), tree.stat().st_ino
     assert expect_version(box.run(program="server")) == tree
+    (alone,) = {*box.cache.glob("cp*")} - {tree}
+    born_alone = alone.stat().st_ino
     copy_sources(tmp_path)
-    with (tmp_path / "node.py").open("a") as source:
-        source.write("# a new version\n")
+    for name in build.PROGRAMS:
+        with (tmp_path / f"{name}.py").open("a") as source:
+            source.write("# a new version\n")
     build.pack([build.this_target()], source=tmp_path, dist=tmp_path)
     box.dist = tmp_path
-    assert expect_version(box.run()) == tree
-    assert tree.stat().st_ino == born
-    assert len(list(box.cache.glob("node-*"))) == 2
+    for name in build.PROGRAMS:
+        assert expect_version(box.run(program=name)) == tree
+        assert len(list(box.cache.glob(f"{name}-*"))) == 2
+    assert (tree.stat().st_ino, alone.stat().st_ino) == (born, born_alone)
+    assert {*box.cache.glob("cp*")} == {tree, alone}
     assert node.exists()
 
 
@@ -419,6 +513,24 @@ def test_a_damaged_cache_is_repaired(box: Box, damage: Damage) -> None:
     assert expect_version(box.run()) == tree
 
 
+LATER_DAMAGES: dict[str, Damage] = {
+    "module cut off": lambda tree: cut(find(tree, "cryptography/hazmat/bindings/_rust.*"), 9_000_000),
+    "module zeroed": lambda tree: zero(find(tree, "cryptography/hazmat/bindings/_rust.*")),
+    "source zeroed": lambda tree: zero_source(tree / "cryptography/x509/name.py"),
+    "folder missing": lambda tree: shutil.rmtree(tree / "cryptography"),
+}
+
+
+@pytest.mark.parametrize("damage", LATER_DAMAGES.values(), ids=LATER_DAMAGES.keys())
+def test_a_damaged_library_is_repaired_where_it_is_used_at_last(box: Box, maker: Path, damage: Damage) -> None:
+    """The server imports what it needs to be secure when it needs it, and not before."""
+    server = maker / "dist/server.pyz"
+    tree = make_certificate(box, server, HERE.path)
+    damage(tree)
+    assert make_certificate(box, server, HERE.path) == tree
+    assert not find_damaged(server, box.cache)
+
+
 def age(tree: Path, days: float) -> None:
     """Makes a tree look as if nothing had started from it for so long."""
     then = time.time() - days * 86400
@@ -433,22 +545,25 @@ def copy_tree(tree: Path, name: str) -> Path:
 def test_old_trees_are_swept_but_never_one_in_use(box: Box, start: Callable[..., Program]) -> None:
     server = start(str(box.dist / "server.pyz"), "--listen", "127.0.0.1:0", "--headless", **box.environment())
     server.line("listening on", 60)
-    libraries, program = box.tree(), box.tree("server")
+    program = box.tree("server")
+    libraries = [*box.cache.glob("cp*")]
+    assert len(libraries) == 2  # those of both programs, and those of the server alone
     old, recent = copy_tree(program, "server-000000000000"), copy_tree(program, "server-111111111111")
     age(old, 31)
     age(recent, 29)
-    age(libraries, 31)
-    age(program, 31)
+    for tree in (*libraries, program):
+        age(tree, 31)
     expect_version(box.run())  # cold for the program: sweeps
     assert not old.exists()
     assert recent.exists()
-    assert libraries.exists()
-    assert program.exists()
+    assert all(tree.exists() for tree in (*libraries, program))
     assert server.end() == 130
-    expect_version(box.run())
-    age(program, 31)
+    shared = expect_version(box.run())
+    for tree in (*libraries, program):
+        age(tree, 31 if tree != shared else 2)
     age(box.tree("node"), 2)
     expect_version(box.run())  # warm, the first of the day: marks its trees and sweeps
+    assert [*box.cache.glob("cp*")] == [shared]
     assert not program.exists()
     assert time.time() - (box.tree("node") / ".in-use").stat().st_mtime < 3600
 
@@ -466,6 +581,7 @@ def test_a_google_package_of_the_boxs_own(box: Box, tmp_path: Path) -> None:
 def test_old_libraries_that_are_imported_before_us(box: Box, tmp_path: Path, program: str) -> None:
     """As .pth files and sitecustomize do; and a finder that would go on giving them."""
     names = ["google", "google.protobuf", "grpc", "rich", "rich.console", "typing_extensions", "psutil", "edge", "node_pb2"]
+    names += ["cryptography", "_cffi_backend"] if program == "server" else []
     for name in names:
         folder = tmp_path / name.replace(".", "/")
         folder.mkdir()
@@ -710,9 +826,9 @@ def test_the_checksums(box: Box) -> None:
 
 def test_sizes(box: Box, tmp_path: Path) -> None:
     build.pack([build.this_target()], dist=tmp_path)
-    for name in build.PROGRAMS:
-        assert (box.dist / f"{name}.pyz").stat().st_size < 25.5e6
-        assert (tmp_path / f"{name}.pyz").stat().st_size < 6.5e6
+    for name, all_linux, this in (("server", 32e6, 10e6), ("node", 25.5e6, 6.5e6)):
+        assert (box.dist / f"{name}.pyz").stat().st_size < all_linux
+        assert (tmp_path / f"{name}.pyz").stat().st_size < this
 
 
 def test_the_licenses_come_along(box: Box) -> None:

@@ -619,6 +619,23 @@ def test_the_exit_code_is_what_run_returns_or_what_ended_it(
         outcome(capsys, SystemExit(2))
 
 
+def test_a_library_that_is_missing_gets_a_sentence(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """One that is damaged is for the .pyz to mend."""
+    monkeypatch.setattr("edge.program.abandon_stdout", lambda: None)  # pytest's own is still needed
+    for name in ("EDGE_TARGET", "EDGE_TREE"):
+        monkeypatch.delenv(name, raising=False)
+    absent = ModuleNotFoundError("No module named 'cryptography'", name="cryptography.x509")
+    text = "edge: what was asked for needs Python's package cryptography, which {}: install python3-cryptography with the system's "
+    text += f"packages, or cryptography with pip for {sys.executable}\n"
+    assert outcome(capsys, absent) == (1, text.format("is not there"))
+    assert outcome(capsys, ImportError("invalid ELF header"))[1].startswith("edge: ImportError (see --debug")
+    monkeypatch.setenv("EDGE_TARGET", "cp313-linux-armv7l")
+    monkeypatch.setenv("EDGE_TREE", "/var/cache/edge")
+    assert outcome(capsys, absent) == (1, text.format("edge.pyz has not got for cp313-linux-armv7l"))
+    with pytest.raises(ImportError, match="invalid ELF header"):
+        outcome(capsys, ImportError("invalid ELF header"))
+
+
 @pytest.mark.parametrize("number", [5, 32], ids=["EIO", "EPIPE"])
 def test_a_write_that_fails_says_who_is_gone(number: int) -> None:
     class Gone:
