@@ -127,15 +127,6 @@ def no_secret(_text: str) -> NoReturn:
     )
 
 
-def parse_path(text: str) -> str:
-    """Where a file lies. Raises argparse.ArgumentTypeError."""
-    if not text:
-        raise argparse.ArgumentTypeError("the path is empty")
-    if text.startswith(PREFIX):
-        raise argparse.ArgumentTypeError("this is a token, which all on this box can see now (ps): give a file that holds it")
-    return text
-
-
 def parse_count(text: str) -> int:
     """A number of things, at least one. Raises argparse.ArgumentTypeError."""
     if not re.fullmatch(r"\d{1,7}", text, re.ASCII) or not int(text):
@@ -147,6 +138,8 @@ def parse_path(text: str) -> pathlib.Path:
     """A file or a folder. Raises argparse.ArgumentTypeError."""
     if not text:
         raise argparse.ArgumentTypeError("it is empty: name a file or a folder")
+    if text.startswith(PREFIX):
+        raise argparse.ArgumentTypeError("this is a token, which all on this box can see now (ps): give a file that holds it")
     return pathlib.Path(text)
 
 

@@ -54,8 +54,9 @@ class Way(NamedTuple):
 def trust_of(options: argparse.Namespace) -> Trust:
     """What the command line, the environment and the state folder give. Raises Failure with what to do."""
     credential = pathlib.Path(os.environ.get("CREDENTIALS_DIRECTORY") or "/nowhere", "edge-token")
-    tokens = options.token_file or (str(credential) if credential.exists() else "")
-    trust = Trust(options.tokens, Files(tokens, options.ca or "", options.tls_cert or "", options.tls_key or ""))
+    tokens = options.token_file or (credential if credential.exists() else None)
+    files = Files(*(str(path or "") for path in (tokens, options.ca, options.tls_cert, options.tls_key)))
+    trust = Trust(options.tokens, files)
     trust.check()
     return trust
 

@@ -477,12 +477,12 @@ def test_a_credential_of_systemd_is_not_copied(
         (["--id", OWN.token().text()], {}, "at most 63 characters"),
         (["--server", OWN.token().text() + ":x"], {}, "is no address"),
         (["--token-file", OWN.token().text()], {}, "this is a token, which all on this box can see now (ps): give a file"),
-        (["--token-file", ""], {}, "the path is empty"),
+        (["--token-file", ""], {}, "it is empty"),
         ([], {"EDGE_TOKEN": OWN.token().text()[:-2]}, "EDGE_TOKEN: the token is cut off: it has 76 characters instead of 78"),
         ([], {"EDGE_TOKEN": OWN.token().text() + ",x"}, "EDGE_TOKEN: this is no token"),
         (["--tls-cert", "x"], {}, "--tls-cert and --tls-key go together: give both"),
         ([], {"EDGE_TLS_KEY": "x"}, "--tls-cert and --tls-key go together: give both"),
-        (["--ca", ""], {}, "the path is empty"),
+        (["--ca", ""], {}, "it is empty"),
     ],
 )
 def test_a_command_line_that_cannot_be_is_refused_without_its_secrets(
