@@ -39,7 +39,7 @@ import grpc
 import node_pb2 as pb
 import node_pb2_grpc
 from edge import history, limits, protocol
-from edge.command_line import Options, no_secret, one_of, parse_node_id, parse_path, parse_seconds, parse_server, some_of
+from edge.command_line import Listed, Options, no_secret, one_of, parse_node_id, parse_path, parse_seconds, parse_servers, some_of
 from edge.event_log import Event, EventLog, Follower
 from edge.hardware.base import SLOW_READING_SECONDS
 from edge.hardware.errors import Distrust, SessionEnded
@@ -47,6 +47,7 @@ from edge.hardware.export import reading_json, reading_text
 from edge.hardware.identity import Identity, machine_text, simulated_text
 from edge.hardware.machine import KINDS, Machine, open_machine
 from edge.hardware.screen import Link, View, panels_room, render, subject_of
+from edge.hardware.servers import MAX_BACKOFF_SECONDS, PACE, Pace, Turns, backoff, is_there
 from edge.hardware.simulated import FAULTS
 from edge.hardware.trust import Metadata, Trust, parse_tokens, trust_of
 from edge.panels import Subject, reach_of, scrolled
@@ -54,7 +55,6 @@ from edge.program import FAILED, VERSION, OutputClosed, is_screen, main_of, put,
 from edge.terminal import Inputs, Screen
 from edge.text import visible
 
-MAX_BACKOFF_SECONDS = 30.0
 FIRST_SAMPLE_SECONDS = 2.0
 LOG_LINES = 500
 OWN_ID_TRIES = 4  # before another id is drawn: its holder may be this box's past, which the server takes for alive for some seconds
@@ -78,7 +78,7 @@ class NodeState:
         self._changed = threading.Condition(threading.Lock())
         self._version = 0
         self._node_id = node_id
-        self._server = server
+        self._server, self._place = server, ""
         self._info = info
         self._sample = pb.Sample()
         self._sample_at = self.started_at
@@ -119,6 +119,12 @@ class NodeState:
         """The node has another id from the next session on."""
         with self._changed:
             self._node_id = node_id
+            self._touch()
+
+    def turn_to(self, server: str, place: str) -> None:
+        """The next session is with this server; `place` says which of several it is."""
+        with self._changed:
+            self._server, self._place = server, place
             self._touch()
 
     def update_link(self, **changes: Any) -> None:
@@ -191,6 +197,7 @@ class NodeState:
             return View(
                 node_id=self._node_id,
                 server=self._server,
+                place=self._place,
                 info=self._info,
                 sample=self._sample,
                 sample_age_seconds=self.clock() - self._sample_at,
@@ -254,18 +261,6 @@ def keep_sampling(machine: Machine, state: NodeState, interval_seconds: float) -
 # ---- Heartbeat thread ----
 
 
-def backoff(random_between: Callable[[float, float], float] = random.uniform) -> Iterator[float]:
-    """Delays before the next try, in seconds: exponential (1 s, x1.6, at most 30 s) with full jitter. Never sleeps.
-
-    Full jitter: a fleet that lost its server must not come back in step.
-    https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
-    """
-    ceiling = 1.0
-    while True:
-        yield random_between(0, ceiling)
-        ceiling = min(ceiling * 1.6, MAX_BACKOFF_SECONDS)
-
-
 class RoundTrips:
     """Times from sending a sample to its acknowledgement. The heartbeat thread sends, the acknowledgements' thread hears."""
 
@@ -303,11 +298,13 @@ class Session:
     Two threads: the heartbeat thread runs it, and owns what is sent (_first, _unary, _sent_…, the writing end of _outbox). The
     acknowledgements' thread (the same one, where calls are unary) owns what is heard (acknowledged, _interval_seconds, _heard_at)
     and how the stream ended (_ended, then _over). Each only reads what the other owns, values that are swapped whole; what both
-    change is in RoundTrips, under its lock.
+    change is in RoundTrips, under its lock. Of the session, look_back() in a third thread sets `better` alone.
     """
 
     def __init__(self, state: NodeState, identity: Identity, trust: Trust, server: str, fallback_interval_seconds: float) -> None:
         self.acknowledged = False
+        self.is_over = False
+        self.better = ""  # a server that the node leaves this one for
         self._state = state
         self._identity = identity
         self._trust = trust
@@ -327,26 +324,40 @@ class Session:
         self._over = False
 
     def run(self) -> None:
-        """Send heartbeats until the node is closed, then say goodbye. Raises SessionEnded when it ends otherwise."""
-        with self._trust.channel(self._server) as (channel, self._metadata):
-            stub = node_pb2_grpc.NodeServiceStub(channel)
-            try:
-                self._stream(stub)
-            except SessionEnded as ended:
-                if ended.code is not grpc.StatusCode.UNIMPLEMENTED:
-                    raise
-                self._state.log(f"{self._server} has only the unary call: heartbeats go one by one", "warning")
-                self._state.update_link(unary=True)
-                self._one_by_one(stub)
+        """Send heartbeats until the node leaves, then say goodbye. Raises SessionEnded when it ends otherwise."""
+        try:
+            with self._trust.channel(self._server) as (channel, self._metadata):
+                self._talk(node_pb2_grpc.NodeServiceStub(channel))
+        finally:
+            self.is_over = True
+            self._state.notify()
+
+    def _talk(self, stub: node_pb2_grpc.NodeServiceStub) -> None:
+        try:
+            self._stream(stub)
+        except SessionEnded as ended:
+            if ended.code is not grpc.StatusCode.UNIMPLEMENTED:
+                raise
+            self._state.log(f"{self._server} has only the unary call: heartbeats go one by one", "warning")
+            self._state.update_link(unary=True)
+            self._one_by_one(stub)
+
+    def leave_for(self, better: str) -> None:
+        """End the session with a goodbye. From any thread."""
+        self.better = better
+        self._state.notify()
+
+    def _is_leaving(self) -> bool:
+        return bool(self.better) or self._state.is_closed()
 
     def _stream(self, stub: node_pb2_grpc.NodeServiceStub) -> None:
         call = stub.StreamHeartbeats(iter(self._outbox.get, None), metadata=self._metadata)
         reader = threading.Thread(target=self._read, args=(call,), name="acknowledgements", daemon=True)
         reader.start()
         try:
-            while not self._over and not self._state.is_closed():
+            while not self._over and not self._is_leaving():
                 self._outbox.put(self._heartbeat())
-                self._wait_for_beat(lambda: self._over)
+                self._wait_for_beat(lambda: self._over or self.better)
                 self._check_silence()
             if self.acknowledged and not self._over:
                 self._outbox.put(pb.HeartbeatRequest(leaving=True))
@@ -359,7 +370,7 @@ class Session:
             reader.join(protocol.GOODBYE_SECONDS)
         if self._ended:
             raise self._ended
-        if not self._state.is_closed():
+        if not self._is_leaving():
             raise SessionEnded(f"{self._server} ended the session")
         if self.acknowledged:
             self._state.log("goodbye acknowledged" if ended_by_server else f"{self._server} did not acknowledge the goodbye")
@@ -381,7 +392,7 @@ class Session:
         self._sent_processes, self._sent_sequence = (), 0
         leaving = False
         while not leaving:
-            leaving = self._state.is_closed()
+            leaving = self._is_leaving()
             request = self._heartbeat()
             request.leaving = leaving
             request.gpu_temp = hottest(self._state.view().sample)
@@ -392,7 +403,7 @@ class Session:
                 raise self._trust.explain(error, self._server) from error
             self._hear(response, self._sent_sequence)
             if not leaving:
-                self._wait_for_beat(lambda: False)
+                self._wait_for_beat(lambda: self.better)
         self._state.log("goodbye acknowledged")
 
     def _heartbeat(self) -> pb.HeartbeatRequest:
@@ -420,7 +431,7 @@ class Session:
         self._first = False
         return request
 
-    def _wait_for_beat(self, over: Callable[[], bool]) -> None:
+    def _wait_for_beat(self, over: Callable[[], object]) -> None:
         """Until the interval has passed, as it is then: the first answer may shorten it. A new sample may bring the beat a tenth
         forward or back, so that it goes out fresh."""
         began, interval = self._state.clock(), 0.0
@@ -477,40 +488,71 @@ def hottest(sample: pb.Sample) -> float:
     return max((celsius for celsius in readings if celsius is not None), default=0)
 
 
+def look_back(state: NodeState, trust: Trust, session: Session, turns: Turns) -> None:
+    """Body of a thread beside a session with a later server: has it end where an earlier one is there again."""
+
+    def wait(condition: Callable[[], object], seconds: float) -> None:
+        state.wait(lambda: session.is_over or condition(), seconds)
+
+    wait(lambda: session.acknowledged, threading.TIMEOUT_MAX)
+    for seconds in turns.looks():
+        wait(lambda: False, seconds)
+        if session.is_over or state.is_closed():
+            return
+        for server in turns.earlier():
+            if is_there(server, trust, wait, state.notify, turns.pace.answer_seconds):
+                session.leave_for(server)
+                return
+
+
 def keep_connected(
     state: NodeState,
     identity: Identity,
     trust: Trust,
-    server: str,
+    servers: Sequence[str],
     interval_seconds: float,
     new_delays: Callable[[], Iterator[float]] = backoff,
+    pace: Pace = PACE,
 ) -> None:
-    """Body of the heartbeat thread: one session after the other, with backoff between them, until the node is closed."""
-    delays, refusals = new_delays(), 0
+    """Body of the heartbeat thread: one session after the other, until the node is closed. One that fails is followed by backoff,
+    and the next server's turn; one that is left for an earlier server, by that at once."""
+    turns, delays, taken, distrusted = Turns(servers, state.clock, pace), new_delays(), 0, 0
     state.wait(state.newest_sequence, FIRST_SAMPLE_SECONDS)  # a box appears with its readings, and without them if they hang
     while not state.is_closed():
+        state.turn_to(turns.server, turns.place)
         state.update_link(phase="connecting", unary=False)
-        session = Session(state, identity, trust, server, interval_seconds)
+        session, ended = Session(state, identity, trust, turns.server, interval_seconds), None
+        if turns.server != servers[0]:
+            guarded(state, False, look_back, state, trust, session, turns)
         try:
             session.run()
-            return
-        except SessionEnded as ended:
-            if trust.tries_another(server, ended):
-                continue
-            reason, taken = str(ended), ended.code is grpc.StatusCode.ALREADY_EXISTS
-            refused = isinstance(ended, Distrust)
+        except SessionEnded as error:
+            ended = error
         if session.acknowledged:
             delays = new_delays()
-        refusals = refusals + 1 if taken else 0
+        if session.better:
+            reason = f"left {turns.server} for {session.better}, which is there again"
+            state.log(reason)
+            state.update_link(last_error=reason, round_trip_seconds=None)
+            turns.back_to(session.better)
+            continue
+        if not ended or trust.tries_another(turns.server, ended):
+            continue
+        reason = str(ended)
+        taken = taken + 1 if ended.code is grpc.StatusCode.ALREADY_EXISTS else 0
+        distrusted = distrusted + 1 if isinstance(ended, Distrust) else 0
         if taken and identity.given and not identity.is_own:
             state.fail(f"{reason}: stop the other one, or give this one another --id")
             return
-        if taken and not identity.given and refusals > (OWN_ID_TRIES if identity.is_own else 0):
+        if taken and not identity.given and taken > (OWN_ID_TRIES if identity.is_own else 0):
             state.rename(identity.redraw())
             reason += f": this node is {identity.node_id} now"
-        delay = trust.retry_seconds() if refused else next(delays)
+        elif not taken or taken > OWN_ID_TRIES:
+            turns.failed(ended.code, session.acknowledged)
+        delay = trust.retry_seconds() if distrusted >= len(servers) else next(delays)
         if not state.is_closed():
-            state.log(f"{reason}; next try in {delay:.1f} s", "warning")
+            state.turn_to(turns.server, turns.place)
+            state.log(f"{reason}; next try in {delay:.1f} s{f', at {turns.server}' if turns.place else ''}", "warning")
             state.update_link(
                 phase="waiting", reason=reason, last_error=reason, retry_at=state.clock() + delay, round_trip_seconds=None
             )
@@ -593,12 +635,13 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
         epilog="examples:\n"
         "  node.pyz --server 10.0.0.5                      report to a server, with a screen here\n"
         "  node.pyz --server 10.0.0.5 --headless           the same without a screen, for a service\n"
+        "  node.pyz --server 10.0.0.5 --server 10.0.0.6    to the second while the first is gone\n"
         "  node.pyz --once --json                          one reading as JSON; no server needed\n"
         "  node.pyz --hardware simulated --seed 3          a box that does not exist\n"
         "each option can also be set in the environment, by the name in brackets; a flag beats it",
     )
-    about = "where to report (default localhost:50051)"
-    parser.option("--server", about, type=parse_server, default="localhost", metavar="HOST[:PORT]")
+    about = "where to report (default localhost:50051); given again: another, where the ones before are gone"
+    parser.option("--server", about, type=parse_servers, default="localhost", metavar="HOST[:PORT]", action=Listed)
     about = f"name of this node, up to {protocol.MAX_NODE_ID} characters (default Node-1234, from the machine's id)"
     parser.option("--id", about, type=parse_node_id)
     about = f"{', '.join(KINDS[:-1])} or {KINDS[-1]} (default auto: NVIDIA GPUs if there are any)"
@@ -648,19 +691,20 @@ def run(options: argparse.Namespace, find_machine: Callable[[str, int, frozenset
 
 def report(options: argparse.Namespace, machine: Machine, identity: Identity) -> int:
     """The program from its first reading to its last words. Raises Failure."""
-    server = str(options.server)
+    servers = list(dict.fromkeys(str(endpoint) for endpoint in options.server))
     trust = trust_of(options)
     if not options.headless and sys.stdin.isatty() and sys.stdout.isatty():
-        trust.ask([server])
-    state = NodeState(identity.node_id, server, make_info(machine, os.urandom(8).hex(), options.interval), options.interval)
-    state.log(f"this is {identity.node_id}, for the server at {server}")
+        trust.ask(servers)
+    state = NodeState(identity.node_id, servers[0], make_info(machine, os.urandom(8).hex(), options.interval), options.interval)
+    state.log(f"this is {identity.node_id}, for the server at {', then '.join(servers)}")
     state.tell(machine.notices())
+    new_delays = functools.partial(backoff, most_seconds=MAX_BACKOFF_SECONDS / len(servers))  # each is tried as often as one alone
     screen, events = is_screen() and not options.headless, state.events.follow()
     with Inputs(keyboard=screen) as inputs:
         state.on_change = inputs.wake
         threads = [
             guarded(state, options.debug, keep_sampling, machine, state, options.interval),
-            guarded(state, options.debug, keep_connected, state, identity, trust, server, options.interval),
+            guarded(state, options.debug, keep_connected, state, identity, trust, servers, options.interval, new_delays),
         ]
         try:
             if screen:

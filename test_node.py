@@ -74,14 +74,6 @@ def grpc_server() -> Iterator[Callable[..., str]]:
 # ---- The threads and what they share ----
 
 
-def test_backoff_is_exponential_with_full_jitter() -> None:
-    ceilings = list(itertools.islice(node.backoff(lambda lowest, highest: highest), 12))
-    assert ceilings[:4] == pytest.approx([1, 1.6, 2.56, 4.096])
-    assert ceilings[-1] == 30
-    assert list(itertools.islice(node.backoff(lambda lowest, highest: lowest), 12)) == [0] * 12
-    assert len({next(node.backoff()) for _ in range(20)}) == 20
-
-
 class Shaky:
     """One device that fails at its second reading."""
 
@@ -483,6 +475,8 @@ def test_once_as_json(start: Start) -> None:
         (["--server", "http://x:1"], "HOST:PORT"),
         (["--server", "x:0"], "no port from 1"),
         (["--server", "x:99999"], "no port from 1"),
+        (["--server", "x,"], "'' is no address"),
+        (["--server", "x", "--server", "y:0"], "'y:0' has no port from 1"),
         (["--id", ""], "must not be empty"),
         (["--id", "x" * 64], "at most 63"),
         (["--id", "a\x1b[2J"], "printable"),
@@ -516,6 +510,22 @@ def test_each_option_comes_from_the_environment_and_a_flag_beats_it(start: Start
     assert json.loads(first.lines[0])["node_id"] == "from-env"
     assert json.loads(second.lines[0])["node_id"] == "from-flag"
     assert "from EDGE_INTERVAL in the environment" in third.lines[0]
+
+
+@pytest.mark.parametrize(
+    ("argv", "environ", "servers"),
+    [
+        ([], None, ["localhost:50051"]),
+        (["--server", "b"], "a", ["b:50051"]),
+        (["--server", "b", "--server", "c:7", "--server", "b:50051"], "a", ["b:50051", "c:7", "b:50051"]),
+        (["--server", "b, fd00::1", "--server", "c"], None, ["b:50051", "[fd00::1]:50051", "c:50051"]),
+        ([], "a:1,[fd00::2]:3", ["a:1", "[fd00::2]:3"]),
+    ],
+)
+def test_servers_are_a_list(argv: list[str], environ: str | None, servers: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    if environ:
+        monkeypatch.setenv("EDGE_SERVER", environ)
+    assert [str(endpoint) for endpoint in node.parse_options(argv).server] == servers
 
 
 def test_faults_of_simulated_hardware_are_a_list(start: Start) -> None:
@@ -797,7 +807,8 @@ def test_waits_grow_until_a_session_has_been_acknowledged(grpc_server: Callable[
     address = grpc_server(Scripted(ENDED, ENDED, None, ENDED, ENDED))
     state = node.NodeState("Node-1", address, pb.NodeInfo(), 0.1)
     state.publish(pb.Sample(sequence=1))
-    arguments = (state, Identity("Node-1", "machine"), Trust(), address, 0.1, lambda: (tenths / 10 for tenths in itertools.count()))
+    delays = lambda: (tenths / 10 for tenths in itertools.count())  # noqa: E731
+    arguments = (state, Identity("Node-1", "machine"), Trust(), [address], 0.1, delays)
     thread = node.guarded(state, False, node.keep_connected, *arguments)
 
     def waits() -> list[str]:
@@ -863,7 +874,7 @@ def running(
     identity = identity or Identity("box-1", "machine")
     state = node.NodeState(identity.node_id, address, pb.NodeInfo(), interval_seconds)
     state.publish(sample or pb.Sample(sequence=1))
-    arguments = (state, identity, Trust(), address, interval_seconds, lambda: itertools.repeat(delay_seconds))
+    arguments = (state, identity, Trust(), [address], interval_seconds, lambda: itertools.repeat(delay_seconds))
     return state, node.guarded(state, False, node.keep_connected, *arguments)
 
 
@@ -1060,7 +1071,7 @@ class Waited(node.NodeState):
 def test_a_box_appears_with_its_readings(grpc_server: Callable[..., str]) -> None:
     servicer = Scripted()
     state = Waited("box-1", "", pb.NodeInfo(), 60.0)
-    arguments = (state, Identity("box-1", "machine"), Trust(), grpc_server(servicer), 60.0)
+    arguments = (state, Identity("box-1", "machine"), Trust(), [grpc_server(servicer)], 60.0)
     thread = node.guarded(state, False, node.keep_connected, *arguments)
     assert eventually(lambda: state.waits) == [node.FIRST_SAMPLE_SECONDS]
     state.publish(pb.Sample(sequence=1))

@@ -42,8 +42,8 @@ from bench.http2 import (
 )
 from bench.messages import BEATS, BOXES, DAY, Box
 from bench.processes import raise_open_files
+from edge.hardware.servers import backoff
 from edge.protocol import FIRST_ANSWER_SECONDS, SILENCE_SECONDS, silent_after_seconds
-from node import backoff
 
 SETTLE_SECONDS = 4.0  # from the last session's start to the measurement
 BEHIND_SECONDS = 0.1  # a generator whose p99 is later than that is itself what is measured

@@ -112,6 +112,11 @@ def parse_server(text: str) -> Endpoint:
     return endpoint
 
 
+def parse_servers(text: str) -> list[Endpoint]:
+    """The same, and more of them after commas. Raises argparse.ArgumentTypeError."""
+    return [parse_server(part.strip()) for part in text.split(",")]
+
+
 def parse_node_id(text: str) -> str:
     """The name of a node. Raises argparse.ArgumentTypeError."""
     try:

@@ -21,7 +21,7 @@ LAYERS = (
     ("edge.terminal", "edge.panels"),
     ("edge.hardware.base", "edge.hardware.errors", "edge.hardware.export", "edge.hardware.screen"),
     ("edge.hardware.identity", "edge.hardware.trust", "edge.hardware.disks", "edge.hardware.network"),
-    ("edge.hardware.host", "edge.hardware.nvml", "edge.hardware.simulated"),
+    ("edge.hardware.servers", "edge.hardware.host", "edge.hardware.nvml", "edge.hardware.simulated"),
     ("edge.hardware.machine",),
     ("edge.fleet.row", "edge.fleet.listening", "edge.fleet.joining", "edge.fleet.certificates"),
     ("edge.fleet.intake", "edge.fleet.admission", "edge.fleet.tokens"),

@@ -33,6 +33,7 @@ class View(NamedTuple):
 
     node_id: str
     server: str
+    place: str  # which of several servers that is, in words; empty where there is one alone
     info: pb.NodeInfo
     sample: pb.Sample
     sample_age_seconds: float
@@ -82,17 +83,18 @@ def header(view: View, width: int, wall: float, clock: float) -> list[Line]:
 def link_line(view: View, clock: float) -> Line:
     """The link's state: a glyph, a word, and what one wants to know of it."""
     link = view.link
+    server = f"{view.server} ({view.place})" if view.place else view.server
     if link.phase == "connected":
         round_trip = "" if link.round_trip_seconds is None else f" · round trip {link.round_trip_seconds * 1000:.1f} ms"
         calls = " · unary calls" if link.unary else ""
-        line: Line = [(" ● connected", "green"), (f" to {view.server}{round_trip} · every {link.interval_seconds:g} s{calls}", "")]
+        line: Line = [(" ● connected", "green"), (f" to {server}{round_trip} · every {link.interval_seconds:g} s{calls}", "")]
         if view.sample_age_seconds > protocol.hangs_here_after_seconds(view.interval_seconds):
             line.insert(0, (f" sensors silent for {show_seconds(view.sample_age_seconds)} ", "bold yellow"))
         return line
     if link.phase == "waiting":
-        wait = f"{max(link.retry_at - clock, 0):.1f} s"
+        wait = f"{max(link.retry_at - clock, 0):.1f} s" + (f" at {view.server}" if view.place else "")
         return [(" ○ disconnected", "bold red"), (f" next try in {wait} · {link.reason}", "")]
-    return [(" ◐ connecting", "yellow"), (f" to {view.server}", "")]
+    return [(" ◐ connecting", "yellow"), (f" to {server}", "")]
 
 
 def reason_lines(view: View, width: int, height: int) -> list[Line]:

@@ -61,7 +61,7 @@ def run() -> Iterator[Callable[..., node.NodeState]]:
         state = node.NodeState("box-1", address, pb.NodeInfo(), 60.0)
         state.publish(pb.Sample(sequence=1))
         proof = Trust(tokens, files, retry_seconds=lambda: slow)
-        arguments = (state, Identity("box-1", "m"), proof, address, 60.0, lambda: itertools.repeat(0.01))
+        arguments = (state, Identity("box-1", "m"), proof, [address], 60.0, lambda: itertools.repeat(0.01))
         running.append((state, node.guarded(state, False, node.keep_connected, *arguments)))
         return state
 
