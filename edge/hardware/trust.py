@@ -10,7 +10,7 @@ import random
 import re
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import NamedTuple, NoReturn
 
 import grpc
@@ -29,7 +29,8 @@ PROBE_SECONDS = 2.5
 NOBODY = b"\2" + bytes(32)  # a public key that is on the curve and nobody's, as far as anyone knows: x is 0
 # In gRPC's details, of a connection that broke before it was of use: who speaks plainly to TLS meets any of them.
 BROKE = re.compile("failed to connect.*(Socket closed|Connection reset|Broken pipe|parsing HTTP/2|http1.x server)", re.DOTALL)
-ANSWERED_IN_TLS = re.compile("CERTIFICATE|SIGNATURE|PUBLIC_KEY|ALERT|Verification")
+ANSWERED_IN_TLS = re.compile("CERTIFICATE|SIGNATURE|PUBLIC_KEY|ALERT|Hostname Verification")
+NAME_ALONE = "Hostname Verification"  # is what a certificate lacks
 HOW_TO_GIVE = "give it by --token-file or EDGE_TOKEN, or start this node on a terminal, where it asks for it"
 
 Metadata = tuple[tuple[str, str], ...]
@@ -94,13 +95,17 @@ class Trust:
             raise Failure(str(error)) from None
 
     def ask(self, servers: Sequence[str]) -> None:
-        """Have the user paste a token on the terminal, where there is none yet, and one of the servers wants one.
+        """Have the user paste a token on the terminal, if none was given, and one of the servers wants one that is not saved.
 
         Raises Failure where there comes none.
         """
-        deadline = time.monotonic() + PROBE_SECONDS
-        for server in () if self._files.certificate or self._tokens() else servers:
-            if (left := deadline - time.monotonic()) > 0 and speaks_tls(server, left):
+        saved, deadline = self._tokens(), time.monotonic() + PROBE_SECONDS
+        if self.given or self._files.tokens or self._files.certificate or (self._files.ca and saved):
+            return
+        for server in servers:
+            left = deadline - time.monotonic()
+            answer = tls_answer(server, {token.key for token in saved}, left) if left > 0 else ""
+            if answer and NAME_ALONE not in answer:
                 self.given = [ask(server, bool(self._files.ca))]
                 return
 
@@ -132,10 +137,12 @@ class Trust:
         way, code, details = self._ways[server], error.code(), error.details() or ""
         if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
             said = visible(without_tokens(details)) or f"no reason given ({code.name})"
+            if way.token in self._saved and way.token not in self.given and not self._files.tokens:
+                said += f" (the token is in {saved_path()}: without it, a start on a terminal asks for another)"
             return Distrust(f"{server} refuses this node: {said}", code, of_token=bool(way.token))
         if code is grpc.StatusCode.UNAVAILABLE and way.is_secure:
             return self._explain_tls(details, server, way.token) or explain(error, server)
-        if code is grpc.StatusCode.UNAVAILABLE and BROKE.search(details) and speaks_tls(server):
+        if code is grpc.StatusCode.UNAVAILABLE and BROKE.search(details) and tls_answer(server):
             where = "its screen shows the one for nodes (key j), and so does server.pyz token list there"
             return Distrust(f"{server} wants a token: {where}; {HOW_TO_GIVE}", code)
         return explain(error, server)
@@ -227,7 +234,7 @@ class Trust:
                 "set up anew, take a new token from its own screen, key j)",
                 of_token=True,
             )
-        if "Verification" in details:
+        if NAME_ALONE in details:
             return Distrust(
                 f"{server} has a certificate for another name: {unsent}; give --server a name or an address that is in it, or add "
                 "this one to it"
@@ -334,15 +341,20 @@ def read_pem(path: str, kind: str) -> bytes | None:
 # ---- Asking ----
 
 
-def speaks_tls(server: str, seconds: float = PROBE_SECONDS) -> bool:
-    """Whether the server answers in TLS. It is asked by a handshake that can't succeed, so that nothing is said to it."""
-    credentials = grpc.ssl_channel_credentials(authority_of(NOBODY))
+def tls_answer(server: str, keys: Collection[bytes] = (), seconds: float = PROBE_SECONDS) -> str:
+    """Why a server that answers in TLS is not believed, in gRPC's words; empty where it does not, or not in time.
+
+    It is asked by a handshake that can't succeed, so that nothing is said to it: its name is not asked for. Where that alone is
+    missing (NAME_ALONE), the server has one of the keys.
+    """
+    credentials = grpc.ssl_channel_credentials(b"".join(authority_of(key) for key in keys or [NOBODY]))
     with grpc.secure_channel(target_of(server), credentials, options=CHANNEL_OPTIONS) as channel:
         try:
             channel.unary_unary("/", request_serializer=bytes)(b"", timeout=seconds)
         except grpc.RpcError as error:
-            return bool(ANSWERED_IN_TLS.search(error.details() or ""))
-    return True
+            details = error.details() or ""
+            return details if ANSWERED_IN_TLS.search(details) else ""
+    return NAME_ALONE
 
 
 def ask(server: str, has_ca: bool) -> Token:

@@ -22,7 +22,7 @@ from edge.credentials import NO_KEY, PREFIX, Role, Token, point_of
 from edge.hardware import trust
 from edge.hardware.errors import Distrust
 from edge.hardware.identity import Identity
-from edge.hardware.trust import MAX_SAVED, NOBODY, Files, Trust, parse_tokens, read_saved, read_tokens, save, trust_of
+from edge.hardware.trust import MAX_SAVED, NAME_ALONE, NOBODY, Files, Trust, parse_tokens, read_saved, read_tokens, save, trust_of
 from edge.program import Failure
 from tests.fixtures.processes import Program, Terminal, eventually
 from tests.fixtures.secure import EVER, Authority, Between, Guarded, own_server, private_pem, start_guarded
@@ -254,12 +254,15 @@ def test_a_node_without_a_token_says_that_a_secure_server_wants_one(guarded: Ser
 
 def test_tls_is_told_from_what_is_none(guarded: Serve, tmp_path: pathlib.Path) -> None:
     point_of(NOBODY)
-    assert trust.speaks_tls(guarded(Guarded(), OWN_KEY, OWN_CERTIFICATE))
+    own = guarded(Guarded(), OWN_KEY, OWN_CERTIFICATE)
+    assert NAME_ALONE in trust.tls_answer(own, [OTHER.public, OWN.public])
+    assert NAME_ALONE not in trust.tls_answer(own, [OTHER.public]) != ""
+    assert trust.tls_answer(guarded(Guarded(), OWN_KEY, OWN_CERTIFICATE))
     company = COMPANY.certificate("127.0.0.1", key=USER.key)
-    assert trust.speaks_tls(guarded(Guarded(), private_pem(USER.key), company, client_ca=COMPANY.certificate()))
-    assert not trust.speaks_tls(guarded(Guarded()))
-    assert not trust.speaks_tls("127.0.0.1:1")
-    assert not trust.speaks_tls("no-such-host.invalid:1", 1)
+    assert trust.tls_answer(guarded(Guarded(), private_pem(USER.key), company, client_ca=COMPANY.certificate()))
+    assert not trust.tls_answer(guarded(Guarded()))
+    assert not trust.tls_answer("127.0.0.1:1")
+    assert not trust.tls_answer("no-such-host.invalid:1", seconds=1)
 
 
 def test_who_had_a_token_does_not_speak_plain_when_it_is_gone(state_home: pathlib.Path) -> None:
@@ -571,7 +574,23 @@ def test_a_terminal_asks_for_the_token_and_the_second_start_does_not(guarded: Se
     assert token.text()[10:60].encode() not in screen.raw
     again = terminal("node.py", "--server", address, *SIMULATED)
     again.shows("● connected to")
+    assert b"Paste" not in again.raw
     assert servicer.brought == [token.bearer()] * 2
+    servicer.tokens.clear()
+    servicer.brought.clear()
+    refused = terminal("node.py", "--server", address, *SIMULATED)
+    refused.shows(r"the token is in [\s\S]*without it")
+
+
+def test_a_terminal_asks_for_the_token_of_another_server(guarded: Serve, terminal: Callable[..., Terminal]) -> None:
+    save(OTHER.token())
+    servicer = Guarded(OWN.token())
+    screen = terminal("node.py", "--server", guarded(servicer, OWN_KEY, OWN_CERTIFICATE), *SIMULATED)
+    screen.shows("Paste it here")
+    screen.press(OWN.token().text() + "\r")
+    screen.shows("● connected to")
+    eventually(lambda: read_saved() == [OWN.token(), OTHER.token()])
+    assert servicer.brought == [OWN.token().bearer()]
 
 
 @pytest.mark.parametrize(
