@@ -217,14 +217,8 @@ def test_a_token_that_is_made_elsewhere_lets_in_at_once(serve: Serve, connect: C
     serving = serve(guard=guard)
     tokens = elsewhere(guard)
     token = tokens.token_of(tokens.issue(Role.NODE, "later", None))
-
-    def is_in() -> bool:
-        stream = connect(serving.address, channel=channel_to(serving.address, token.key), authorization=token.bearer())
-        with contextlib.suppress(grpc.RpcError):
-            return stream.answer().acknowledged
-        return False
-
-    eventually(is_in)
+    stream = connect(serving.address, channel=channel_to(serving.address, token.key), authorization=token.bearer())
+    assert stream.answer().acknowledged
 
 
 def test_a_damaged_file_of_tokens_is_told_and_those_of_before_stay(serve: Serve, connect: Connect, guard: Guard) -> None:

@@ -82,6 +82,7 @@ class Tokens:
         """
         self._folder, self._path, self._key, self._wall = folder, folder / TOKENS_FILE, key, wall
         self._signature: Signature = signature_of(self._path)
+        self._untold = ""  # what is wrong with the file as it is now
         with ending():
             try:
                 self._take(self._read())
@@ -145,15 +146,20 @@ class Tokens:
 
     def refresh(self) -> str:
         """Read the file again if it has changed. Returns what is wrong with it, once: the old one stays in force. Empty else."""
+        self._follow()
+        trouble, self._untold = self._untold, ""
+        return trouble
+
+    def _follow(self) -> None:
         signature = signature_of(self._path)
         if signature == self._signature:
-            return ""
+            return
         self._signature = signature
         try:
             self._take(self._read())
+            self._untold = ""
         except (OSError, ValueError) as error:
-            return f"{error}; meanwhile the tokens that were read before stay in force"
-        return ""
+            self._untold = f"{error}; meanwhile the tokens that were read before stay in force"
 
     # ---- Who comes in ----
 
@@ -165,7 +171,10 @@ class Tokens:
         if authorization is None:
             raise Refused(f"this server wants a token: {SHOW}", grpc.StatusCode.UNAUTHENTICATED, "no token")
         scheme, _, text = authorization[:MAX_AUTHORIZATION].partition(" ")
-        issued = self._known.by_digest.get(digest_of(text)) if scheme.lower() == "bearer" else None
+        is_bearer, digest = scheme.lower() == "bearer", digest_of(text)
+        if is_bearer and digest not in self._known.by_digest:
+            self._follow()  # it may just have been made
+        issued = self._known.by_digest.get(digest) if is_bearer else None
         if not issued:
             raise Refused(self._why_unknown(scheme, text), grpc.StatusCode.UNAUTHENTICATED)
         if end := self.why_over(issued.id):
