@@ -632,7 +632,7 @@ def run(options: argparse.Namespace, make_registry: Callable[..., Registry] = Re
         try:
             joining_now = functools.partial(joining_of, guard, own_addresses(bound))
             if guard:
-                guard.tokens.set_listening(bound)
+                guard.tokens.set_listening(bound, by_certificates=options.client_ca is not None)
             if screen:
                 show_screen(registry, network, inputs, listening, joining_now, options)
             else:

@@ -8,6 +8,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import pathlib
 import re
 import sys
 import time
@@ -84,7 +86,7 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def run(options: argparse.Namespace) -> int:
     """The command after its command line. Raises Failure."""
-    folder = chosen_folder(options.state)
+    folder = entered_as_owner(chosen_folder(options.state))
     tokens = Tokens(folder, OwnKey(folder, makes=options.command == "new"))
     now = time.time()
     if options.command == "new":
@@ -94,6 +96,20 @@ def run(options: argparse.Namespace) -> int:
     else:
         put("\n".join([*told(joining_of(tokens, options.state or "")), "", *table(tokens, now)]))
     return 0
+
+
+def entered_as_owner(folder: pathlib.Path) -> pathlib.Path:
+    """Where root works on another user's folder, as with `sudo` on that of a service: as that user, since files of root would be
+    closed to the server; and from within, since a folder above may be closed to that user (/var/lib/private is)."""
+    if os.name != "posix" or os.geteuid() != 0 or not folder.is_dir() or not (owner := folder.stat()).st_uid:
+        return folder
+    import cryptography.hazmat.primitives.asymmetric.ec
+    import cryptography.hazmat.primitives.serialization  # noqa: F401  # later they might lie where that user can't read
+
+    os.chdir(folder)
+    os.setegid(owner.st_gid)
+    os.seteuid(owner.st_uid)
+    return pathlib.Path()
 
 
 def make(tokens: Tokens, role: Role, note: str, expires: float | None) -> None:

@@ -221,3 +221,19 @@ def test_a_closed_pipe_ends_it_quietly(started: Command) -> None:
     result = subprocess.run(argv, cwd=ROOT, env=environment(), stdout=write, stderr=subprocess.PIPE, check=False)
     os.close(write)
     assert (result.returncode, result.stderr) == (128 + signal.SIGPIPE, b"")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="takes root")
+def test_root_works_on_the_folder_of_a_service_as_its_user(tmp_path: pathlib.Path) -> None:
+    """systemd keeps it below a folder that is closed to that very user."""
+    closed, folder = tmp_path / "private", tmp_path / "private/edge-server"
+    closed.mkdir(mode=0o700)
+    Tokens(folder, OwnKey(folder), names_key=True)
+    for path in (folder, *folder.iterdir()):
+        os.chown(path, 54321, 54321)
+    (tmp_path / "edge-server").symlink_to(folder)
+    command = [sys.executable, "-c", ALONE, "new", "--state", str(tmp_path / "edge-server")]
+    new = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
+    assert new.returncode == 0, new.stderr
+    assert {path.stat().st_uid for path in folder.iterdir()} == {54321}
+    assert len(parse_token(new.stdout).id) == 6
