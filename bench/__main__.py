@@ -25,15 +25,16 @@ from bench.processes import CORES, LOAD_CORE, SERVER_CORE, raise_open_files
 from bench.restart import restart
 from bench.rows import rows
 from bench.scale import cost, scale
+from bench.secure import secure
 from bench.soak import soak
 from bench.start import start
 
 NODES = 10_000
 Section = Callable[[argparse.Namespace], Iterator[Figure]]
 SECTIONS: dict[str, Section] = {
-    section.__name__: section for section in (scale, cost, restart, rows, agent, cadence, start, abuse, soak, chaos)
+    section.__name__: section for section in (scale, cost, restart, rows, agent, cadence, start, abuse, secure, soak, chaos)
 }  # fmt: skip
-LONG = ("soak", "chaos")
+LONG = ("secure", "soak", "chaos")
 
 
 def measure_all(options: argparse.Namespace) -> Iterator[Figure]:

@@ -13,6 +13,7 @@ import os
 import pathlib
 import signal
 import socket
+import ssl
 import sys
 import tempfile
 import threading
@@ -23,7 +24,7 @@ from typing import Any, NamedTuple
 import node_pb2 as pb
 import server
 from bench.figures import Failed, Figure, say
-from bench.generator import Load, Plan
+from bench.generator import WOULD_BLOCK, Load, Plan
 from bench.http2 import (
     CANCEL,
     DATA,
@@ -55,12 +56,13 @@ def beat(**fields: Any) -> bytes:
     return pb.HeartbeatRequest(**fields).SerializeToString()
 
 
-def unary(stream: int, message: bytes) -> bytes:
-    return request_headers(stream, UNARY_CALL) + data_frame(message, END_STREAM, stream)
+def unary(stream: int, message: bytes, authorization: str = "") -> bytes:
+    return request_headers(stream, UNARY_CALL, b"", authorization) + data_frame(message, END_STREAM, stream)
 
 
-def streamed(stream: int, *messages: bytes) -> bytes:
-    return request_headers(stream) + b"".join(data_frame(message, 0, stream) for message in messages)
+def streamed(stream: int, *messages: bytes, authorization: str = "") -> bytes:
+    opening = request_headers(stream, authorization=authorization)
+    return opening + b"".join(data_frame(message, 0, stream) for message in messages)
 
 
 MEGABYTE = b"\0" + (2**20).to_bytes(4, "big") + b"\x0a" * (2**20 - 1)
@@ -115,8 +117,10 @@ ATTACKS = (
 class Connection:
     """One connection of an attacker, who reads what comes and looks at none of it."""
 
-    def __init__(self, port: int) -> None:
-        self._socket = socket.create_connection(("127.0.0.1", port), source_address=(ELSEWHERE, 0))
+    def __init__(self, port: int, tls: ssl.SSLContext | None = None) -> None:
+        self._socket = socket.create_connection(("127.0.0.1", port), 60, (ELSEWHERE, 0))
+        if tls:
+            self._socket = tls.wrap_socket(self._socket)
         self._socket.setblocking(False)
         self._unsent = OPENING
         self._streams = itertools.count(1, 2)
@@ -127,18 +131,18 @@ class Connection:
 
     def flow(self) -> None:
         """Send and read what goes at once. Raises OSError when the server hangs up."""
-        with contextlib.suppress(BlockingIOError):
-            self._unsent = self._unsent[self._socket.send(self._unsent) :]
-        with contextlib.suppress(BlockingIOError):
+        with contextlib.suppress(*WOULD_BLOCK):
+            if self._unsent:
+                self._unsent = self._unsent[self._socket.send(self._unsent) :]
+        with contextlib.suppress(*WOULD_BLOCK):
             while self._socket.recv(65_536):
                 pass
 
 
-def run_attack(port: int, number: int, seconds: float) -> None:
-    """Body of the attacker's process."""
+def run_attack(attack: Attack, port: int, seconds: float, tls: ssl.SSLContext | None = None) -> None:
+    """Attack for so long. In the attacker's process."""
     os.nice(10)  # the honest nodes come from the same core, and must not be what is slow
-    attack = ATTACKS[number]
-    connections = [Connection(port) for _ in range(attack.connections)]
+    connections = [Connection(port, tls) for _ in range(attack.connections)]
     started, turn = time.monotonic(), 0
     while (now := time.monotonic()) - started < seconds:
         due = min(int((now - started) * attack.per_second), turn + 1000)  # a machine that is too slow sends less
@@ -150,8 +154,13 @@ def run_attack(port: int, number: int, seconds: float) -> None:
                 connection.flow()
             except OSError:
                 with contextlib.suppress(OSError):
-                    connections[index] = Connection(port)
+                    connections[index] = Connection(port, tls)
         time.sleep(0.005)
+
+
+def run_listed_attack(port: int, number: int) -> None:
+    """Body of the attacker's process."""
+    run_attack(ATTACKS[number], port, ATTACK_SECONDS)
 
 
 class WatchedRegistry(server.Registry):
@@ -175,7 +184,8 @@ class WatchedRegistry(server.Registry):
                 self._asked.clear()
                 kept = [(event.kind, event.node_id) for event in self.log.since(0)[1]]
                 online = sum(bool(row) and state_of(row, self.clock()) is State.ONLINE for row in rows if row)
-                result = {"worst": self._worst_seconds, "kept": ("lost", PLANTED) in kept, "online": online}
+                lines = sum(kind == "refused" for kind, _ in kept)
+                result = {"worst": self._worst_seconds, "kept": ("lost", PLANTED) in kept, "online": online, "refused": lines}
                 partial = self._path.with_suffix(".part")
                 partial.write_text(json.dumps(result), encoding="utf-8")
                 partial.rename(self._path)
@@ -183,10 +193,10 @@ class WatchedRegistry(server.Registry):
             time.sleep(0.05)
 
 
-def serve_watched(path: str, port: int) -> None:
+def serve_watched(path: str, port: int, *options: str) -> None:
     """server.py as it is, and watched."""
     make_registry = functools.partial(WatchedRegistry, pathlib.Path(path))
-    sys.exit(server.main(["--headless", "--listen", f"127.0.0.1:{port}"], make_registry))
+    sys.exit(server.main(["--headless", "--listen", f"127.0.0.1:{port}", *options], make_registry))
 
 
 def ask(program: Program, path: pathlib.Path) -> dict[str, Any]:
@@ -239,7 +249,7 @@ def plant(port: int) -> None:
 
 def run_and_watch(program: Program, port: int, number: int) -> float:
     """Attack; return the most memory that the server took, in MB, until all that waited is served. Raises Failed when it ends."""
-    attacker = multiprocessing.get_context("spawn").Process(target=run_attack, args=(port, number, ATTACK_SECONDS), daemon=True)
+    attacker = multiprocessing.get_context("spawn").Process(target=run_listed_attack, args=(port, number), daemon=True)
     attacker.start()
 
     def serve_out() -> None:
@@ -248,22 +258,29 @@ def run_and_watch(program: Program, port: int, number: int) -> float:
 
     served = threading.Thread(target=serve_out, daemon=True)
     served.start()
-    peak, give_up_at = 0.0, time.monotonic() + ATTACK_SECONDS + 60
+    try:
+        return watch_memory(program, served, ATTACK_SECONDS + 60, ATTACKS[number].name)
+    finally:
+        attacker.kill()
+
+
+def watch_memory(program: Program, served: threading.Thread, seconds: float, name: str) -> float:
+    """The most memory that the server takes until a thread ends, in MB. Raises Failed when the server ends, or this does not."""
+    peak, give_up_at = 0.0, time.monotonic() + seconds
     while served.is_alive():
         if program.process.poll() is not None:
-            raise Failed(f"the server has ended under: {ATTACKS[number].name}")
+            raise Failed(f"the server has ended under: {name}")
         peak = max(peak, program.megabytes())
         if peak > 4 * AT_MOST_MEGABYTES or time.monotonic() > give_up_at:
-            attacker.kill()
-            raise Failed(f"{ATTACKS[number].name}: {peak:.0f} MB, and no end")
+            raise Failed(f"{name}: {peak:.0f} MB, and no end")
         time.sleep(0.02)
     return peak
 
 
-def wait_until_served(port: int) -> None:
+def wait_until_served(port: int, tls: ssl.SSLContext | None = None) -> None:
     """Until a call of each kind is answered, which waits behind all that came before it."""
     for call in (unary(1, beat(node_id="last")), streamed(1, beat(node_id="last-stream"))):
-        with socket.create_connection(("127.0.0.1", port), 60) as connection:
+        with socket.create_connection(("127.0.0.1", port), 60) as plain, tls.wrap_socket(plain) if tls else plain as connection:
             connection.sendall(OPENING + call)
             rest, kinds = b"", set[int]()
             while not kinds & {HEADERS, RST_STREAM} and (data := connection.recv(65_536)):

@@ -12,6 +12,7 @@ import multiprocessing
 import random
 import select
 import socket
+import ssl
 import struct
 import time
 from collections.abc import Callable
@@ -42,10 +43,14 @@ from bench.http2 import (
 )
 from bench.messages import BEATS, BOXES, DAY, Box
 from bench.processes import raise_open_files
+from edge.credentials import SERVER_NAME, authority_of, parse_token
 from edge.hardware.servers import backoff
 from edge.protocol import FIRST_ANSWER_SECONDS, SILENCE_SECONDS, silent_after_seconds
 
+WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 SETTLE_SECONDS = 4.0  # from the last session's start to the measurement
+MAX_WAITING = 400  # nodes that have dialed and are not in yet: else a server that is slower than the plan is never through
+READY_AT_ONCE = 64  # connections that are read before what is due is looked at again: a TLS handshake takes half a millisecond
 BEHIND_SECONDS = 0.1  # a generator whose p99 is later than that is itself what is measured
 
 
@@ -55,11 +60,12 @@ class Plan(NamedTuple):
     port: int
     nodes: int
     gpus: int = 8
-    sessions_per_second: int = 1000  # when the fleet dials for the first time
+    sessions_per_second: int = 1000  # at most, when the fleet dials for the first time
     backlog: int = 0  # samples in the first message of a session
     reconnect: bool = False  # after any end, with the agent's own backoff
     ids: int = 0  # so many names in all, in turn: nodes come and go
     life_seconds: float = 0.0  # mean, where they do
+    token: str = ""  # of a secure server: each node comes by TLS, and proves itself
 
 
 class Report(NamedTuple):
@@ -124,6 +130,9 @@ class Generator:
         self._epoll.register(control.fileno(), select.EPOLLIN)
         self._peers: dict[int, Peer] = {}  # by file descriptor
         self._heap: list[tuple[float, int, Peer]] = []
+        self._tls = tls_context(plan.token) if plan.token else None
+        self._request = request_headers(authorization=parse_token(plan.token).bearer() if plan.token else "")
+        self._waiting = 0  # sessions that are not acknowledged yet
         self._stopped = False
         self._ticket = 0  # tells equal times in the heap apart
         self._frames: dict[int, Callable[[Peer, int, int, bytes], None]] = {
@@ -143,7 +152,7 @@ class Generator:
         while not self._stopped:
             self._act()
             wait = self._heap[0][0] - time.monotonic() if self._heap else 1.0
-            for file, _ in self._epoll.poll(min(max(wait, 0), 1.0), 4096):
+            for file, _ in self._epoll.poll(min(max(wait, 0), 1.0), READY_AT_ONCE):
                 if peer := self._peers.get(file):
                     self._on_ready(peer)
                 else:
@@ -166,7 +175,9 @@ class Generator:
             if due != peer.due:  # something else has been scheduled since
                 continue
             patience = silent_after_seconds(peer.interval) if peer.acknowledged else FIRST_ANSWER_SECONDS
-            if peer.socket is None:
+            if peer.socket is None and peer.sequence == 0 and self._waiting >= MAX_WAITING:
+                self._schedule(peer, now + random.uniform(0, MAX_WAITING / self._plan.sessions_per_second))
+            elif peer.socket is None:
                 self._dial(peer, now)
             elif peer.leaving or now - peer.heard_at > patience:
                 self._end(peer, "silence" if peer.acknowledged else "no answer" if peer.open else "no settings")
@@ -180,7 +191,10 @@ class Generator:
     def _dial(self, peer: Peer, now: float) -> None:
         peer.reset()
         peer.heard_at = now
+        self._waiting += 1
         peer.socket = socket.socket()
+        if self._tls:
+            peer.socket = self._tls.wrap_socket(peer.socket, do_handshake_on_connect=False, server_hostname=SERVER_NAME)
         peer.socket.setblocking(False)
         peer.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._peers[peer.socket.fileno()] = peer
@@ -214,6 +228,7 @@ class Generator:
         """A session is over. What the node does next is the plan's matter."""
         assert peer.socket
         self._ended[how] += 1
+        self._waiting -= not peer.acknowledged
         self._unacknowledged += (peer.sequence - peer.acked) * peer.acknowledged
         del self._peers[peer.socket.fileno()]
         peer.socket.close()
@@ -235,7 +250,7 @@ class Generator:
             return
         try:
             sent = peer.socket.send(data)
-        except BlockingIOError:
+        except WOULD_BLOCK:
             sent = 0
         except OSError:
             self._end(peer, "connection closed")
@@ -258,7 +273,7 @@ class Generator:
             self._send(peer, data)
         try:
             data = peer.socket.recv(65_536) if peer.socket else b""
-        except BlockingIOError:
+        except WOULD_BLOCK:
             return
         except OSError:
             data = b""
@@ -277,8 +292,16 @@ class Generator:
         if peer.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
             self._end(peer, "nobody there")
             return
-        peer.connected = True
         self._epoll.modify(peer.socket, select.EPOLLIN)
+        if isinstance(peer.socket, ssl.SSLSocket):
+            try:
+                peer.socket.do_handshake()
+            except WOULD_BLOCK:
+                return
+            except OSError:
+                self._end(peer, "no handshake")
+                return
+        peer.connected = True
         self._send(peer, PREFACE + frame(SETTINGS, 0, 0))
 
     def _on_settings(self, peer: Peer, flags: int, _stream: int, payload: bytes) -> None:
@@ -305,7 +328,7 @@ class Generator:
         peer.stream_window -= len(opening) - FRAME_HEADER
         peer.connection_window -= len(opening) - FRAME_HEADER
         self._schedule(peer, now + peer.interval)
-        self._send(peer, request_headers() + opening)
+        self._send(peer, self._request + opening)
 
     def _on_data(self, peer: Peer, flags: int, _stream: int, payload: bytes) -> None:
         peer.consumed += len(payload)
@@ -322,6 +345,7 @@ class Generator:
         peer.acked = max(peer.acked, response.acknowledged_sequence - DAY)
         if not peer.acknowledged:
             peer.acknowledged = True
+            self._waiting -= 1
             peer.delays = backoff()
             self._joined.append(peer.heard_at)
         if response.heartbeat_interval_milliseconds:
@@ -383,6 +407,17 @@ class Generator:
         self._ended: collections.Counter[str] = collections.Counter()
 
 
+def tls_context(token: str) -> ssl.SSLContext:
+    """What a node knows of the server that a token names. A socket with it has nothing left to read when a read would block: it
+    takes one record at a time, whole. So epoll tells of it as of any other."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.load_verify_locations(cadata=authority_of(parse_token(token).key).decode())
+    context.set_alpn_protocols(["h2"])
+    context.set_ecdh_curve("prime256v1")  # gRPC's one: another costs a round more
+    return context
+
+
 def generate(plan: Plan, control: Connection) -> None:
     """Body of the generator's process."""
     raise_open_files()
@@ -433,7 +468,7 @@ class Load:
 
     def connect(self) -> list[Report]:
         """Wait until the whole fleet has been acknowledged, and a little longer."""
-        reports = self.wait_until(self.plan.nodes, self.plan.nodes / self.plan.sessions_per_second + 40)
+        reports = self.wait_until(self.plan.nodes, self.plan.nodes / self.plan.sessions_per_second + 60)
         time.sleep(SETTLE_SECONDS)
         return reports
 

@@ -33,7 +33,7 @@ def window_updates(count: int) -> bytes:
     return frame(WINDOW_UPDATE, 0, 0, count.to_bytes(4, "big")) + frame(WINDOW_UPDATE, 0, 1, count.to_bytes(4, "big"))
 
 
-def request_headers(stream: int = 1, path: bytes = STREAM_CALL, encoding: bytes = b"") -> bytes:
+def request_headers(stream: int = 1, path: bytes = STREAM_CALL, encoding: bytes = b"", authorization: str = "") -> bytes:
     """What opens a stream. Names from HPACK's static table, values literal and not indexed."""
 
     def literal(name: bytes, value: bytes) -> bytes:
@@ -44,6 +44,8 @@ def request_headers(stream: int = 1, path: bytes = STREAM_CALL, encoding: bytes 
     block += literal(b"\x0f\x10", b"application/grpc") + literal(b"\x00\x02te", b"trailers")
     if encoding:
         block += literal(b"\x00\x0dgrpc-encoding", encoding)
+    if authorization:
+        block += literal(b"\x0f\x08", authorization.encode())
     return frame(HEADERS, END_HEADERS, stream, block)
 
 

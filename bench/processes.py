@@ -16,7 +16,7 @@ import tempfile
 import termios
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import psutil
 
@@ -79,9 +79,11 @@ class Terminal:
 
 
 class Program:
-    """A process whose cost is measured, on a core of its own."""
+    """A process whose cost is measured, on a core of its own. It has this process's environment, and `variables`."""
 
-    def __init__(self, *arguments: str, terminal: Terminal | None = None, core: int | None = None) -> None:
+    def __init__(
+        self, *arguments: str, terminal: Terminal | None = None, core: int | None = None, variables: Mapping[str, str] = {}
+    ) -> None:
         self.name = arguments[-1] if arguments[0] == "-c" else arguments[0]
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  closed with this object
         before = os.sched_getaffinity(0)
@@ -90,7 +92,7 @@ class Program:
             self.process = subprocess.Popen(
                 [sys.executable, *arguments],
                 cwd=ROOT,
-                env=environment(TERM="xterm-256color"),
+                env=environment(TERM="xterm-256color", **variables),
                 stdin=terminal.slave if terminal else subprocess.DEVNULL,
                 stdout=terminal.slave if terminal else subprocess.DEVNULL,
                 stderr=self._errors,
@@ -130,6 +132,9 @@ class Program:
     def threads(self) -> int:
         return self._psutil.num_threads()
 
+    def is_connected(self) -> bool:
+        return any(connection.status == psutil.CONN_ESTABLISHED for connection in self._psutil.net_connections())
+
     def wait_until_listening(self, port: int, seconds: float = 20) -> float:
         """Wait until it takes connections; return when. Raises Failed with its last words when it does not."""
         give_up_at = time.monotonic() + seconds
@@ -156,8 +161,8 @@ def role(function: Callable[..., None], *arguments: object) -> tuple[str, ...]:
     return ("-c", f"import {module}; {module}.{function.__name__}(*{arguments!r})")
 
 
-def headless(port: int) -> tuple[str, ...]:
-    return ("server.py", "--headless", "--listen", f"127.0.0.1:{port}")
+def headless(port: int, *options: str) -> tuple[str, ...]:
+    return ("server.py", "--headless", "--listen", f"127.0.0.1:{port}", *options)
 
 
 def raise_open_files() -> None:

@@ -15,21 +15,26 @@ from bench.processes import Program, free_port, headless
 
 def restart(options: argparse.Namespace) -> Iterator[Figure]:
     """The server ends and starts again. Each node comes back in its own time, with the ten samples that it kept."""
+    yield from come_back(options.nodes)
+
+
+def come_back(nodes: int, *server_options: str, token: str = "") -> Iterator[Figure]:
+    """How a fleet comes back to a server with these options."""
     port = free_port()
     with contextlib.ExitStack() as stack:
-        first = stack.enter_context(Program(*headless(port)))
+        first = stack.enter_context(Program(*headless(port, *server_options)))
         first.wait_until_listening(port)
-        load = stack.enter_context(Load(Plan(port, options.nodes, backlog=10, reconnect=True)))
-        say(f"restart: {options.nodes:,} nodes connect")
+        load = stack.enter_context(Load(Plan(port, nodes, backlog=10, reconnect=True, token=token)))
+        say(f"restart: {nodes:,} nodes connect")
         load.connect()
         load.report()
         say("restart: the server is stopped, and started again")
         stopped = time.monotonic()
         first.stop()
-        second = stack.enter_context(Program(*headless(port)))
+        second = stack.enter_context(Program(*headless(port, *server_options)))
         started = second.wait_until_listening(port)
-        reports = load.wait_until(options.nodes, 60)
-        yield from restart_figures(reports, options.nodes, stopped, started)
+        reports = load.wait_until(nodes, 90)
+        yield from restart_figures(reports, nodes, stopped, started)
 
 
 def restart_figures(reports: Sequence[Report], nodes: int, stopped: float, started: float) -> Iterator[Figure]:

@@ -65,12 +65,12 @@ def measure(program: Program, load: Load) -> Cost:
     return cost
 
 
-def measure_fleet(nodes: int, gpus: int, command: Callable[[int], tuple[str, ...]]) -> tuple[Cost, int]:
+def measure_fleet(nodes: int, gpus: int, command: Callable[[int], tuple[str, ...]], token: str = "") -> tuple[Cost, int]:
     """The cost of a fresh server under a fleet, and how many heartbeats or sessions it lost."""
     port = free_port()
     with Program(*command(port)) as program:
         program.wait_until_listening(port)
-        with Load(Plan(port, nodes, gpus, reconnect=True)) as load:
+        with Load(Plan(port, nodes, gpus, reconnect=True, token=token)) as load:
             lost = sum(report.lost() for report in load.connect())
             cost = measure(program, load)
             return cost, lost + cost.sent.lost() + load.leave().lost()
