@@ -40,6 +40,7 @@ class Cost(NamedTuple):
     megabytes: float
     threads: int
     sent: Report
+    rest_megabytes: float = 0.0  # before anyone came
 
     def figures(self, section: str, name: str) -> list[Figure]:
         return [
@@ -70,9 +71,10 @@ def measure_fleet(nodes: int, gpus: int, command: Callable[[int], tuple[str, ...
     port = free_port()
     with Program(*command(port)) as program:
         program.wait_until_listening(port)
+        rest = program.megabytes()
         with Load(Plan(port, nodes, gpus, reconnect=True, token=token)) as load:
             lost = sum(report.lost() for report in load.connect())
-            cost = measure(program, load)
+            cost = measure(program, load)._replace(rest_megabytes=rest)
             return cost, lost + cost.sent.lost() + load.leave().lost()
 
 

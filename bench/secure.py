@@ -50,6 +50,7 @@ BEAT = beat(node_id="stranger")
 CROWD_SECONDS = FIRST_MESSAGE_SECONDS + 4  # that a crowd stays: what says nothing should be gone by then
 SITTING_SECONDS = SERVER_PING_SECONDS + 10  # the same of those who answer pings, and may stay
 DIALS_PER_SECOND = 4000  # of one attacker
+AT_MOST_MEGABYTES = 900  # of the whole server: a fleet that it is made for takes as much
 CROWD_PROCESSES = 2  # a process has no more than 20,000 files on many systems
 LINES = 2  # of the log for one attack: one a minute, and an attack may lie across the end of one
 
@@ -104,7 +105,11 @@ def secure_cost(nodes: int, *ways: Way) -> Iterator[Figure]:
         yield Figure("secure", f"{way.name}: lost or refused", lost, "", 0)
     plain, tls = costs
     yield Figure("secure", "secure: a heartbeat, of the open one's", tls.microseconds / plain.microseconds, "x", 1.1)
-    yield Figure("secure", "secure: memory more a connection", 1000 * (tls.megabytes - plain.megabytes) / nodes, "KB", 40)
+    yield Figure("secure", "secure: processor of a heartbeat, more", tls.microseconds - plain.microseconds, "µs")
+    connection, of_open = (1000 * (cost.megabytes - cost.rest_megabytes) / nodes for cost in (tls, plain))
+    yield Figure(
+        "secure", "secure: memory more a connection", connection - of_open, "KB", 40, note=f"{connection:.1f}, {of_open:.1f} open"
+    )
 
 
 def secure_restart(nodes: int, *ways: Way) -> Iterator[Figure]:
@@ -195,6 +200,7 @@ def strangers(way: Way, nodes: int) -> Iterator[Figure]:
             attacks += [(attack.name, functools.partial(call, port, number)) for number, attack in enumerate(STRANGERS)]
         for name, attack in attacks:
             yield from watch(f"{way.name}: {name}", program, path, load, attack)
+        yield Figure("secure", f"{way.name}: memory afterwards", program.megabytes(), "MB RSS")
 
 
 def watch(name: str, program: Program, path: pathlib.Path, load: Load, attack: Callable[[], str]) -> Iterator[Figure]:
@@ -207,7 +213,7 @@ def watch(name: str, program: Program, path: pathlib.Path, load: Load, attack: C
     seen, lost = ask(program, path), load.report().lost()
     broken = lost + HONEST - seen["online"]
     note = "".join(notes)
-    yield Figure("secure", f"{name}: memory above rest", peak - rest, "MB", note=f"{rest:.0f} at rest; {note}")
+    yield Figure("secure", f"{name}: memory, at its highest", peak, "MB RSS", AT_MOST_MEGABYTES, note=f"{rest:.0f} before; {note}")
     yield Figure("secure", f"{name}: oldest honest node", seen["worst"], "s", 3)
     yield Figure("secure", f"{name}: broken", broken, "", 0, note=f"{lost} lost or refused, {seen['online']} online")
     minutes = (time.monotonic() - started) / 60
