@@ -42,10 +42,13 @@ from bench.http2 import ACKNOWLEDGES, GREETING, PING, frame, split_frames
 from bench.processes import LOAD_CORE, ROOT, Program, environment, free_port, headless, raise_open_files, role
 from bench.restart import come_back
 from bench.scale import measure_fleet
-from edge.credentials import NO_KEY, TOKEN_CHARACTERS, Role, Token
+from edge.credentials import SECRET_BYTES, TOKEN_CHARACTERS, Role, Token
 from edge.protocol import FIRST_MESSAGE_SECONDS, SERVER_PING_SECONDS
 
-WRONG = Token(NO_KEY, Role.NODE, "ffffff", bytes(15)).bearer()
+SOME_KEY = bytes.fromhex("036b17d1f2e12c4247f8bce6e563a440f277037d812deb33a0f4a13945d898c296")  # P-256's generator
+WRONG = Token(
+    SOME_KEY, Role.NODE, "ffffff", bytes(SECRET_BYTES)
+).bearer()  # well made, so that it is looked at to its end
 BEAT = beat(node_id="stranger")
 CROWD_SECONDS = FIRST_MESSAGE_SECONDS + 4  # that a crowd stays: what says nothing should be gone by then
 SITTING_SECONDS = SERVER_PING_SECONDS + 10  # the same of those who answer pings, and may stay
