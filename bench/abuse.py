@@ -41,6 +41,7 @@ from bench.http2 import (
     split_frames,
 )
 from bench.processes import Program, free_port, role
+from edge.credentials import SERVER_NAME
 from edge.fleet.row import State, state_of
 from edge.protocol import LOST_SECONDS
 
@@ -280,9 +281,16 @@ def watch_memory(program: Program, served: threading.Thread, seconds: float, nam
 def wait_until_served(port: int, tls: ssl.SSLContext | None = None) -> None:
     """Until a call of each kind is answered, which waits behind all that came before it."""
     for call in (unary(1, beat(node_id="last")), streamed(1, beat(node_id="last-stream"))):
-        with socket.create_connection(("127.0.0.1", port), 60) as plain, tls.wrap_socket(plain) if tls else plain as connection:
+        wait_for_answer(port, call, tls)
+
+
+def wait_for_answer(port: int, call: bytes, tls: ssl.SSLContext | None = None, seconds: float = 60) -> bool:
+    """Make a call. Tells whether it is answered, with a refusal too, and not hung up on. Raises OSError where nobody answers."""
+    with socket.create_connection(("127.0.0.1", port), seconds) as plain:
+        with tls.wrap_socket(plain, server_hostname=SERVER_NAME) if tls else plain as connection:
             connection.sendall(OPENING + call)
             rest, kinds = b"", set[int]()
             while not kinds & {HEADERS, RST_STREAM} and (data := connection.recv(65_536)):
                 frames, rest = split_frames(rest + data)
                 kinds |= {kind for kind, *_ in frames}
+            return bool(kinds & {HEADERS, RST_STREAM})

@@ -32,27 +32,28 @@ from bench.abuse import (
     serve_watched,
     streamed,
     unary,
+    wait_for_answer,
     wait_until_served,
     watch_memory,
 )
 from bench.agent import agent_command
 from bench.figures import Failed, Figure, percentile, say
-from bench.generator import WOULD_BLOCK, Load, Plan
+from bench.generator import WOULD_BLOCK, Load, Plan, tls_context
 from bench.http2 import ACKNOWLEDGES, GREETING, PING, frame, split_frames
 from bench.processes import LOAD_CORE, ROOT, Program, environment, free_port, headless, raise_open_files, role
 from bench.restart import come_back
 from bench.scale import measure_fleet
-from edge.credentials import SECRET_BYTES, TOKEN_CHARACTERS, Role, Token
-from edge.protocol import FIRST_MESSAGE_SECONDS, SERVER_PING_SECONDS
+from edge.credentials import SECRET_BYTES, TOKEN_CHARACTERS, Role, Token, parse_token
+from edge.protocol import FIRST_ANSWER_SECONDS, FIRST_MESSAGE_SECONDS, SERVER_PING_SECONDS
+from node import backoff
 
 SOME_KEY = bytes.fromhex("036b17d1f2e12c4247f8bce6e563a440f277037d812deb33a0f4a13945d898c296")  # P-256's generator
-WRONG = Token(
-    SOME_KEY, Role.NODE, "ffffff", bytes(SECRET_BYTES)
-).bearer()  # well made, so that it is looked at to its end
+WRONG = Token(SOME_KEY, Role.NODE, "ffffff", bytes(SECRET_BYTES)).bearer()  # well made, so that it is looked at to its end
 BEAT = beat(node_id="stranger")
 CROWD_SECONDS = FIRST_MESSAGE_SECONDS + 4  # that a crowd stays: what says nothing should be gone by then
 SITTING_SECONDS = SERVER_PING_SECONDS + 10  # the same of those who answer pings, and may stay
 DIALS_PER_SECOND = 4000  # of one attacker
+NEWCOMER_SECONDS = 3.0  # from an attack's beginning to a node that wants to get in
 AT_MOST_MEGABYTES = 900  # of the whole server: a fleet that it is made for takes as much
 CROWD_PROCESSES = 2  # a process has no more than 20,000 files on many systems
 LINES = 2  # of the log for one attack: one a minute, and an attack may lie across the end of one
@@ -210,18 +211,37 @@ def watch(name: str, program: Program, path: pathlib.Path, load: Load, attack: C
     """What the server and its honest nodes go through while it is attacked."""
     say(f"secure: {name}")
     before, rest, notes, started = ask(program, path), program.megabytes(), list[str](), time.monotonic()
+    waited = list[float]()
     attacking = threading.Thread(target=lambda: notes.append(attack()), daemon=True)
     attacking.start()
+    coming = threading.Timer(NEWCOMER_SECONDS, lambda: waited.append(wait_to_get_in(load.plan)))
+    coming.start()
     peak = watch_memory(program, attacking, 180, name)
+    coming.join()
     seen, lost = ask(program, path), load.report().lost()
     broken = lost + HONEST - seen["online"]
     note = "".join(notes)
     yield Figure("secure", f"{name}: memory, at its highest", peak, "MB RSS", AT_MOST_MEGABYTES, note=f"{rest:.0f} before; {note}")
     yield Figure("secure", f"{name}: oldest honest node", seen["worst"], "s", 3)
     yield Figure("secure", f"{name}: broken", broken, "", 0, note=f"{lost} lost or refused, {seen['online']} online")
+    told = f"who came {NEWCOMER_SECONDS:g} s after the first"
+    yield Figure("secure", f"{name}: a newcomer, until it is in", waited[0] if waited else None, "s", note=told)
     minutes = (time.monotonic() - started) / 60
     lines = seen["refused"] - before["refused"]
     yield Figure("secure", f"{name}: lines in the log", lines, "", LINES + int(minutes), note=f"in {60 * minutes:.0f} s")
+
+
+def wait_to_get_in(plan: Plan) -> float:
+    """How long it takes a node to be answered, in seconds; it tries as a node does, again and again."""
+    tls = tls_context(plan.token) if plan.token else None
+    call = unary(1, beat(node_id="newcomer"), parse_token(plan.token).bearer() if plan.token else "")
+    started = time.monotonic()
+    for delay in backoff():
+        with contextlib.suppress(OSError):
+            if wait_for_answer(plan.port, call, tls, FIRST_ANSWER_SECONDS):
+                break
+        time.sleep(delay)
+    return time.monotonic() - started
 
 
 def gather(port: int, number: int, most: int, is_secure: bool) -> str:
