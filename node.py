@@ -303,6 +303,7 @@ class Session:
 
     def __init__(self, state: NodeState, identity: Identity, trust: Trust, server: str, fallback_interval_seconds: float) -> None:
         self.acknowledged = False
+        self.spread_seconds = 0.0  # for the fleet's return, when the server is gone
         self.is_over = False
         self.better = ""  # a server that the node leaves this one for
         self._state = state
@@ -458,6 +459,7 @@ class Session:
             if self.acknowledged and assigned != self._interval_seconds:
                 self._state.log(f"{self._server} asks for a heartbeat every {assigned:g} s")
             self._interval_seconds = assigned
+        self.spread_seconds = min(response.reconnect_spread_milliseconds / 1000, MAX_BACKOFF_SECONDS)
         changes: dict[str, Any] = {"interval_seconds": self._interval_seconds}
         if round_trip_seconds is not None:
             changes["round_trip_seconds"] = round_trip_seconds
@@ -516,7 +518,7 @@ def keep_connected(
 ) -> None:
     """Body of the heartbeat thread: one session after the other, until the node is closed. One that fails is followed by backoff,
     and the next server's turn; one that is left for an earlier server, by that at once."""
-    turns, delays, taken, distrusted = Turns(servers, state.clock, pace), new_delays(), 0, 0
+    turns, delays, taken, distrusted, spread_seconds = Turns(servers, state.clock, pace), new_delays(), 0, 0, 0.0
     state.wait(state.newest_sequence, FIRST_SAMPLE_SECONDS)  # a box appears with its readings, and without them if they hang
     while not state.is_closed():
         state.turn_to(turns.server, turns.place)
@@ -529,7 +531,7 @@ def keep_connected(
         except SessionEnded as error:
             ended = error
         if session.acknowledged:
-            delays = new_delays()
+            delays, spread_seconds = new_delays(), session.spread_seconds
         if session.better:
             reason = f"left {turns.server} for {session.better}, which is there again"
             state.log(reason)
@@ -550,6 +552,8 @@ def keep_connected(
         elif not taken or taken > OWN_ID_TRIES:
             turns.failed(ended.code, session.acknowledged)
         delay = trust.retry_seconds() if distrusted >= len(servers) else next(delays)
+        if ended.is_gone:
+            delay = max(delay, random.uniform(0, spread_seconds))
         if not state.is_closed():
             state.turn_to(turns.server, turns.place)
             state.log(f"{reason}; next try in {delay:.1f} s{f', at {turns.server}' if turns.place else ''}", "warning")

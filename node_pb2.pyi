@@ -44,14 +44,16 @@ class HeartbeatRequest(_message.Message):
     def __init__(self, node_id: _Optional[str] = ..., gpu_temp: _Optional[float] = ..., info: _Optional[_Union[NodeInfo, _Mapping]] = ..., sample: _Optional[_Union[Sample, _Mapping]] = ..., backlog: _Optional[_Iterable[_Union[Sample, _Mapping]]] = ..., leaving: bool = ..., clock_milliseconds: _Optional[int] = ..., processes: _Optional[_Union[ProcessList, _Mapping]] = ..., round_trip_microseconds: _Optional[int] = ...) -> None: ...
 
 class HeartbeatResponse(_message.Message):
-    __slots__ = ("acknowledged", "acknowledged_sequence", "heartbeat_interval_milliseconds")
+    __slots__ = ("acknowledged", "acknowledged_sequence", "heartbeat_interval_milliseconds", "reconnect_spread_milliseconds")
     ACKNOWLEDGED_FIELD_NUMBER: _ClassVar[int]
     ACKNOWLEDGED_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_INTERVAL_MILLISECONDS_FIELD_NUMBER: _ClassVar[int]
+    RECONNECT_SPREAD_MILLISECONDS_FIELD_NUMBER: _ClassVar[int]
     acknowledged: bool
     acknowledged_sequence: int
     heartbeat_interval_milliseconds: int
-    def __init__(self, acknowledged: bool = ..., acknowledged_sequence: _Optional[int] = ..., heartbeat_interval_milliseconds: _Optional[int] = ...) -> None: ...
+    reconnect_spread_milliseconds: int
+    def __init__(self, acknowledged: bool = ..., acknowledged_sequence: _Optional[int] = ..., heartbeat_interval_milliseconds: _Optional[int] = ..., reconnect_spread_milliseconds: _Optional[int] = ...) -> None: ...
 
 class NodeInfo(_message.Message):
     __slots__ = ("hostname", "agent_version", "instance_id", "backend", "started_at", "host", "devices", "notice", "session_number", "last_error", "box_id", "id_is_drawn", "sampling_interval_milliseconds")

@@ -71,6 +71,7 @@ from edge.protocol import (
 from edge.terminal import Inputs, Screen
 from edge.text import MISSING, show_seconds, visible
 
+RECONNECTS_PER_SECOND = 700  # sessions that one process can open beside its heartbeats: a larger fleet spreads its return
 HEARTBEATS_PER_SECOND = 10_000  # what one process takes in; a larger fleet is told to beat more slowly
 CHECK_SECONDS = 60.0  # of a session whose samples nobody looks at: from one that is read to the next
 FORGET_SECONDS = 24 * 3600.0
@@ -123,6 +124,8 @@ class Registry:
         identify(request)
         now = self.clock()
         session = Session(request, address, close)
+        if not self._keeps_history:
+            request.ClearField("backlog")  # nobody looks at it
         with self._lock:
             holder = self._rows.get(session.node_id)
         known = holder and holder.info.instance_id == session.instance_id
@@ -280,11 +283,14 @@ class Registry:
             session.next_acknowledgement_at = now + self._acknowledge_seconds
         with self._lock:
             row = self._rows.get(session.node_id)
-            interval = self._cadence_seconds()
+            interval, spread_seconds = self._cadence_seconds(), self._beating / RECONNECTS_PER_SECOND
             if row and row.session is session and row.interval_seconds != interval:
                 self._rows[session.node_id] = row._replace(interval_seconds=interval)
         return pb.HeartbeatResponse(
-            acknowledged=True, acknowledged_sequence=session.sequence, heartbeat_interval_milliseconds=round(interval * 1000)
+            acknowledged=True,
+            acknowledged_sequence=session.sequence,
+            heartbeat_interval_milliseconds=round(interval * 1000),
+            reconnect_spread_milliseconds=round(spread_seconds * 1000) if spread_seconds >= 1 else 0,
         )
 
     def _cadence_seconds(self) -> float:

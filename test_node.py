@@ -820,6 +820,33 @@ def test_waits_grow_until_a_session_has_been_acknowledged(grpc_server: Callable[
     assert waits() == ["0.0", "0.1", "0.0", "0.1", "0.2"]
 
 
+@pytest.mark.parametrize(
+    ("end", "wait"),
+    [
+        ((grpc.StatusCode.UNAVAILABLE, "going away"), "30.0"),
+        ((grpc.StatusCode.ABORTED, "another session has taken over"), "0.0"),  # of this node alone
+    ],
+)
+def test_a_fleet_whose_server_is_gone_does_not_come_back_at_once(
+    grpc_server: Callable[..., str], monkeypatch: pytest.MonkeyPatch, end: tuple[grpc.StatusCode, str], wait: str
+) -> None:
+    class Going(node_pb2_grpc.NodeServiceServicer):
+        def StreamHeartbeats(self, requests: Iterator[pb.HeartbeatRequest], context: Any) -> Iterator[pb.HeartbeatResponse]:
+            yield pb.HeartbeatResponse(acknowledged=True, reconnect_spread_milliseconds=10**9)  # what is too long is 30 s
+            context.abort(*end)
+
+    monkeypatch.setattr("node.random.uniform", lambda lowest, highest: highest)
+    address = grpc_server(Going())
+    state = node.NodeState("Node-1", address, pb.NodeInfo(), 0.1)
+    state.publish(pb.Sample(sequence=1))
+    arguments = (state, Identity("Node-1", "machine"), Trust(), [address], 0.1, lambda: itertools.repeat(0.0))
+    thread = node.guarded(state, False, node.keep_connected, *arguments)
+    lines = eventually(lambda: [line.text for line in state.view().log if "next try" in line.text])
+    state.close()
+    thread.join(5)
+    assert f"next try in {wait} s" in lines[0]
+
+
 def test_the_first_message_of_a_session_has_all_and_the_rest_what_is_new(start: Start, grpc_server: Callable[..., str]) -> None:
     servicer = Scripted((grpc.StatusCode.UNAVAILABLE, "not yet"))
     start("node.py", "--server", grpc_server(servicer), "--id", "box-1", "--interval", "0.1", *SIMULATED)

@@ -97,7 +97,7 @@ class Peer:
 
     __slots__ = (
         "acked", "acknowledged", "box", "connected", "connection_window", "consumed", "delays", "due", "heard_at", "incoming",
-        "interval", "leave_at", "leaving", "message", "number", "open", "sequence", "socket", "stream_window", "unsent",
+        "interval", "leave_at", "leaving", "message", "number", "open", "sequence", "socket", "spread", "stream_window", "unsent",
     )  # fmt: skip
 
     def __init__(self, number: int, box: Box) -> None:
@@ -105,6 +105,7 @@ class Peer:
         self.box = box
         self.due = math.inf  # its next action: to dial, or to send
         self.delays = backoff()
+        self.spread = 0.0  # seconds, of the fleet's return
         self.sequence = 0  # of the newest sample sent
         self.leave_at = math.inf
         self.reset()
@@ -240,7 +241,9 @@ class Generator:
             peer.delays = backoff()
             self._schedule(peer, time.monotonic())
         elif self._plan.reconnect and not left:
-            self._schedule(peer, time.monotonic() + next(peer.delays))
+            is_gone = how in ("UNAVAILABLE", "nobody there")
+            delay = max(next(peer.delays), random.uniform(0, peer.spread * is_gone))  # as node.py
+            self._schedule(peer, time.monotonic() + delay)
 
     def _send(self, peer: Peer, data: bytes | bytearray) -> None:
         assert peer.socket
@@ -348,6 +351,7 @@ class Generator:
             self._waiting -= 1
             peer.delays = backoff()
             self._joined.append(peer.heard_at)
+        peer.spread = response.reconnect_spread_milliseconds / 1000
         if response.heartbeat_interval_milliseconds:
             peer.interval = response.heartbeat_interval_milliseconds / 1000
 

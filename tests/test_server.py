@@ -586,6 +586,18 @@ def test_the_cadence_is_what_the_user_asks_stretched_when_the_fleet_exceeds_the_
     assert registry.acknowledgement(sessions[0]).heartbeat_interval_milliseconds == 500  # those that left do not count
 
 
+def test_a_large_fleet_is_told_to_spread_its_return(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.RECONNECTS_PER_SECOND", 2)
+    registry = Registry(0.5, 1000, Clock())
+    session = opened(registry, "box-0")
+    registry.tick()
+    assert registry.acknowledgement(session).reconnect_spread_milliseconds == 0
+    for number in range(1, 5):
+        opened(registry, f"box-{number}")
+    registry.tick()
+    assert registry.acknowledgement(session).reconnect_spread_milliseconds == 2500
+
+
 def test_the_first_acknowledgement_is_due_at_a_time_of_its_own_and_the_next_ones_at_a_distance() -> None:
     clock = Clock()
     registry = Registry(1.0, 100, clock)

@@ -9,11 +9,13 @@ from edge.text import visible
 
 
 class SessionEnded(Exception):
-    """A session is over and another may follow. `code` is gRPC's, or None where the node ended it; the text says why."""
+    """A session is over and another may follow. `code` is gRPC's, or None where the node ended it; the text says why. `is_gone`:
+    the server goes, or is not there, for all its nodes."""
 
-    def __init__(self, reason: str, code: grpc.StatusCode | None = None) -> None:
+    def __init__(self, reason: str, code: grpc.StatusCode | None = None, is_gone: bool = False) -> None:
         super().__init__(reason)
         self.code = code
+        self.is_gone = is_gone
 
 
 class Distrust(SessionEnded):
@@ -43,5 +45,6 @@ def explain(error: grpc.RpcError, server: str) -> SessionEnded:
     if code is grpc.StatusCode.UNAVAILABLE:
         for part, reason in known.items():
             if part.lower() in details.lower():
-                return SessionEnded(reason, code)
-    return SessionEnded(f"{server}: {details or 'no reason given'} ({code.name})", code)
+                return SessionEnded(reason, code, is_gone=part == "Connection refused")
+    reason = f"{server}: {details or 'no reason given'} ({code.name})"
+    return SessionEnded(reason, code, is_gone=code is grpc.StatusCode.UNAVAILABLE)
