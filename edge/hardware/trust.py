@@ -283,14 +283,7 @@ def is_credential(path: str) -> bool:
 
 def read_tokens(path: str) -> list[Token]:
     """The tokens of a file of the user's. Raises OSError and ValueError, with a sentence."""
-    if is_credential(path):  # its mode, 0440, is the mask of an access list, which lets this service alone in
-        try:
-            text = read_text(pathlib.Path(path))
-        except OSError as error:
-            raise OSError(f"cannot read {path}: {reason(error).lower()}") from error
-    else:
-        text = read_private(pathlib.Path(path))
-    if tokens := parse_lines(text, path):
+    if tokens := parse_lines(read_private(pathlib.Path(path)), path):
         return tokens
     raise ValueError(f"{path} holds no token: put one on a line of it")
 

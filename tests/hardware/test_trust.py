@@ -449,7 +449,7 @@ def test_the_sources_have_an_order(tmp_path: pathlib.Path, monkeypatch: pytest.M
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
     assert parsed()._tokens() == tokens[1:2]  # it has none of ours
     monkeypatch.setenv("EDGE_TOKEN", tokens[1].text())
-    private(tmp_path / "edge-token", tokens[3].text(), mode=0o440)  # as systemd shows it: the mask of an access list
+    private(tmp_path / "edge-token", tokens[3].text(), mode=0o400)
     assert parsed()._tokens() == tokens[3:4]
     assert "EDGE_TOKEN" not in os.environ
     path = private(tmp_path / "mine", tokens[4].text())
