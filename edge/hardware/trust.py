@@ -45,13 +45,6 @@ class Files(NamedTuple):
     key: str = ""  # of that certificate
 
 
-class Way(NamedTuple):
-    """How a session goes to its server."""
-
-    is_secure: bool
-    token: Token | None
-
-
 def trust_of(options: argparse.Namespace) -> Trust:
     """What the command line, the environment and the state folder give. Raises Failure with what to do."""
     credential = pathlib.Path(os.environ.get("CREDENTIALS_DIRECTORY") or "/nowhere", "edge-token")
@@ -80,7 +73,7 @@ class Trust:
         self.given = given
         self.retry_seconds = retry_seconds
         self._files = files
-        self._ways: dict[str, Way] = {}  # by server, of the last session
+        self._in_use: dict[str, Token | None] = {}  # by server, in the last session with it
         self._saved: list[Token] = []
         self._fit: dict[str, Token] = {}  # by server, the one that it accepted
         self._tried: dict[str, list[Token]] = {}  # by server, since one was accepted, or all were refused
@@ -118,9 +111,8 @@ class Trust:
         except (OSError, ValueError) as error:
             raise Distrust(str(error)) from None
         tried = self._tried.get(server, ())
-        token = next((token for token in tokens if token not in tried), tokens[0] if tokens else None)
-        way = self._ways[server] = Way(bool(token or ca), token)
-        if not way.is_secure:
+        token = self._in_use[server] = next((token for token in tokens if token not in tried), tokens[0] if tokens else None)
+        if not (token or ca):
             with grpc.insecure_channel(target_of(server), options=CHANNEL_OPTIONS) as channel:
                 yield channel, ()
             return
@@ -134,14 +126,15 @@ class Trust:
 
     def explain(self, error: grpc.RpcError, server: str) -> SessionEnded:
         """gRPC's error in the last session with this server, in words that say what to do."""
-        way, code, details = self._ways[server], error.code(), error.details() or ""
+        token, code, details = self._in_use[server], error.code(), error.details() or ""
+        is_secure = bool(token or self._files.ca)
         if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
             said = visible(without_tokens(details)) or f"no reason given ({code.name})"
-            if way.token in self._saved and way.token not in self.given and not self._files.tokens:
+            if token in self._saved and token not in self.given and not self._files.tokens:
                 said += f" (the token is in {saved_path()}: without it, a start on a terminal asks for another)"
-            return Distrust(f"{server} refuses this node: {said}", code, of_token=bool(way.token))
-        if code is grpc.StatusCode.UNAVAILABLE and way.is_secure:
-            return self._explain_tls(details, server, way.token) or explain(error, server)
+            return Distrust(f"{server} refuses this node: {said}", code, of_token=bool(token))
+        if code is grpc.StatusCode.UNAVAILABLE and is_secure:
+            return self._explain_tls(details, server, token) or explain(error, server)
         if code is grpc.StatusCode.UNAVAILABLE and BROKE.search(details) and tls_answer(server):
             where = "its screen shows the one for nodes (key j), and so does server.pyz token list there"
             return Distrust(f"{server} wants a token: {where}; {HOW_TO_GIVE}", code)
@@ -152,7 +145,7 @@ class Trust:
         if not isinstance(ended, Distrust) or not ended.of_token:
             return False
         tried = self._tried.setdefault(server, [])
-        if token := self._ways[server].token:
+        if token := self._in_use[server]:
             tried.append(token)
         with contextlib.suppress(OSError, ValueError):  # the next session tells it
             if any(token not in tried for token in self._in_turn(server)):
@@ -162,15 +155,15 @@ class Trust:
 
     def accepted(self, server: str) -> str:
         """The server took the node: its token is saved. Returns why it can't be, once."""
-        way = self._ways.get(server)
-        if not way or not way.token:
+        token = self._in_use.get(server)
+        if not token:
             return ""
-        self._fit[server] = way.token
+        self._fit[server] = token
         self._tried.pop(server, None)
         if self._is_unsaved or is_credential(self._files.tokens):  # systemd gives it again, and may have it encrypted on the disk
             return ""
         try:
-            save(way.token)
+            save(token)
         except OSError as error:
             self._is_unsaved = True
             return f"the token can't be saved, so the next start needs it again: {error}"

@@ -164,16 +164,16 @@ def test_one_that_fit_is_the_first_and_the_others_are_not_forgotten() -> None:
     proof = Trust([OTHER.token(), OWN.token()])
     for expected in (OTHER.token(), OWN.token()):
         with proof.channel("a:1"):
-            assert proof._ways["a:1"].token == expected
+            assert proof._in_use["a:1"] == expected
         assert proof.tries_another("a:1", Distrust("", of_token=True)) == (expected == OTHER.token())
     with proof.channel("a:1"):
         proof.tries_another("a:1", Distrust("", of_token=True))
     with proof.channel("a:1"):
         proof.accepted("a:1")
     with proof.channel("a:1"):
-        assert proof._ways["a:1"].token == OWN.token()
+        assert proof._in_use["a:1"] == OWN.token()
     with proof.channel("b:1"):
-        assert proof._ways["b:1"].token == OTHER.token()
+        assert proof._in_use["b:1"] == OTHER.token()
 
 
 def test_a_refused_token_gives_way_to_the_next_for_the_same_server(guarded: Serve, run: Callable[..., node.NodeState]) -> None:
@@ -271,7 +271,7 @@ def test_who_had_a_token_does_not_speak_plain_when_it_is_gone(state_home: pathli
     proof.check()
     trust.saved_path().unlink()
     with proof.channel("a:1"):
-        assert proof._ways["a:1"].is_secure
+        assert proof._in_use["a:1"] == OWN.token()
 
 
 # ---- Servers that an authority vouches for ----
