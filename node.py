@@ -521,15 +521,8 @@ def keep_connected(
     turns, delays, taken, distrusted, spread_seconds = Turns(servers, state.clock, pace), new_delays(), 0, 0, 0.0
     state.wait(state.newest_sequence, FIRST_SAMPLE_SECONDS)  # a box appears with its readings, and without them if they hang
     while not state.is_closed():
-        state.turn_to(turns.server, turns.place)
-        state.update_link(phase="connecting", unary=False)
-        session, ended = Session(state, identity, trust, turns.server, interval_seconds), None
-        if turns.server != servers[0]:
-            guarded(state, False, look_back, state, trust, session, turns)
-        try:
-            session.run()
-        except SessionEnded as error:
-            ended = error
+        session = Session(state, identity, trust, turns.server, interval_seconds)
+        ended = end_of(session, state, trust, turns)
         if session.acknowledged:
             delays, spread_seconds = new_delays(), session.spread_seconds
         if session.better:
@@ -561,6 +554,22 @@ def keep_connected(
                 phase="waiting", reason=reason, last_error=reason, retry_at=state.clock() + delay, round_trip_seconds=None
             )
             state.wait(lambda: False, delay)
+
+
+def end_of(session: Session, state: NodeState, trust: Trust, turns: Turns) -> SessionEnded | None:
+    """Run a session with the server whose turn it is, and beside it the look for an earlier one. Returns why it failed; None: it
+    was left, or the node is closed. When this returns, no other thread uses `trust` any more."""
+    state.turn_to(turns.server, turns.place)
+    state.update_link(phase="connecting", unary=False)
+    looking = guarded(state, False, look_back, state, trust, session, turns) if turns.has_earlier else None
+    try:
+        session.run()
+    except SessionEnded as error:
+        return error
+    finally:
+        if looking:
+            looking.join()  # it ends with the session
+    return None
 
 
 # ---- The program ----

@@ -70,6 +70,11 @@ class Turns:
         return self.servers[self._index]
 
     @property
+    def has_earlier(self) -> bool:
+        """Whether there are any before it."""
+        return self._index > 0
+
+    @property
     def place(self) -> str:
         """Which of several that is, in words; empty where there is one alone."""
         if len(self.servers) == 1:
@@ -113,7 +118,7 @@ def is_there(
     """
     while True:
         try:
-            with trust.channel(server) as (channel, _):
+            with trust.channel(server) as (channel, metadata):
                 check: Any = channel.unary_unary(HEALTH)
                 call = check.future(b"", timeout=seconds)
                 call.add_done_callback(lambda _: notify())
@@ -122,6 +127,8 @@ def is_there(
                     return False
                 if call.code() in THERE or (call.code() is grpc.StatusCode.OK and call.result() == SERVING):
                     return True
+                if not metadata:  # no token that another could take the place of
+                    return False
                 ended = trust.explain(call, server)
         except SessionEnded as error:
             ended = error

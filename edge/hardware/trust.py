@@ -61,7 +61,7 @@ def slowly() -> float:
 
 
 class Trust:
-    """A node's tokens and files, and the channels that they open. Of one session after the other.
+    """A node's tokens and files, and the channels that they open. Two threads at a time may use it, for different servers.
 
     Tokens that the user gives beat those that were saved for the same server. Each is tried until one fits: a server is proved by
     the key that the token names before the token is sent, so that a wrong one costs a handshake and tells nobody anything.
