@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 KEY_FILE, TOKENS_FILE = "server-key.pem", "tokens.json"
 ANEW = "new ones are made at the next start, and each node needs a new token"
 MAX_FILE_BYTES = 2**20  # of a certificate's file; one with all authorities of the world has 200 KB
-Signature = tuple[int, ...]  # of files as they are now; another one when something has changed
+Stamp = tuple[int, ...]  # of files as they are now; another one when something has changed
 
 
 class Pair(NamedTuple):
@@ -37,16 +37,16 @@ class Pair(NamedTuple):
     certificate: bytes  # and those that lead to its authority
 
 
-def chosen_folder(given: str | None) -> pathlib.Path:
+def chosen_folder(given: pathlib.Path | None) -> pathlib.Path:
     """The state folder: the one of --state, else this user's. Raises Failure."""
     try:
-        return pathlib.Path(given) if given else state_folder()
+        return given or state_folder()
     except OSError as error:
         raise Failure(f"{error}: give --state a folder") from error
 
 
 @contextlib.contextmanager
-def ending() -> Iterator[None]:
+def errors_as_failure() -> Iterator[None]:
     """Makes Failure of what is wrong with a file of the state folder."""
     try:
         yield
@@ -56,7 +56,7 @@ def ending() -> Iterator[None]:
         raise Failure(f"{error}: give --state a folder that this user can read and write") from error
 
 
-def signature_of(*paths: pathlib.Path) -> Signature:
+def stamp_of(*paths: pathlib.Path) -> Stamp:
     """Tells whether files have changed: what they hold, or whose they are. Empty where one is not there."""
     try:
         found = [path.stat() for path in paths]
@@ -74,7 +74,7 @@ class OwnKey:
     def __init__(self, folder: pathlib.Path, makes: bool = True) -> None:
         """Reads it; `makes` it where there is none. Raises Failure."""
         path = folder / KEY_FILE
-        with ending():
+        with errors_as_failure():
             try:
                 text = read_private(path)
             except FileNotFoundError:
@@ -192,7 +192,7 @@ class UserFiles:
         self._paths = (certificate, key, client_ca)
         self._files = tuple(filter(None, self._paths))
         self._wall = wall
-        self._seen = self._read = signature_of(*self._files)
+        self._seen = self._read = stamp_of(*self._files)
         try:
             self._loaded = load(*self._paths)
         except ValueError as error:
@@ -205,7 +205,7 @@ class UserFiles:
         Call it each second or so. Returns what should be told: that new ones can't be used (the old ones are then), that the
         certificate is out of date; each once. Empty else.
         """
-        seen, self._seen = self._seen, signature_of(*self._files)
+        seen, self._seen = self._seen, stamp_of(*self._files)
         if self._seen == seen != self._read:
             self._read = seen
             try:

@@ -32,7 +32,7 @@ class Guard:
         client_ca: pathlib.Path | None = None,
     ) -> None:
         """Makes a key and tokens where there are none. Raises Failure where that, or a file, can't be used."""
-        self.folder = chosen_folder(str(folder) if folder else None)
+        self.folder = chosen_folder(folder)
         self._is_named = bool(folder or os.environ.get("STATE_DIRECTORY"))  # else a shell of the same user finds it by itself
         self._key = OwnKey(self.folder)
         self._files = UserFiles(certificate, key, client_ca) if certificate and key else None

@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
-from edge.command_line import Once, Options, one_of
+from edge.command_line import Once, Options, one_of, parse_path
 from edge.credentials import Role
 from edge.drawing import cells
 from edge.fleet.certificates import OwnKey, chosen_folder
@@ -70,7 +70,7 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     new, _, revoke = made = [commands.add_parser(name, description=about, help=about) for name, (_, about) in uses.items()]
     for one, (name, (argument, _)) in zip(made, uses.items(), strict=True):
         one.usage = f"python3 server.pyz token {name}{argument} [option …]"
-        one.option("--state", "the server's state folder (default as the server's)", metavar="FOLDER")
+        one.option("--state", "the server's state folder (default as the server's)", type=parse_path, metavar="FOLDER")
         one.switch("--debug", "tracebacks")
     role = one_of([role.value for role in Role])
     new.add_argument(
@@ -94,7 +94,7 @@ def run(options: argparse.Namespace) -> int:
     elif options.command == "revoke":
         revoke(tokens, options.id)
     else:
-        put("\n".join([*told(joining_of(tokens, options.state or "")), "", *table(tokens, now)]))
+        put("\n".join([*told(joining_of(tokens, str(options.state or ""))), "", *table(tokens, now)]))
     return 0
 
 

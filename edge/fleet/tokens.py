@@ -19,7 +19,7 @@ import grpc
 
 from edge.command_line import Endpoint
 from edge.credentials import AUTHORIZATION, ID_BYTES, NO_KEY, TOKEN_CHARACTERS, Role, Token, parse_token
-from edge.fleet.certificates import ANEW, TOKENS_FILE, OwnKey, Signature, ending, signature_of
+from edge.fleet.certificates import ANEW, TOKENS_FILE, OwnKey, Stamp, errors_as_failure, stamp_of
 from edge.fleet.row import End, Refused
 from edge.program import Failure
 from edge.state_folder import locked, read_private, write_private
@@ -81,9 +81,9 @@ class Tokens:
         `names_key`: whether the server proves itself by its own key; None: as when it was started last.
         """
         self._folder, self._path, self._key, self._wall = folder, folder / TOKENS_FILE, key, wall
-        self._signature: Signature = signature_of(self._path)
+        self._stamp: Stamp = stamp_of(self._path)
         self._untold = ""  # what is wrong with the file as it is now
-        with ending():
+        with errors_as_failure():
             try:
                 self._take(self._read())
             except FileNotFoundError:
@@ -151,10 +151,10 @@ class Tokens:
         return trouble
 
     def _follow(self) -> None:
-        signature = signature_of(self._path)
-        if signature == self._signature:
+        stamp = stamp_of(self._path)
+        if stamp == self._stamp:
             return
-        self._signature = signature
+        self._stamp = stamp
         try:
             self._take(self._read())
             self._untold = ""
@@ -233,7 +233,7 @@ class Tokens:
 
     def _change(self, edit: Callable[[Kept], Kept]) -> Kept:
         """Edit the file as it is now, alone, whoever else wants to. Raises Failure, and nothing has changed."""
-        with ending(), locked(self._folder):
+        with errors_as_failure(), locked(self._folder):
             before = None
             try:
                 before = self._read()

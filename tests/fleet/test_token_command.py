@@ -157,6 +157,7 @@ def test_what_is_not_there_is_said(command: Command, tmp_path: pathlib.Path) -> 
         (("new", "--expires", "soon"), "argument --expires: 'soon' is no time to live: write a number and s, m, h, d or w"),
         (("new", "rack"), "unrecognized arguments: rack"),
         (("revoke",), "the following arguments are required: ID"),
+        (("list", "--state", ""), "argument --state: it is empty: name a file or a folder"),
     ],
 )
 def test_a_command_line_that_is_not_understood(argv: tuple[str, ...], words: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -199,7 +200,7 @@ def test_the_folder_may_come_from_the_environment(
         monkeypatch.setenv(name, str(started.folder))
         assert main(["list"]) == 0
         assert node in capsys.readouterr().out
-        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
 
 
 def test_several_at_once_are_all_kept(started: Command) -> None:
