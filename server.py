@@ -50,7 +50,7 @@ from edge.fleet.intake import (
     with_unread,
     with_unread_if_sane,
 )
-from edge.fleet.joining import Joining, own_addresses, token_command, told
+from edge.fleet.joining import Joining, own_addresses, told
 from edge.fleet.keys import follow, press
 from edge.fleet.lens import EVENTS_KEPT, Lens, Ui
 from edge.fleet.listening import default_endpoint, most_connections, too_few_files, why_not_bound
@@ -372,6 +372,9 @@ class Registry:
             self._lines.add(kind, visible(text, 500), visible(node_id, MAX_NODE_ID) or MISSING, self.clock(), stranger)
 
 
+# ---- The network thread ----
+
+
 class ErrorEvents(logging.Handler):
     """What gRPC and asyncio log of exceptions in the network thread: an event, where stderr would go across the screen."""
 
@@ -389,9 +392,6 @@ class ErrorEvents(logging.Handler):
 def tells_no_header(record: logging.LogRecord) -> bool:
     """gRPC logs a header that is no UTF-8, whole: it may be a token, and whoever comes can send masses of them."""
     return not str(record.msg).startswith("Invalid encoding on")
-
-
-# ---- The network thread ----
 
 
 class Ticker:
@@ -536,8 +536,12 @@ def show_screen(
                 frame_due = min(frame_due, drawn + 1 / options.fps)  # a key is answered at once
 
 
-def run_headless(registry: Registry, network: Network, inputs: Inputs, as_json: bool) -> None:
-    """The main thread without a terminal: a line an event, or with --json a snapshot of the fleet each second."""
+def run_headless(registry: Registry, network: Network, inputs: Inputs, listening: str, joining: Joining, as_json: bool) -> None:
+    """The main thread without a terminal: a line an event, or with --json a snapshot of the fleet each second, and all else on
+    stderr."""
+    said = sys.stderr if as_json else sys.stdout
+    first = f"{time_stamp(time.time())} listening on {listening}"
+    put("\n".join([first, *told(joining, with_tokens=not is_journal(said))]), said)
     events, snapshot_due = registry.log.follow(), registry.clock()
     while not inputs.received and network.is_alive():
         now = registry.clock()
@@ -549,18 +553,8 @@ def run_headless(registry: Registry, network: Network, inputs: Inputs, as_json: 
         inputs.wait(PRINT_SECONDS)
     if not as_json:
         print_events(events)  # what came since the last look
-
-
-def joining_of(guard: Guard | None, addresses: Sequence[str]) -> Joining:
-    """How a box gets in, as of now."""
-    return guard.joining(addresses) if guard else Joining(is_secure=False, addresses=addresses)
-
-
-def introduction(joining: Joining, is_kept: bool) -> list[str]:
-    """What to do on a box. `is_kept`: the lines go where others may read them later, so they name no token."""
-    if is_kept and joining.node_token:
-        return [f"What to type and to paste on a box: {token_command(joining, 'list')}"]
-    return told(joining)
+    if inputs.received:
+        put(f"{time_stamp(time.time())} stopped by {signal.Signals(inputs.received).name}", said)
 
 
 def print_events(events: Follower) -> None:
@@ -636,18 +630,17 @@ def run(options: argparse.Namespace, make_registry: Callable[..., Registry] = Re
         bound = network.start()
         listening = ", ".join(map(str, bound))
         try:
-            joining_now = functools.partial(joining_of, guard, own_addresses(bound))
+            addresses = own_addresses(bound)
+
+            def joining_now() -> Joining:  # tokens come and go
+                return guard.joining(addresses) if guard else Joining(is_secure=False, addresses=addresses)
+
             if guard:
-                guard.tokens.set_listening(bound, by_certificates=options.client_ca is not None)
+                guard.tokens.set_listening(bound)
             if screen:
                 show_screen(registry, network, inputs, listening, joining_now, options)
             else:
-                said = sys.stderr if options.json else sys.stdout
-                first = f"{time_stamp(time.time())} listening on {listening}"
-                put("\n".join([first, *introduction(joining_now(), is_journal(said))]), said)
-                run_headless(registry, network, inputs, options.json)
-                if inputs.received:
-                    put(f"{time_stamp(time.time())} stopped by {signal.Signals(inputs.received).name}", said)
+                run_headless(registry, network, inputs, listening, joining_now(), options.json)
         except OutputClosed as closed:
             inputs.take(closed)
         finally:

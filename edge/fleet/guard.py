@@ -37,7 +37,7 @@ class Guard:
         self._key = OwnKey(self.folder)
         self._files = UserFiles(certificate, key, client_ca) if certificate and key else None
         self._wants_certificates = client_ca is not None
-        self.tokens = Tokens(self.folder, self._key, names_key=not self._files)
+        self.tokens = Tokens(self.folder, self._key, names_key=not self._files, by_certificates=self._wants_certificates)
         self.visitors = Visitors()
 
     def credentials(self) -> grpc.ServerCredentials:
@@ -87,15 +87,7 @@ class Guard:
 
     def joining(self, addresses: Sequence[str]) -> Joining:
         """How a box gets in, as of now: tokens come and go."""
-        return Joining(
-            is_secure=True,
-            addresses=addresses,
-            node_token="" if self._wants_certificates else self.tokens.newest(Role.NODE),
-            view_token=self.tokens.newest(Role.VIEW),
-            needs_ca=self._files is not None,
-            needs_certificate=self._wants_certificates,
-            state_folder=str(self.folder.absolute()) if self._is_named else "",
-        )
+        return self.tokens.joining(addresses, str(self.folder.absolute()) if self._is_named else "")
 
 
 class Visitors:

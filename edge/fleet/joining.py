@@ -79,8 +79,10 @@ def elsewhere(joining: Joining, most: int) -> list[Step]:
     return [Step(f"This machine's other addresses: {', '.join(others[:most])}{more}")] if others else []
 
 
-def told(joining: Joining) -> list[str]:
-    """What to do on a box, as plain lines; a token has one of its own."""
+def told(joining: Joining, with_tokens: bool = True) -> list[str]:
+    """What to do on a box, as plain lines; a token has one of its own. `with_tokens` False: for where others may read it later."""
+    if joining.node_token and not with_tokens:
+        return [f"What to type and to paste on a box: {token_command(joining, 'list')}"]
     lines: list[str] = []
     for words, text in [*steps(joining), *elsewhere(joining, ADDRESSES_TOLD - 1)]:
         lines += [words, text] if text.startswith(PREFIX) else [f"{words} {text}".rstrip()]

@@ -20,7 +20,7 @@ from edge.command_line import Once, Options, one_of, parse_path
 from edge.credentials import Role
 from edge.drawing import cells
 from edge.fleet.certificates import OwnKey, chosen_folder
-from edge.fleet.joining import Joining, own_addresses, told
+from edge.fleet.joining import own_addresses, told
 from edge.fleet.listening import default_endpoint
 from edge.fleet.tokens import Tokens, called
 from edge.program import main_of, put, time_stamp
@@ -94,7 +94,8 @@ def run(options: argparse.Namespace) -> int:
     elif options.command == "revoke":
         revoke(tokens, options.id)
     else:
-        put("\n".join([*told(joining_of(tokens, str(options.state or ""))), "", *table(tokens, now)]))
+        addresses = own_addresses(tokens.listening() or [default_endpoint()])
+        put("\n".join([*told(tokens.joining(addresses, str(options.state or ""))), "", *table(tokens, now)]))
     return 0
 
 
@@ -126,20 +127,6 @@ def revoke(tokens: Tokens, token_id: str) -> None:
     put(f"token {called(issued)} {issued.why_over(time.time())}: a running server lets nobody in by it, within 2 s")
     if not tokens.newest(Role.NODE) and issued.role is Role.NODE:
         put("no node token is valid now: python3 server.pyz token new makes one", sys.stderr)
-
-
-def joining_of(tokens: Tokens, state_folder: str) -> Joining:
-    """How a box gets in, as the server was started last."""
-    by_certificates = tokens.lets_in_by_certificates()
-    return Joining(
-        is_secure=True,
-        addresses=own_addresses(tokens.listening() or [default_endpoint()]),
-        node_token="" if by_certificates else tokens.newest(Role.NODE),
-        view_token=tokens.newest(Role.VIEW),
-        needs_ca=not tokens.names_key(),
-        needs_certificate=by_certificates,
-        state_folder=state_folder,
-    )
 
 
 def table(tokens: Tokens, now: float) -> Iterator[str]:

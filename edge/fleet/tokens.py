@@ -20,6 +20,7 @@ import grpc
 from edge.command_line import Endpoint
 from edge.credentials import AUTHORIZATION, ID_BYTES, NO_KEY, TOKEN_CHARACTERS, Role, Token, parse_token
 from edge.fleet.certificates import ANEW, TOKENS_FILE, OwnKey, Stamp, errors_as_failure, stamp_of
+from edge.fleet.joining import Joining
 from edge.fleet.row import End, Refused
 from edge.program import Failure
 from edge.state_folder import locked, read_private, write_private
@@ -74,11 +75,16 @@ class Tokens:
     """Who may come in. Any thread may call it; other processes may change the file at any time."""
 
     def __init__(
-        self, folder: pathlib.Path, key: OwnKey, names_key: bool | None = None, wall: Callable[[], float] = time.time
+        self,
+        folder: pathlib.Path,
+        key: OwnKey,
+        names_key: bool | None = None,
+        wall: Callable[[], float] = time.time,
+        by_certificates: bool = False,
     ) -> None:
         """Reads the file, or makes it with a token of each role. Raises Failure.
 
-        `names_key`: whether the server proves itself by its own key; None: as when it was started last.
+        `names_key`, `by_certificates`: of Kept, for a server that starts; `names_key` None: both as when it was started last.
         """
         self._folder, self._path, self._key, self._wall = folder, folder / TOKENS_FILE, key, wall
         self._stamp: Stamp = stamp_of(self._path)
@@ -91,7 +97,7 @@ class Tokens:
             except ValueError as error:
                 raise Failure(str(error)) from error
         if names_key is not None:
-            self._change_if_new(lambda kept: kept._replace(names_key=names_key))
+            self._change_if_new(lambda kept: kept._replace(names_key=names_key, by_certificates=by_certificates))
 
     def issue(self, role: Role, note: str, expires: float | None) -> Issued:
         """Make a token. Raises Failure."""
@@ -112,21 +118,26 @@ class Tokens:
 
         return next(one for one in self._change_if_new(without).issued if one.id == number)
 
-    def set_listening(self, bound: Sequence[Endpoint], by_certificates: bool = False) -> None:
-        """Keep where the server listens, and whether nodes come by their certificates, for `token list` to tell. Raises Failure."""
-        self._change_if_new(lambda kept: kept._replace(listening=tuple(bound), by_certificates=by_certificates))
+    def set_listening(self, bound: Sequence[Endpoint]) -> None:
+        """Keep where the server listens, for `token list` to tell. Raises Failure."""
+        self._change_if_new(lambda kept: kept._replace(listening=tuple(bound)))
 
     def listening(self) -> Sequence[Endpoint]:
         """Where the server listened when it was started last; empty: it never was."""
         return self._known.kept.listening
 
-    def lets_in_by_certificates(self) -> bool:
-        """Whether nodes need no token, but a certificate."""
-        return self._known.kept.by_certificates
-
-    def names_key(self) -> bool:
-        """Whether tokens name the server's own key. Else nodes need --ca."""
-        return self._known.kept.names_key
+    def joining(self, addresses: Sequence[str], state_folder: str = "") -> Joining:
+        """How a box gets in at these addresses, as of now. `state_folder`: that commands have to name; empty: the usual one."""
+        kept = self._known.kept
+        return Joining(
+            is_secure=True,
+            addresses=addresses,
+            node_token="" if kept.by_certificates else self.newest(Role.NODE),
+            view_token=self.newest(Role.VIEW),
+            needs_ca=not kept.names_key,
+            needs_certificate=kept.by_certificates,
+            state_folder=state_folder,
+        )
 
     def issued(self) -> list[Issued]:
         """All of them, the oldest first."""
@@ -134,7 +145,7 @@ class Tokens:
 
     def token_of(self, issued: Issued) -> Token:
         """The token itself, with its secret."""
-        return self._token(issued, self._key.public if self.names_key() else NO_KEY)
+        return self._token(issued, self._key.public if self._known.kept.names_key else NO_KEY)
 
     def newest(self, role: Role) -> str:
         """The line to paste, of the newest valid token of a role; empty where none is valid."""

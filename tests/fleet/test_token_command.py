@@ -98,7 +98,8 @@ def test_list_tells_how_the_server_proves_itself(started: Command) -> None:
     out, _ = started("list")
     assert re.search(r"python3 node.pyz --server \S+ --ca FILE\n", out)
     assert "EDGE_TOKEN=" in out
-    started.tokens().set_listening([Endpoint("10.0.0.5", 50051)], by_certificates=True)
+    Tokens(started.folder, OwnKey(started.folder), names_key=False, by_certificates=True)
+    started.tokens().set_listening([Endpoint("10.0.0.5", 50051)])
     out, _ = started("list")
     assert "python3 node.pyz --server 10.0.0.5 --ca FILE --tls-cert FILE --tls-key FILE\n" in out
     assert "EDGE_TOKEN=" not in out
