@@ -636,7 +636,10 @@ def run(options: argparse.Namespace, make_registry: Callable[..., Registry] = Re
                 return guard.joining(addresses) if guard else Joining(is_secure=False, addresses=addresses)
 
             if guard:
-                guard.tokens.set_listening(bound)
+                try:
+                    guard.tokens.set_listening(bound)
+                except Failure as error:  # a folder that is read-only has all that a server needs
+                    registry.complain("warning", "server", f"token list can't tell where this server listens: {error}")
             if screen:
                 show_screen(registry, network, inputs, listening, joining_now, options)
             else:

@@ -8,6 +8,7 @@ import pathlib
 import re
 import socket
 import ssl
+import sys
 import time
 from collections.abc import Callable, Iterator
 
@@ -543,6 +544,17 @@ def test_a_state_folder_that_cannot_be_written_is_refused(start: Start, folder: 
     assert line.startswith("server: ")
     assert folder in line
     assert "--state" in line
+
+
+def test_a_state_folder_that_is_read_only_serves_once_the_key_and_the_tokens_are_there(start: Start, guard: Guard) -> None:
+    mount = f"mount --bind {guard.folder} {guard.folder} && mount -o remount,ro,bind {guard.folder}"
+    server = f"exec {sys.executable} server.py --secure --listen 127.0.0.1:0 --headless --state {guard.folder}"
+    isolated = "import os, sys; os.execvp('unshare', ['unshare', '-m', 'sh', '-c', sys.argv[1]])"
+    program = start("-c", isolated, f"{mount} && {server}")
+    program.line("listening on")
+    program.line("^edge1-")
+    program.line(r"warning server: token list can't tell where this server listens: .*read-only file system")
+    assert program.end() == 130
 
 
 @pytest.mark.parametrize(
