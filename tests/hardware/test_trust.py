@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import itertools
 import os
 import pathlib
@@ -24,11 +23,10 @@ from edge.hardware.errors import Distrust
 from edge.hardware.identity import Identity
 from edge.hardware.trust import MAX_SAVED, NAME_ALONE, NOBODY, Files, Trust, parse_tokens, read_saved, read_tokens, save, trust_of
 from edge.program import Failure
+from tests.fixtures.pki import Authority, pem_of
 from tests.fixtures.processes import Program, Terminal, eventually
-from tests.fixtures.secure import EVER, Authority, Between, Guarded, own_server, private_pem, start_guarded
+from tests.fixtures.secure import Between, Guarded, own_server, start_guarded
 
-NOW = datetime.datetime.now(datetime.timezone.utc).replace(tzinfo=None)
-DAY = datetime.timedelta(days=1)
 SIMULATED = ("--hardware", "simulated", "--seed", "1")
 OWN, OWN_KEY, OWN_CERTIFICATE = own_server()
 OTHER, OTHER_KEY, OTHER_CERTIFICATE = own_server()
@@ -136,7 +134,7 @@ def test_who_stands_in_between_hears_no_secret(
     forger = Authority("Edge Compute Node") if forges else Authority("someone")
     if forges:
         forger.public = OWN.public  # what the certificate says of who signed it
-    between = Between(tmp_path, private_pem(USER.key), forger.certificate("edge-compute-node", key=USER.key))
+    between = Between(tmp_path, pem_of(USER.key), forger.certificate("edge-compute-node", key=USER.key))
     token = OWN.token()
     state = run(between.address, [token])
     assert "is not the server this token is for" in refusal(state)
@@ -259,7 +257,7 @@ def test_tls_is_told_from_what_is_none(guarded: Serve, tmp_path: pathlib.Path) -
     assert NAME_ALONE not in trust.tls_answer(own, [OTHER.public]) != ""
     assert trust.tls_answer(guarded(Guarded(), OWN_KEY, OWN_CERTIFICATE))
     company = COMPANY.certificate("127.0.0.1", key=USER.key)
-    assert trust.tls_answer(guarded(Guarded(), private_pem(USER.key), company, client_ca=COMPANY.certificate()))
+    assert trust.tls_answer(guarded(Guarded(), pem_of(USER.key), company, client_ca=COMPANY.pem))
     assert not trust.tls_answer(guarded(Guarded()))
     assert not trust.tls_answer("127.0.0.1:1")
     assert not trust.tls_answer("no-such-host.invalid:1", seconds=1)
@@ -282,16 +280,15 @@ class Company:
 
     def __init__(self, folder: pathlib.Path, guarded: Serve) -> None:
         self.folder, self.guarded = folder, guarded
-        (folder / "ca.pem").write_bytes(COMPANY.certificate())
+        (folder / "ca.pem").write_bytes(COMPANY.pem)
         (folder / "node.pem").write_bytes(COMPANY.certificate("box-1", key=USER.key))
-        (folder / "node.key").write_bytes(private_pem(USER.key))
+        (folder / "node.key").write_bytes(pem_of(USER.key))
         self.ca = Files(ca=str(folder / "ca.pem"))
         self.both = self.ca._replace(certificate=str(folder / "node.pem"), key=str(folder / "node.key"))
         self.servicer = Guarded(refusal="")
 
-    def serve(self, *names: str, valid: Sequence[datetime.datetime] = EVER, **settings: Any) -> str:
-        certificate = COMPANY.certificate(*names, key=USER.key, valid=valid)
-        return self.guarded(self.servicer, private_pem(USER.key), certificate, **settings)
+    def serve(self, *names: str, **settings: Any) -> str:
+        return self.guarded(self.servicer, pem_of(USER.key), COMPANY.certificate(*names, key=USER.key), **settings)
 
 
 @pytest.fixture
@@ -313,32 +310,32 @@ def test_an_authority_proves_the_server_and_a_token_goes_along_if_there_is_one(
 
 
 @pytest.mark.parametrize(
-    ("name", "valid", "signer", "said"),
+    ("name", "validity", "signer", "said"),
     [
-        ("example.com", EVER, COMPANY, "has a certificate for another name: nothing was sent; give --server"),
-        ("127.0.0.1", EVER, STRANGERS, "has no certificate of the authority in {ca}: another server"),
-        ("127.0.0.1", (NOW + DAY, NOW + 2 * DAY), COMPANY, "is not valid yet by this box's clock (20"),
-        ("127.0.0.1", (NOW - 2 * DAY, NOW - DAY), COMPANY, "has expired by this box's clock (20"),
+        ("example.com", {}, COMPANY, "has a certificate for another name: nothing was sent; give --server"),
+        ("127.0.0.1", {}, STRANGERS, "has no certificate of the authority in {ca}: another server"),
+        ("127.0.0.1", {"begins_in_days": 1}, COMPANY, "is not valid yet by this box's clock (20"),
+        ("127.0.0.1", {"begins_in_days": -31}, COMPANY, "has expired by this box's clock (20"),
     ],
     ids=["name", "authority", "early", "late"],
 )
 def test_a_certificate_that_proves_nothing_is_told(
-    company: Company, run: Callable[..., node.NodeState], name: str, valid: Any, signer: Authority, said: str
+    company: Company, run: Callable[..., node.NodeState], name: str, validity: dict[str, float], signer: Authority, said: str
 ) -> None:
-    address = company.guarded(company.servicer, private_pem(USER.key), signer.certificate(name, key=USER.key, valid=valid))
+    address = company.guarded(company.servicer, pem_of(USER.key), signer.certificate(name, key=USER.key, **validity))
     state = run(address, files=company.ca)
     assert said.format(ca=company.ca.ca) in refusal(state)
     assert company.servicer.brought == []
 
 
 def test_a_client_certificate_is_shown_and_a_refused_one_named(company: Company, run: Callable[..., node.NodeState]) -> None:
-    address = company.serve("127.0.0.1", client_ca=COMPANY.certificate())
+    address = company.serve("127.0.0.1", client_ca=COMPANY.pem)
     good = run(address, files=company.both)
     eventually(lambda: connected(good))
     (company.folder / "node.pem").write_bytes(STRANGERS.certificate("box-1", key=USER.key))
     state = run(address, files=company.both)
     assert refusal(state).startswith(f"{address} broke the connection when it saw {company.both.certificate}: that may")
-    own = company.guarded(company.servicer, OWN_KEY, OWN_CERTIFICATE, client_ca=COMPANY.certificate())
+    own = company.guarded(company.servicer, OWN_KEY, OWN_CERTIFICATE, client_ca=COMPANY.pem)
     (company.folder / "node.pem").write_bytes(COMPANY.certificate("box-1", key=USER.key))
     both = run(own, [OWN.token()], company.both._replace(ca=""))  # the server proved by its key, the node by its certificate
     eventually(lambda: connected(both))
@@ -346,13 +343,13 @@ def test_a_client_certificate_is_shown_and_a_refused_one_named(company: Company,
 
 def test_files_are_read_again_for_each_session(company: Company, run: Callable[..., node.NodeState]) -> None:
     ca = pathlib.Path(company.ca.ca)
-    ca.write_bytes(STRANGERS.certificate())
+    ca.write_bytes(STRANGERS.pem)
     tokens = private(company.folder / "tokens", OTHER.token().text())
     state = run(company.serve("127.0.0.1"), files=company.ca._replace(tokens=tokens), slow=0.02)
     eventually(lambda: "no certificate of the authority" in log_of(state))
     ca.unlink()
     eventually(lambda: f"cannot read {ca}: no such file or directory; next try" in log_of(state))
-    ca.write_bytes(COMPANY.certificate())
+    ca.write_bytes(COMPANY.pem)
     eventually(lambda: connected(state))
 
 
@@ -361,8 +358,8 @@ def test_what_is_no_certificate_is_told(company: Company, run: Callable[..., nod
     ca = pathlib.Path(company.ca.ca)
     ca.write_text("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
     assert refusal(run(address, files=company.ca)).startswith(f"{ca} can't be used: whole certificates in PEM are wanted")
-    (company.folder / "node.key").write_bytes(private_pem(OTHER.key))  # of another certificate
-    ca.write_bytes(COMPANY.certificate())
+    (company.folder / "node.key").write_bytes(pem_of(OTHER.key))  # of another certificate
+    ca.write_bytes(COMPANY.pem)
     assert f"{company.both.key} can't be used" in refusal(run(address, files=company.both))
     for name, text, said in (
         ("ca.pem", "hello", "has no certificate in it"),
