@@ -8,7 +8,6 @@ import re
 import select
 import signal
 import socket
-import ssl
 import subprocess
 import sys
 import threading
@@ -22,6 +21,7 @@ from bench.chaos import FAKETIME
 from edge.credentials import SERVER_NAME, parse_token
 from edge.fleet.certificates import OwnKey
 from tests.fixtures.processes import ROOT, Program, eventually
+from tests.fixtures.secure import Between
 
 Start = Callable[..., Program]
 SIMULATED = ("--headless", "--hardware", "simulated", "--seed", "7")
@@ -122,25 +122,6 @@ class Relay:
                         others[end].sendall(data)
 
 
-class Impostor(Relay):
-    """Hands nothing on: speaks to the node with a key of its own, under the server's names, and reads what it says."""
-
-    def __init__(self, address: str, folder: pathlib.Path) -> None:
-        pair = OwnKey(folder).own_certificate()
-        (folder / "pair.pem").write_bytes(pair.key + pair.certificate)
-        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self.context.load_cert_chain(folder / "pair.pem")
-        self.context.set_alpn_protocols(["h2"])
-        self.greetings = 0
-        super().__init__(address)
-
-    def _hand_on(self, near: socket.socket) -> None:
-        self.greetings += 1
-        with near, contextlib.suppress(OSError), self.context.wrap_socket(near, server_side=True) as node:
-            while data := node.recv(65_536):
-                self.seen += data
-
-
 def test_who_listens_on_the_way_reads_no_secret_and_no_reading(secure: Callable[..., Server], join: Callable[..., Program]) -> None:
     server = secure()
     relay = Relay(server.address)
@@ -157,15 +138,16 @@ def test_who_stands_in_between_gets_no_secret_and_is_found_out(
     secure: Callable[..., Server], join: Callable[..., Program], tmp_path: pathlib.Path
 ) -> None:
     server = secure()
-    impostor = Impostor(server.address, tmp_path / "impostor")
-    node = join(impostor.address, EDGE_TOKEN=server.token)
+    between = Between(tmp_path, *OwnKey(tmp_path / "another").own_certificate())
+    node = join(between.address, EDGE_TOKEN=server.token)
     said = node.line("is not the server this token is for").string
     assert "another one, or someone in between" in said
     assert "not sent" in said
     assert re.search(r"next try in (\d\d\.\d) s", said)  # goes on trying, slowly
     assert node.end() == 130
-    assert impostor.greetings
-    assert impostor.seen == b""
+    between.close()
+    assert between.wire
+    assert between.heard == b""
 
 
 # ---- What happens to fleets ----
