@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import logging
 import math
 import os
-import pathlib
 import re
 import signal
 import struct
@@ -43,6 +41,7 @@ from edge.program import VERSION
 from edge.protocol import ACKNOWLEDGE_SECONDS, GOODBYE_SECONDS, SILENCE_SECONDS
 from server import CHECK_SECONDS, Registry, Ticker
 from tests.fixtures.examples import example_registry
+from tests.fixtures.garbage import collected
 from tests.fixtures.peers import Peer
 from tests.fixtures.processes import ROOT, Program, Terminal, eventually
 from tests.fixtures.screens import exact, frame_of
@@ -930,31 +929,6 @@ def test_half_closing_is_an_end_though_the_connection_stays(serve: Serve, dial: 
 
 
 # ---- What a session leaves behind ----
-
-
-@contextlib.contextmanager
-def collected() -> Iterator[list[object]]:
-    """What is the server's own of all that the garbage collector has to find, once the block is over."""
-    found: list[object] = []
-    gc.collect()
-    gc.disable()
-    try:
-        yield found
-        gc.set_debug(gc.DEBUG_SAVEALL)
-        gc.collect()
-        found += filter(is_ours, gc.garbage)
-    finally:
-        gc.set_debug(0)
-        gc.enable()
-        gc.garbage.clear()
-
-
-def is_ours(found: object) -> bool:
-    """Whether an object is of server.py or of edge/; a frame, by the code that runs in it."""
-    if isinstance(found, types.FrameType):
-        path = pathlib.Path(found.f_code.co_filename)
-        return path == ROOT / "server.py" or ROOT / "edge" in path.parents
-    return type(found).__module__.partition(".")[0] in ("server", "edge")
 
 
 def test_sessions_that_end_leave_nothing_to_the_garbage_collector(serve: Serve) -> None:

@@ -25,6 +25,7 @@ from edge.fleet.guard import TOLD_SECONDS, Guard, Visitors
 from edge.fleet.tokens import Tokens
 from edge.protocol import FIRST_MESSAGE_SECONDS, server_options
 from server import TICK_SECONDS, parse_options
+from tests.fixtures.garbage import collected
 from tests.fixtures.peers import Peer
 from tests.fixtures.pki import Authority
 from tests.fixtures.processes import Program, Terminal, eventually
@@ -246,6 +247,29 @@ def test_whatever_lies_in_the_files_the_clock_of_the_server_goes_on(
     eventually(lambda: len(ticks) > 2)
     assert "were not read again" in caplog.text
     caplog.clear()
+
+
+def test_sessions_and_refusals_leave_nothing_to_the_garbage_collector(serve: Serve, guard: Guard) -> None:
+    other = guard.tokens.token_of(guard.tokens.issue(Role.NODE, "other", None))
+    serving = serve(guard=guard)
+
+    def call(name: str, authorization: str | None) -> Stream:
+        return Stream(serving.address, name, channel=channel_to(serving.address, key_of(guard)), authorization=authorization)
+
+    with collected() as found:
+        leaving, losing = call("a", bearer(guard)), call("b", other.bearer())
+        refused = [call("c", authorization) for authorization in (None, bearer(guard, Role.VIEW), bearer(guard)[:-3])]
+        assert leaving.answer().acknowledged
+        assert losing.answer().acknowledged
+        elsewhere(guard).revoke(other.id)
+        for stream in (losing, *refused):
+            assert ended(stream)[0] in ("UNAUTHENTICATED", "PERMISSION_DENIED")
+        leaving.send(leaving=True)
+        assert ended(leaving)[0] == "OK"
+        for stream in (leaving, losing, *refused):
+            stream.close()
+        eventually(lambda: serving.streams() == 0)
+    assert found == []
 
 
 # ---- Peers that speak something else, or nothing ----
