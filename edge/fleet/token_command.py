@@ -62,16 +62,17 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.usage = "python3 server.pyz token new|list|revoke [option …]"
     commands = parser.add_subparsers(dest="command", required=True, metavar="new|list|revoke", parser_class=TokenOptions)
-    uses = {
-        "new": ("", "make a token: it alone goes to stdout"),
-        "list": ("", "what to do on a box, and all tokens"),
-        "revoke": (" ID", "make a token invalid, for good"),
-    }
-    new, _, revoke = made = [commands.add_parser(name, description=about, help=about) for name, (_, about) in uses.items()]
-    for one, (name, (argument, _)) in zip(made, uses.items(), strict=True):
-        one.usage = f"python3 server.pyz token {name}{argument} [option …]"
-        one.option("--state", "the server's state folder (default as the server's)", type=parse_path, metavar="FOLDER")
-        one.switch("--debug", "tracebacks")
+
+    def command(usage: str, about: str) -> TokenOptions:
+        made: TokenOptions = commands.add_parser(usage.partition(" ")[0], description=about, help=about)
+        made.usage = f"python3 server.pyz token {usage} [option …]"
+        made.option("--state", "the server's state folder (default as the server's)", type=parse_path, metavar="FOLDER")
+        made.switch("--debug", "tracebacks")
+        return made
+
+    new = command("new", "make a token: it alone goes to stdout")
+    command("list", "what to do on a box, and all tokens")
+    revoke = command("revoke ID", "make a token invalid, for good")
     role = one_of([role.value for role in Role])
     new.add_argument(
         "--role", action=Once, type=role, default="node", metavar="node|view", help="to report, or to look (default node)"

@@ -328,9 +328,9 @@ def moment_of(value: object) -> float | None:
     """Unix seconds, or none. Raises ValueError."""
     if value is None:
         return None
-    if type(value) not in (int, float) or not 0 <= value <= LAST_MOMENT:  # type: ignore[operator]  # NaN is no number either
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= LAST_MOMENT:  # nor is NaN one
         raise ValueError
-    return float(value)  # type: ignore[arg-type]
+    return float(value)
 
 
 def written(kept: Kept) -> str:
