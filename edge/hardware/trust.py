@@ -45,6 +45,9 @@ class Files(NamedTuple):
     key: str = ""  # of that certificate
 
 
+NO_FILES = Files()
+
+
 def trust_of(options: argparse.Namespace) -> Trust:
     """What the command line, the environment and the state folder give. Raises Failure with what to do."""
     credential = pathlib.Path(os.environ.get("CREDENTIALS_DIRECTORY") or "/nowhere", "edge-token")
@@ -68,7 +71,7 @@ class Trust:
     """
 
     def __init__(
-        self, given: Sequence[Token] = (), files: Files = Files(), retry_seconds: Callable[[], float] = slowly  # noqa: B008
+        self, given: Sequence[Token] = (), files: Files = NO_FILES, retry_seconds: Callable[[], float] = slowly
     ) -> None:
         self.given = given
         self.retry_seconds = retry_seconds
@@ -99,7 +102,7 @@ class Trust:
             left = deadline - time.monotonic()
             answer = tls_answer(server, {token.key for token in saved}, left) if left > 0 else ""
             if answer and NAME_ALONE not in answer:
-                self.given = [ask(server, bool(self._files.ca))]
+                self.given = [prompt(server, bool(self._files.ca))]
                 return
 
     @contextlib.contextmanager
@@ -343,7 +346,7 @@ def tls_answer(server: str, keys: Collection[bytes] = (), seconds: float = PROBE
     return NAME_ALONE
 
 
-def ask(server: str, has_ca: bool) -> Token:
+def prompt(server: str, has_ca: bool) -> Token:
     """Have the user paste a token; nothing of it is shown. Raises Failure when nothing was entered.
 
     `has_ca`: the servers are proved by an authority, so that the token need not.

@@ -21,7 +21,19 @@ from edge.credentials import NO_KEY, PREFIX, Role, Token, point_of
 from edge.hardware import trust
 from edge.hardware.errors import Distrust
 from edge.hardware.identity import Identity
-from edge.hardware.trust import MAX_SAVED, NAME_ALONE, NOBODY, Files, Trust, parse_tokens, read_saved, read_tokens, save, trust_of
+from edge.hardware.trust import (
+    MAX_SAVED,
+    NAME_ALONE,
+    NO_FILES,
+    NOBODY,
+    Files,
+    Trust,
+    parse_tokens,
+    read_saved,
+    read_tokens,
+    save,
+    trust_of,
+)
 from edge.program import Failure
 from tests.fixtures.pki import Authority, pem_of
 from tests.fixtures.processes import Program, Terminal, eventually
@@ -55,7 +67,7 @@ def run() -> Iterator[Callable[..., node.NodeState]]:
     """Starts nodes of this process that keep connected, and ends them."""
     running: list[tuple[node.NodeState, threading.Thread]] = []
 
-    def start(address: str, tokens: Sequence[Token] = (), files: Files = Files(), slow: float = 1000.0) -> node.NodeState:  # noqa: B008
+    def start(address: str, tokens: Sequence[Token] = (), files: Files = NO_FILES, slow: float = 1000.0) -> node.NodeState:
         state = node.NodeState("box-1", address, pb.NodeInfo(), 60.0)
         state.publish(pb.Sample(sequence=1))
         proof = Trust(tokens, files, retry_seconds=lambda: slow)
