@@ -204,9 +204,8 @@ class Trust:
 
     def _explain_tls(self, details: str, server: str, token: Token | None) -> SessionEnded | None:
         """Why a handshake failed; None: that was not what failed."""
-        ca, certificate, key = self._files.ca, self._files.certificate, self._files.key
+        _, ca, certificate, key = self._files
         unsent = "the token was not sent" if token else "nothing was sent"
-        today = time.strftime("%Y-%m-%d")
         if "WRONG_VERSION_NUMBER" in details:
             without = "--ca" if ca else f"its token{self._place(token)}"
             return Distrust(f"{server} speaks no TLS: {unsent}; start that server with --secure, or this node without {without}")
@@ -230,25 +229,31 @@ class Trust:
                 "set up anew, take a new token from its own screen, key j)",
                 of_token=True,
             )
-        if NAME_ALONE in details:
-            return Distrust(
-                f"{server} has a certificate for another name: {unsent}; give --server a name or an address that is in it, or add "
-                "this one to it"
-            )
-        if "not yet valid" in details:
-            return Distrust(f"the certificate of {server} is not valid yet by this box's clock ({today}): set the clock; {unsent}")
-        if "has expired" in details:
-            return Distrust(f"the certificate of {server} has expired by this box's clock ({today}): renew it there; {unsent}")
-        return Distrust(
-            f"{server} has no certificate of the authority in {ca}: another server, or someone in between; {unsent} (is it the "
-            "right file?)"
-        )
+        return Distrust(why_not_by_authority(details, server, ca, unsent))
 
     def _place(self, token: Token | None) -> str:
         """Where a token is from, for a sentence."""
         if self._files.tokens:
             return f" in {self._files.tokens}"
         return "" if token in self.given else f" in {saved_path()}"
+
+
+def why_not_by_authority(details: str, server: str, ca: str, unsent: str) -> str:
+    """Why an authority's certificates, in the file `ca`, do not prove a server."""
+    today = time.strftime("%Y-%m-%d")
+    if NAME_ALONE in details:
+        return (
+            f"{server} has a certificate for another name: {unsent}; give --server a name or an address that is in it, or add this "
+            "one to it"
+        )
+    if "not yet valid" in details:
+        return f"the certificate of {server} is not valid yet by this box's clock ({today}): set the clock; {unsent}"
+    if "has expired" in details:
+        return f"the certificate of {server} has expired by this box's clock ({today}): renew it there; {unsent}"
+    return (
+        f"{server} has no certificate of the authority in {ca}: another server, or someone in between; {unsent} (is it the right "
+        "file?)"
+    )
 
 
 # ---- Tokens in files ----
