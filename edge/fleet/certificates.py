@@ -269,8 +269,15 @@ def load(certificate: pathlib.Path, key: pathlib.Path, client_ca: pathlib.Path |
         b"".join(one.public_bytes(Encoding.PEM) for one in authorities) or None,
         chain[0].not_valid_before_utc.timestamp(),
         chain[0].not_valid_after_utc.timestamp(),
-        str(key) if os.name == "posix" and key.stat().st_mode & 0o004 else "",
+        str(key) if is_open_to_all(key) else "",
     )
+
+
+def is_open_to_all(path: pathlib.Path) -> bool:
+    """Whether everyone on this machine can read a file; no where it is gone meanwhile."""
+    with contextlib.suppress(OSError):
+        return os.name == "posix" and bool(path.stat().st_mode & 0o004)
+    return False
 
 
 def public_part(holder: Any) -> bytes:
