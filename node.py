@@ -557,8 +557,8 @@ def keep_connected(
 
 
 def end_of(session: Session, state: NodeState, trust: Trust, turns: Turns) -> SessionEnded | None:
-    """Run a session with the server whose turn it is, and beside it the look for an earlier one. Returns why it failed; None: it
-    was left, or the node is closed. When this returns, no other thread uses `trust` any more."""
+    """Run a session with the server whose turn it is, and beside it the look for an earlier one, which is over when this returns.
+    Returns why it failed; None: it was left, or the node is closed."""
     state.turn_to(turns.server, turns.place)
     state.update_link(phase="connecting", unary=False)
     looking = guarded(state, False, look_back, state, trust, session, turns) if turns.has_earlier else None
@@ -568,7 +568,7 @@ def end_of(session: Session, state: NodeState, trust: Trust, turns: Turns) -> Se
         return error
     finally:
         if looking:
-            looking.join()  # it ends with the session
+            looking.join()  # it ends with the session, so that it never tries the tokens of the next one's server
     return None
 
 
