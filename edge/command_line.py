@@ -60,11 +60,6 @@ def parse_endpoint(text: str) -> Endpoint:
     return Endpoint(host, port)
 
 
-def parse_endpoints(text: str) -> list[Endpoint]:
-    """HOST[:PORT], and more of them after commas. Raises argparse.ArgumentTypeError."""
-    return [parse_endpoint(part.strip()) for part in text.split(",")]
-
-
 class Once(argparse.Action):
     """An option that means one thing: given again with another value, one of them would go unheard."""
 
@@ -112,9 +107,12 @@ def parse_server(text: str) -> Endpoint:
     return endpoint
 
 
-def parse_servers(text: str) -> list[Endpoint]:
-    """The same, and more of them after commas. Raises argparse.ArgumentTypeError."""
-    return [parse_server(part.strip()) for part in text.split(",")]
+def several(parse_one: Callable[[str], Endpoint]) -> Callable[[str], list[Endpoint]]:
+    """A parser of one, and more of them after commas, which raises argparse.ArgumentTypeError."""
+    return lambda text: [parse_one(part.strip()) for part in text.split(",")]
+
+
+parse_endpoints, parse_servers = several(parse_endpoint), several(parse_server)
 
 
 def parse_node_id(text: str) -> str:
