@@ -10,6 +10,7 @@ Data flows one way:  gRPC streams -> Registry -> Lens -> View -> render()
 
 Threads: main (screen or plain lines), and one network thread with grpc.aio's event loop and all the streams. They meet in the
 Registry, under its lock. Liveness is derived from ages, by the monotonic clock of this process; no clock of a node is believed.
+With --secure a Guard stands before the streams (edge/fleet/guard.py), and lets in who has a token.
 """
 
 from __future__ import annotations
