@@ -52,7 +52,7 @@ def guard(tmp_path: pathlib.Path) -> Guard:
 
 def elsewhere(guard: Guard) -> Tokens:
     """The tokens as another process has them: `server.pyz token`."""
-    return Tokens(guard.folder, OwnKey(guard.folder), names_key=True)
+    return Tokens(guard.folder, OwnKey(guard.folder))
 
 
 def bearer(guard: Guard, role: Role = Role.NODE) -> str:
@@ -327,7 +327,7 @@ def test_a_header_that_is_no_text_comes_into_no_log(
     serve: Serve, guard: Guard, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     serving = serve(guard=guard)
-    logging.getLogger().setLevel(logging.ERROR)
+    caplog.set_level(logging.ERROR)
     secret = bearer(guard).encode()
     with greeted(serving, guard, call_with(secret[:-1] + b"\xff")):
         (line,) = eventually(serving.events)
