@@ -65,6 +65,15 @@ def stamp_of(*paths: pathlib.Path) -> Stamp:
     return tuple(value for one in found for value in (one.st_dev, one.st_ino, one.st_size, one.st_mtime_ns, one.st_ctime_ns))
 
 
+def port_credentials(
+    first: grpc.ServerCertificateConfiguration,
+    newer: Callable[[], grpc.ServerCertificateConfiguration | None],
+    wants_certificates: bool = False,
+) -> grpc.ServerCredentials:
+    """What gRPC asks at each handshake. `newer`: None where nothing has changed, which gRPC takes and its stubs do not know."""
+    return grpc.dynamic_ssl_server_credentials(first, newer, wants_certificates)  # type: ignore[arg-type]
+
+
 # ---- The server's own ----
 
 
@@ -100,6 +109,10 @@ class OwnKey:
     def secret_of(self, role: Role, token_id: str) -> bytes:
         """The secret of a token: it follows from the key, so it lies in no file and can be shown again."""
         return hmac.digest(self._secret, f"{role.value} {token_id}".encode(), "sha256")[:SECRET_BYTES]
+
+    def server_credentials(self, came: Callable[[], None]) -> grpc.ServerCredentials:
+        """For one port. `came`: called at each connection, by any thread."""
+        return port_credentials(grpc.ssl_server_certificate_configuration([self.own_certificate()]), came)
 
     def own_certificate(self) -> Pair:
         """The key, and a certificate by it for itself, as the authority that nodes make of it (edge/credentials.py). Takes 4 ms."""
@@ -226,22 +239,19 @@ class UserFiles:
             return f"everyone on this machine can read the key in {path}: chmod o= {path}"
         return ""
 
-    def server_credentials(self, came: Callable[[], object] = lambda: None) -> grpc.ServerCredentials:
-        """For one port: gRPC asks it at each handshake whether there is something new, and remembers what it was told by port.
-
-        `came`: called at each connection, by any thread.
-        """
+    def server_credentials(self, came: Callable[[], None] = lambda: None) -> grpc.ServerCredentials:
+        """For one port, which remembers what it was given. `came`: called at each connection, by any thread."""
         given = self._loaded
 
-        def new_configuration() -> grpc.ServerCertificateConfiguration:
+        def newer() -> grpc.ServerCertificateConfiguration | None:
             nonlocal given
             came()
             if given is self._loaded:
-                return None  # type: ignore[return-value]  # it is what says so, and the stubs do not
+                return None
             given = self._loaded
             return given.configuration()
 
-        return grpc.dynamic_ssl_server_credentials(given.configuration(), new_configuration, given.client_ca is not None)
+        return port_credentials(given.configuration(), newer, given.client_ca is not None)
 
 
 def load(certificate: pathlib.Path, key: pathlib.Path, client_ca: pathlib.Path | None) -> Loaded:

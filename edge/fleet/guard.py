@@ -42,11 +42,7 @@ class Guard:
 
     def credentials(self) -> grpc.ServerCredentials:
         """What the server presents. Each connection asks for it, and is counted so."""
-        if self._files:
-            return self._files.server_credentials(self.visitors.come)
-        pair = self._key.own_certificate()
-        configuration = grpc.ssl_server_certificate_configuration([(pair.key, pair.certificate)])
-        return grpc.dynamic_ssl_server_credentials(configuration, self.visitors.come)  # type: ignore[arg-type]  # None is right
+        return (self._files or self._key).server_credentials(self.visitors.come)
 
     def admit(self, metadata: Iterable[tuple[str, str | bytes]] | None, role: Role) -> str:
         """The id of the token that lets a call in, by its headers; empty where its certificate does. Raises Refused."""
@@ -107,7 +103,7 @@ class Visitors:
         self._tell_at: float | None = None
 
     def come(self) -> None:
-        """A connection comes. Called by gRPC, in any thread; None says that the certificate is as it was."""
+        """A connection comes. Called by gRPC, in any thread."""
         with self._lock:
             self._came += 1
 
