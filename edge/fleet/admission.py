@@ -128,7 +128,6 @@ class Lines:
         else:
             self._log.miss()
 
-
     def tell_devices(self, before: Row | None, row: Row) -> None:
         """A line where more or fewer devices than before can't be read."""
         if row.vitals.errors == (before.vitals.errors if before else 0):
