@@ -807,7 +807,10 @@ def test_waits_grow_until_a_session_has_been_acknowledged(grpc_server: Callable[
     address = grpc_server(Scripted(ENDED, ENDED, None, ENDED, ENDED))
     state = node.NodeState("Node-1", address, pb.NodeInfo(), 0.1)
     state.publish(pb.Sample(sequence=1))
-    delays = lambda: (tenths / 10 for tenths in itertools.count())  # noqa: E731
+
+    def delays() -> Iterator[float]:
+        return (tenths / 10 for tenths in itertools.count())
+
     arguments = (state, Identity("Node-1", "machine"), Trust(), [address], 0.1, delays)
     thread = node.guarded(state, False, node.keep_connected, *arguments)
 

@@ -571,11 +571,11 @@ def test_who_is_distrusted_by_all_waits_at_the_slow_end_and_by_one_does_not(stat
 def test_the_end_comes_at_once_in_each_phase(phase: str, silent: socket.socket, closed_port: str, station: Stations) -> None:
     second = station(is_there=phase != "wait")
     first = address_of(silent) if phase == "look" else closed_port
-    refusing = Distrusting(first) if phase == "look" else Trust()  # a session with it would take long
+    refusing = Distrusting(*[first] * (phase == "look"))  # a session with it would take long
     agent = Running(first, second.address, trust=refusing, delay_seconds=1000.0 if phase == "wait" else 0.01)
     if phase == "look":
         eventually(lambda: agent.is_at(second.address))
-        refusing.servers = ()  # type: ignore[attr-defined]
+        refusing.servers = ()
         silent.settimeout(10)
         silent.accept()
     eventually(lambda: agent.state.is_waiting() if phase == "wait" else agent.is_at(second.address))
