@@ -202,8 +202,7 @@ def test_sessions_of_a_token_that_is_revoked_end_with_the_reason_and_no_others(
 
 
 def test_a_token_that_expires_ends_its_sessions_too(serve: Serve, connect: Connect, guard: Guard) -> None:
-    wall = Clock()
-    wall.now = time.time()
+    wall = Clock(time.time())
     guard.tokens = Tokens(guard.folder, OwnKey(guard.folder), True, wall)
     token = guard.tokens.token_of(guard.tokens.issue(Role.NODE, "", wall.now + 60))
     serving = serve(guard=guard)

@@ -23,23 +23,14 @@ from edge.fleet.tokens import MAX_NOTE, MAX_TOKENS, Issued, Tokens, authorizatio
 from edge.program import Failure
 from edge.state_folder import locked, read_private, write_private
 from tests.fixtures.processes import ROOT
+from tests.fixtures.sessions import Clock
 
 HOUR = 3600.0
 
 
-class Clock:
-    """A wall clock that can be set."""
-
-    def __init__(self) -> None:
-        self.now = 1e9
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(1e9)
 
 
 @pytest.fixture
@@ -49,7 +40,7 @@ def tokens(tmp_path: pathlib.Path, clock: Clock) -> Tokens:
 
 def again(tmp_path: pathlib.Path, clock: Clock | None = None, names_key: bool | None = None) -> Tokens:
     """What another process sees."""
-    return Tokens(tmp_path, OwnKey(tmp_path), names_key, clock or Clock())
+    return Tokens(tmp_path, OwnKey(tmp_path), names_key, clock or Clock(1e9))
 
 
 def bearer(tokens: Tokens, issued: Issued) -> str:
