@@ -467,8 +467,7 @@ class Session:
             self.acknowledged = True
             changes |= {"phase": "connected", "reason": "", "sessions": self._state.view().link.sessions + 1}
             self._state.log(f"connected to {self._server}, a heartbeat every {self._interval_seconds:g} s")
-            if unsaved := self._trust.accepted(self._server):
-                self._state.log(unsaved, "warning")
+            self._trust.accepted(self._server, self._state.log)
             self._identity.accepted()
             if reason := self._identity.may_change:
                 self._state.log(f"after a restart this node may have another id: this one can't be kept ({reason})", "warning")
@@ -539,7 +538,7 @@ def keep_connected(
         if taken and identity.given and not identity.is_own:
             state.fail(f"{reason}: stop the other one, or give this one another --id")
             return
-        if taken and not identity.given and taken > (OWN_ID_TRIES if identity.is_own else 0):
+        if taken and not identity.given and not trust.shows_certificate and taken > (OWN_ID_TRIES if identity.is_own else 0):
             state.rename(identity.redraw())
             reason += f": this node is {identity.node_id} now"
         elif not taken or taken > OWN_ID_TRIES:

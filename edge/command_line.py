@@ -47,6 +47,8 @@ def parse_endpoint(text: str) -> Endpoint:
 
     Raises argparse.ArgumentTypeError with what to write instead.
     """
+    if text.startswith(PREFIX):
+        raise argparse.ArgumentTypeError("this is a token, which all on this box can see now (ps), and no address")
     if text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is no address: write HOST:{text} if it is a port, like 0.0.0.0:{text}")
     inner = r"[^][/?#@*,\s"  # all but what is in no name and no address: gRPC would take some of it for parts of a URI

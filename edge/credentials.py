@@ -155,4 +155,4 @@ def pem(content: bytes) -> bytes:
 
 def without_tokens(text: str) -> str:
     """`text` that someone else wrote, for a log or a screen: no token in it can be read."""
-    return re.sub(rf"{PREFIX}[\w-]*", f"{PREFIX}…", text)
+    return re.sub(rf"{PREFIX}[\w-]*|[\w-]{{64,}}", f"{PREFIX}…", text)

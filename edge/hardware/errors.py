@@ -28,7 +28,7 @@ class Distrust(SessionEnded):
 
 def explain(error: grpc.RpcError, server: str) -> SessionEnded:
     """gRPC's error, the one kind that a session meets, in words that say what to do. The details come from outside."""
-    code, details = error.code(), visible(without_tokens(error.details() or ""))
+    code, details = error.code(), without_tokens(visible(error.details() or ""))
     known = {
         "Connection refused": f"nothing listens on {server} (is the server running?)",
         "address lookup failed": f"cannot resolve {server} (check the name, or give --server an address)",

@@ -19,7 +19,7 @@ from edge.command_line import target_of
 from edge.credentials import AUTHORIZATION, NO_KEY, SERVER_NAME, Role, Token, authority_of, parse_token, without_tokens
 from edge.hardware.base import read_text, reason
 from edge.hardware.errors import Distrust, SessionEnded, explain
-from edge.program import Failure, OutputClosed, put
+from edge.program import Failure, OutputClosed, is_screen, put
 from edge.protocol import CHANNEL_OPTIONS
 from edge.state_folder import locked, read_private, state_folder, write_private
 from edge.text import visible
@@ -31,7 +31,7 @@ NOBODY = b"\2" + bytes(32)  # a public key that is on the curve and nobody's, as
 BROKE = re.compile("failed to connect.*(Socket closed|Connection reset|Broken pipe|parsing HTTP/2|http1.x server)", re.DOTALL)
 ANSWERED_IN_TLS = re.compile("CERTIFICATE|SIGNATURE|PUBLIC_KEY|ALERT|Hostname Verification")
 NAME_ALONE = "Hostname Verification"  # is what a certificate lacks
-HOW_TO_GIVE = "give it by --token-file or EDGE_TOKEN, or start this node on a terminal, where it asks for it"
+HOW_TO_GIVE = "give it by --token-file or EDGE_TOKEN; a new start on a terminal asks for it"
 
 Metadata = tuple[tuple[str, str], ...]
 
@@ -54,7 +54,8 @@ def trust_of(options: argparse.Namespace) -> Trust:
     tokens = options.token_file or (credential if credential.exists() else None)
     files = Files(*(str(path or "") for path in (tokens, options.ca, options.tls_cert, options.tls_key)))
     trust = Trust(options.tokens, files)
-    trust.check()
+    if is_screen() and not options.headless:  # who sits there mends it at once; a service tries on until someone has
+        trust.check()
     return trust
 
 
@@ -67,7 +68,8 @@ class Trust:
     """A node's tokens and files, and the channels that they open. Two threads at a time may use it, for different servers.
 
     Tokens that the user gives beat those that were saved for the same server. Each is tried until one fits: a server is proved by
-    the key that the token names before the token is sent, so that a wrong one costs a handshake and tells nobody anything.
+    the key that the token names before the token is sent, so that a wrong one costs a handshake and tells nobody anything. What
+    names no key is for those that the user's authority vouches for, and no other token is shown to them.
     """
 
     def __init__(
@@ -78,14 +80,14 @@ class Trust:
         self._files = files
         self._in_use: dict[str, Token | None] = {}  # by server, in the last session with it
         self._saved: list[Token] = []
-        self._fit: dict[str, Token] = {}  # by server, the one that it accepted
-        self._tried: dict[str, list[Token]] = {}  # by server, since one was accepted, or all were refused
+        self._fit: dict[str, Token | None] = {}  # by server, what it accepted
+        self._tried: dict[str, list[Token | None]] = {}  # by server, since one was accepted, or all were refused
         self._is_unsaved = False
 
     def check(self) -> None:
         """What can be known before a server is asked. Raises Failure with what to do."""
         try:
-            self._tokens()
+            self._tokens("")
             self._read_files()
         except (OSError, ValueError) as error:
             raise Failure(str(error)) from None
@@ -95,32 +97,35 @@ class Trust:
 
         Raises Failure where there comes none.
         """
-        saved, deadline = self._tokens(), time.monotonic() + PROBE_SECONDS
-        if self.given or self._files.tokens or self._files.certificate or (self._files.ca and saved):
+        deadline, ca = time.monotonic() + PROBE_SECONDS, bool(self._files.ca)
+        if self.given or self._files.tokens or self._files.certificate:
             return
         for server in servers:
             left = deadline - time.monotonic()
-            answer = tls_answer(server, {token.key for token in saved}, left) if left > 0 else ""
+            keys = {token.key for token in saved_for(server)}
+            if left <= 0 or (ca and NO_KEY in keys):
+                continue
+            answer = tls_answer(server, keys - {NO_KEY}, left)
             if answer and NAME_ALONE not in answer:
-                self.given = [prompt(server, bool(self._files.ca))]
+                self.given = prompt(server, ca)
                 return
 
     @contextlib.contextmanager
     def channel(self, server: str) -> Iterator[tuple[grpc.Channel, Metadata]]:
         """A channel to the server, and what each call on it must bring along. Raises SessionEnded where there can be none."""
         try:
-            tokens = self._in_turn(server)
+            ways = self._in_turn(server)
             ca, certificate, key = self._read_files()
         except (OSError, ValueError) as error:
             raise Distrust(str(error)) from None
         tried = self._tried.get(server, ())
-        token = self._in_use[server] = next((token for token in tokens if token not in tried), tokens[0] if tokens else None)
-        if not (token or ca):
+        token = self._in_use[server] = next((way for way in ways if way not in tried), ways[0] if ways else None)
+        if not ways:
             with grpc.insecure_channel(target_of(server), options=CHANNEL_OPTIONS) as channel:
                 yield channel, ()
             return
         roots, options = ca, list[tuple[str, int | str]](CHANNEL_OPTIONS)
-        if token and not ca:
+        if token and token.key != NO_KEY:
             roots = authority_of(token.key)
             options.append(("grpc.ssl_target_name_override", SERVER_NAME))
         credentials = grpc.ssl_channel_credentials(roots, key, certificate)
@@ -132,10 +137,10 @@ class Trust:
         token, code, details = self._in_use[server], error.code(), error.details() or ""
         is_secure = bool(token or self._files.ca)
         if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
-            said = visible(without_tokens(details)) or f"no reason given ({code.name})"
+            said = without_tokens(visible(details)) or f"no reason given ({code.name})"
             if token in self._saved and token not in self.given and not self._files.tokens:
-                said += f" (the token is in {saved_path()}: without it, a start on a terminal asks for another)"
-            return Distrust(f"{server} refuses this node: {said}", code, of_token=bool(token))
+                said += f" (the token is in {saved_path()}: remove it there, and a new start on a terminal asks for another)"
+            return Distrust(f"{server} refuses this node: {said}", code, of_token=True)
         if code is grpc.StatusCode.UNAVAILABLE and is_secure:
             return self._explain_tls(details, server, token) or explain(error, server)
         if code is grpc.StatusCode.UNAVAILABLE and BROKE.search(details) and tls_answer(server):
@@ -148,48 +153,50 @@ class Trust:
         if not isinstance(ended, Distrust) or not ended.of_token:
             return False
         tried = self._tried.setdefault(server, [])
-        if token := self._in_use[server]:
-            tried.append(token)
+        tried.append(self._in_use[server])
         with contextlib.suppress(OSError, ValueError):  # the next session tells it
-            if any(token not in tried for token in self._in_turn(server)):
+            if any(way not in tried for way in self._in_turn(server)):
                 return True
         tried.clear()
         return False
 
-    def accepted(self, server: str) -> str:
-        """The server took the node: its token is saved. Returns why it can't be, once."""
+    def accepted(self, server: str, log: Callable[..., object]) -> None:
+        """The server took the node: its token is saved, and what there is to know of that is logged once."""
         token = self._in_use.get(server)
-        if not token:
-            return ""
         self._fit[server] = token
         self._tried.pop(server, None)
-        if self._is_unsaved or is_credential(self._files.tokens):  # systemd gives it again, and may have it encrypted on the disk
-            return ""
+        if not token or self._is_unsaved or is_credential(self._files.tokens):  # systemd gives it again, and may have it encrypted
+            return
         try:
-            save(token)
+            if save(token, server):
+                log(f"the token is kept in {saved_path()}: the next start needs only --server{' and --ca' * (token.key == NO_KEY)}")
         except OSError as error:
             self._is_unsaved = True
-            return f"the token can't be saved, so the next start needs it again: {error}"
-        return ""
+            log(f"the token can't be saved, so the next start needs it again: {error}", "warning")
 
-    def _in_turn(self, server: str) -> list[Token]:
-        """The tokens to try; the one that this server accepted is the first."""
-        fit = self._fit.get(server)
-        return sorted(self._tokens(), key=lambda token: token != fit)
+    @property
+    def shows_certificate(self) -> bool:
+        """Whether the node proves itself by one: then its id must be in there."""
+        return bool(self._files.certificate)
 
-    def _tokens(self) -> list[Token]:
-        """All that can be tried. Raises OSError and ValueError, with a sentence."""
+    def _in_turn(self, server: str) -> list[Token | None]:
+        """What is tried to prove both ends, what this server accepted first: tokens, or None, the user's authority without one.
+        Nothing: they talk plainly."""
+        ways: list[Token | None] = [*self._tokens(server)]
+        if self._files.ca and not any(way and way.key == NO_KEY for way in ways):
+            ways.append(None)
+        return sorted(ways, key=lambda way: server not in self._fit or way != self._fit[server])
+
+    def _tokens(self, server: str) -> list[Token]:
+        """Those that can be tried with this server. Raises OSError and ValueError, with a sentence."""
         given = read_tokens(self._files.tokens) if self._files.tokens else list(self.given)
         try:
-            self._saved = read_saved() or self._saved  # who had a token is not to speak plain
+            self._saved = saved_for(server) or self._saved  # who had a token is not to speak plain
         except (OSError, ValueError):
             if not given:
                 raise
         known = {token.key for token in given}
-        # Who an authority vouches for is shown no token that was saved for a server with a key of its own.
-        tokens = given + [
-            token for token in self._saved if token.key not in known and not (self._files.ca and token.key != NO_KEY)
-        ]
+        tokens = given + [token for token in self._saved if token.key not in known]
         usable = [token for token in tokens if self._files.ca or token.key != NO_KEY]
         if tokens and not usable:
             raise ValueError(f"token {tokens[0].id} is for a server with certificates of your own: add --ca FILE, its authority's")
@@ -198,16 +205,17 @@ class Trust:
     def _read_files(self) -> tuple[bytes | None, bytes | None, bytes | None]:
         """The authority's certificates, the node's, and its key. Raises ValueError with a sentence."""
         _, ca, certificate, key = self._files
-        if certificate and not ca and not self._tokens():
+        if certificate and not ca and not self._tokens(""):
             raise ValueError("--tls-cert proves this node to the server: add --ca FILE or a token, which prove the server to it")
         return read_pem(ca, "CERTIFICATE"), read_pem(certificate, "CERTIFICATE"), read_pem(key, "PRIVATE KEY")
 
     def _explain_tls(self, details: str, server: str, token: Token | None) -> SessionEnded | None:
         """Why a handshake failed; None: that was not what failed."""
         _, ca, certificate, key = self._files
+        is_pinned = bool(token and token.key != NO_KEY)
         unsent = "the token was not sent" if token else "nothing was sent"
         if "WRONG_VERSION_NUMBER" in details:
-            without = "--ca" if ca else f"its token{self._place(token)}"
+            without = f"its token{self._place(token)}" if token else "--ca"
             return Distrust(f"{server} speaks no TLS: {unsent}; start that server with --secure, or this node without {without}")
         if "Failed to create security handshaker" in details:
             named = ", ".join(path for path in (ca, certificate, key) if path)
@@ -221,21 +229,26 @@ class Trust:
                 f"{server} broke the connection when it saw {certificate}: that may be of another authority than the server's "
                 "--client-ca, or have expired"
             )
+        if not is_pinned and BROKE.search(details):
+            return Distrust(
+                f"{server} broke the connection after the handshake: it may want a certificate, as one with --client-ca does: "
+                "--tls-cert FILE --tls-key FILE"
+            )
         if not ANSWERED_IN_TLS.search(details):
             return None
-        if not ca:
+        if is_pinned:
             return Distrust(
                 f"{server} is not the server this token is for: another one, or someone in between; {unsent} (if that server was "
-                "set up anew, take a new token from its own screen, key j)",
+                "set up anew, take a new token from its own screen, key j; if it has certificates of your own now, add --ca FILE)",
                 of_token=True,
             )
-        return Distrust(why_not_by_authority(details, server, ca, unsent))
+        return Distrust(why_not_by_authority(details, server, ca, unsent), of_token=True)
 
     def _place(self, token: Token | None) -> str:
         """Where a token is from, for a sentence."""
         if self._files.tokens:
             return f" in {self._files.tokens}"
-        return "" if token in self.given else f" in {saved_path()}"
+        return f" in {saved_path()}" if token in self._saved else ""
 
 
 def why_not_by_authority(details: str, server: str, ca: str, unsent: str) -> str:
@@ -294,27 +307,37 @@ def saved_path() -> pathlib.Path:
     return state_folder() / "tokens"
 
 
-def read_saved() -> list[Token]:
-    """The tokens that servers have accepted, the newest first. Raises OSError and ValueError, with a sentence."""
+def saved_for(server: str) -> list[Token]:
+    """The tokens that servers have accepted, the newest first; of those that name no server, what this one has.
+
+    Raises OSError and ValueError, with a sentence.
+    """
     try:
         path = saved_path()
-        if not os.access(path, os.R_OK):  # then it is as if there were none; one that others may read is refused
-            return []
+        path.stat()  # where not even that is allowed, nothing was saved by this user
     except OSError:
         return []
-    return parse_lines(read_private(path), str(path))
+    text = read_private(path)
+    tokens = parse_lines(text, str(path))
+    ours = {line.partition("#")[0].strip() for line in text.splitlines() if line.endswith(f"# {server}")}
+    return [token for token in tokens if token.key != NO_KEY or token.text() in ours]
 
 
-def save(token: Token) -> None:
-    """Keep a token for the next start, as the newest; other agents of this user may do so too. Raises OSError, with a sentence."""
+def save(token: Token, server: str) -> bool:
+    """Keep a token for the next start, as the newest; other agents of this user may do so too. Returns whether it was not kept yet.
+
+    Raises OSError, with a sentence.
+    """
     path = saved_path()
+    line = token.text() if token.key != NO_KEY else f"{token.text()}  # {server}"
     with locked(path.parent):
         lines: list[str] = []
         with contextlib.suppress(FileNotFoundError):
-            lines = [line.strip() for line in read_private(path).splitlines()]
-        if lines[:1] != [token.text()]:
-            others = [line for line in lines if line not in ("", token.text())]
-            write_private(path, "\n".join([token.text(), *others][:MAX_SAVED]) + "\n")
+            lines = [one.strip() for one in read_private(path).splitlines()]
+        if lines[:1] != [line]:
+            others = [one for one in lines if one not in ("", line)]
+            write_private(path, "\n".join([line, *others][:MAX_SAVED]) + "\n")
+    return line not in lines
 
 
 def read_pem(path: str, kind: str) -> bytes | None:
@@ -351,8 +374,8 @@ def tls_answer(server: str, keys: Collection[bytes] = (), seconds: float = PROBE
     return NAME_ALONE
 
 
-def prompt(server: str, has_ca: bool) -> Token:
-    """Have the user paste a token; nothing of it is shown. Raises Failure when nothing was entered.
+def prompt(server: str, has_ca: bool) -> list[Token]:
+    """Have the user paste a token, or several with commas; nothing of it is shown. Raises Failure when nothing was entered.
 
     `has_ca`: the servers are proved by an authority, so that the token need not.
     """
@@ -362,15 +385,15 @@ def prompt(server: str, has_ca: bool) -> Token:
         if not text:
             raise Failure(f"{server} wants a token and got none: {HOW_TO_GIVE}")
         try:
-            token = parse_token(text)
-            if token.role is not Role.NODE:
+            tokens = parse_tokens(text)
+            if any(token.role is not Role.NODE for token in tokens):
                 raise ValueError("this token is for looking: a node needs the one for nodes")
-            if token.key == NO_KEY and not has_ca:
+            if not has_ca and any(token.key == NO_KEY for token in tokens):
                 raise ValueError("this token is for a server with certificates of your own: start again with --ca FILE")
         except ValueError as error:
             put(f"{error}.")
         else:
-            return token
+            return tokens
 
 
 def read_hidden() -> str:
