@@ -42,6 +42,17 @@ def make_folder(folder: pathlib.Path) -> None:
         one.mkdir(mode=0o700, exist_ok=True)
 
 
+def check_folder(folder: pathlib.Path) -> None:
+    """Raises NotPrivate where another user than this one or root could put files in the place of ours. Raises OSError."""
+    with naming(folder, "read"):
+        status = folder.stat()
+    if os.name == "posix" and status.st_uid not in (os.geteuid(), 0):
+        owner = user_name(status.st_uid)
+        raise NotPrivate(f"the folder {folder} belongs to another user, {owner}: run as {owner}, or give another folder")
+    if os.name == "posix" and status.st_mode & 0o022:
+        raise NotPrivate(f"others may write in the folder {folder}, which holds secrets: chmod go-w {folder}")
+
+
 def read_private(path: pathlib.Path) -> str:
     """What a file with a secret holds; what is no UTF-8 becomes �.
 
@@ -113,7 +124,8 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
     path = folder / "lock"  # a file for it: network file systems lock no folder
     with naming(folder, "write in"):
         make_folder(folder)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        check_folder(folder)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o600)
     with os.fdopen(descriptor):
         with naming(path, "lock"):
             wait_for_lock(descriptor, path)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from edge.state_folder import MAX_PRIVATE_BYTES, StateFile, locked, read_private, write_private
+from edge.state_folder import MAX_PRIVATE_BYTES, NotPrivate, StateFile, check_folder, locked, read_private, write_private
 from tests.fixtures.processes import ROOT
 
 
@@ -185,3 +185,24 @@ def test_a_held_folder_is_waited_for_but_not_for_ever(tmp_path: pathlib.Path, mo
                 raise AssertionError
     with locked(tmp_path / "state"):
         assert mode_of(tmp_path / "state/lock") == 0o600
+
+
+def test_a_folder_in_which_others_may_write_is_refused(tmp_path: pathlib.Path) -> None:
+    for mode in (0o777, 0o770, 0o702, 0o1777):
+        tmp_path.chmod(mode)
+        with pytest.raises(NotPrivate, match=f"others may write in the folder {tmp_path}, which holds secrets: chmod go-w"):
+            check_folder(tmp_path)
+        with pytest.raises(NotPrivate, match="others may write"), locked(tmp_path):
+            pass
+    tmp_path.chmod(0o755)  # systemd makes them so
+    check_folder(tmp_path)
+    os.chown(tmp_path, 54321, -1)
+    with pytest.raises(NotPrivate, match="belongs to another user, 54321: run as 54321"):
+        check_folder(tmp_path)
+
+
+def test_a_lock_that_leads_elsewhere_makes_nothing_there(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "lock").symlink_to(tmp_path / "nologin")
+    with pytest.raises(OSError, match="cannot write in"), locked(tmp_path):
+        pass
+    assert not (tmp_path / "nologin").exists()

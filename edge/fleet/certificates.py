@@ -18,7 +18,7 @@ import grpc
 
 from edge.credentials import AUTHORITY_NAME, SECRET_BYTES, SERVER_NAME, Role, key_id, point_of
 from edge.program import Failure, time_stamp
-from edge.state_folder import NotPrivate, locked, read_private, state_folder, write_private
+from edge.state_folder import NotPrivate, check_folder, locked, read_private, state_folder, write_private
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
@@ -85,6 +85,7 @@ class OwnKey:
         path = folder / KEY_FILE
         with errors_as_failure():
             try:
+                check_folder(folder)
                 text = read_private(path)
             except FileNotFoundError:
                 if not makes:

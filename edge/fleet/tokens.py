@@ -88,7 +88,7 @@ class Tokens:
         """
         self._folder, self._path, self._key, self._wall = folder, folder / TOKENS_FILE, key, wall
         self._stamp: Stamp = stamp_of(self._path)
-        self._untold = ""  # what is wrong with the file as it is now
+        self._trouble = self._untold = ""  # what is wrong with the file as it is now
         with errors_as_failure():
             try:
                 self._take(self._read())
@@ -165,12 +165,16 @@ class Tokens:
         stamp = stamp_of(self._path)
         if stamp == self._stamp:
             return
-        self._stamp = stamp
+        trouble = ""
         try:
             self._take(self._read())
-            self._untold = ""
         except (OSError, ValueError) as error:
-            self._untold = f"{error}; meanwhile the tokens that were read before stay in force"
+            trouble = f"{error}; meanwhile the tokens that were read before stay in force"
+            if isinstance(error, OSError):
+                stamp = ()  # what could not be read, for lack of a file descriptor say, is read at the next look
+        self._stamp = stamp
+        if trouble != self._trouble:
+            self._trouble = self._untold = trouble
 
     # ---- Who comes in ----
 
@@ -301,8 +305,9 @@ def parse(text: str) -> Kept:
     if len({one.id for one in issued}) != len(issued):
         raise ValueError
     listening = tuple(Endpoint(text_of(host), port) for host, port in bound)
-    if not all(type(port) is int and 0 < port < 2**16 for _, port in listening):
-        raise ValueError
+    for host, port in listening:  # they come into commands to paste
+        if not re.fullmatch(r"[\w.:%-]{1,255}", host, re.ASCII) or type(port) is not int or not 0 < port < 2**16:
+            raise ValueError
     return Kept(issued, names_key, by_certificates, listening)
 
 

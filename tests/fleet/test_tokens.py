@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import random
+import resource
 import string
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from edge.command_line import Endpoint
 from edge.credentials import NO_KEY, Role, Token, parse_token
 from edge.fleet.certificates import TOKENS_FILE, OwnKey
 from edge.fleet.row import Refused
-from edge.fleet.tokens import MAX_NOTE, MAX_TOKENS, Issued, Tokens, authorization_of
+from edge.fleet.tokens import MAX_NOTE, MAX_TOKENS, Issued, Tokens, authorization_of, parse
 from edge.program import Failure
 from edge.state_folder import locked, read_private, write_private
 from tests.fixtures.processes import ROOT
@@ -264,6 +265,28 @@ def test_a_file_that_goes_bad_is_told_once_and_the_old_stays_in_force(tokens: To
     assert told()[0].startswith(f"cannot read {path}: no such file or directory; meanwhile")
     write_private(path, good)
     assert told() == [""]
+
+
+def test_a_change_that_could_not_be_read_is_read_at_the_next_look(tokens: Tokens, tmp_path: pathlib.Path) -> None:
+    revoked = again(tmp_path).revoke(tokens.issued()[0].id)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+    try:
+        said = [tokens.refresh() for _ in range(3)]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert said[0].startswith(f"cannot read {tmp_path / TOKENS_FILE}: too many open files; meanwhile the tokens")
+    assert said[1:] == ["", ""]
+    assert not tokens.why_over(revoked.id)
+    assert tokens.refresh() == ""
+    assert tokens.why_over(revoked.id)
+
+
+@pytest.mark.parametrize("host", ["", "10.0.0.9\x1b[2J", "a b", "$(true)", "\ud800", "h" * 256])
+def test_addresses_that_no_command_may_name_are_damage(host: str) -> None:
+    content = {"format": 1, "names_key": True, "by_certificates": False, "listening": [[host, 50051]], "tokens": []}
+    with pytest.raises(ValueError, match="^$"):
+        parse(json.dumps(content))
 
 
 TOKEN: dict[str, Any] = {"id": "0a1b2c", "role": "node", "note": "", "created": 1.0, "expires": None, "revoked": None}

@@ -454,11 +454,7 @@ def test_a_file_that_others_can_read_is_refused(start: Callable[..., Program], t
     Trust([OWN.token()]).check()  # who brings one does not need it
 
 
-SOON = (
-    "-c",
-    "import edge.hardware.trust as trust, node, sys; trust.slowly.__code__ = (lambda: 0.1).__code__; "
-    "sys.exit(node.main(sys.argv[1:]))",
-)
+SOON = "import sys, node; from edge.hardware.trust import slowly; slowly.__code__ = (lambda: 0.1).__code__; node.main(sys.argv[1:])"
 
 
 def test_a_service_tries_on_until_its_token_is_mended(
@@ -468,7 +464,7 @@ def test_a_service_tries_on_until_its_token_is_mended(
     path = private(tmp_path / "tokens", OWN.token().text()[:-1])
     servicer = Guarded(OWN.token())
     address = guarded(servicer, OWN_KEY, OWN_CERTIFICATE)
-    program = start(*SOON, "--server", address, "--headless", "--token-file", path, *SIMULATED)
+    program = start("-c", SOON, "--server", address, "--headless", "--token-file", path, *SIMULATED)
     program.line(f"{path}, line 1: the token is cut off: it has 77 characters instead of 78; copy it again, whole; next try in")
     pathlib.Path(path).write_text(OWN.token().text())
     pathlib.Path(path).chmod(0o640)
