@@ -285,7 +285,7 @@ def test_a_change_that_could_not_be_read_is_read_at_the_next_look(tokens: Tokens
 @pytest.mark.parametrize("host", ["", "10.0.0.9\x1b[2J", "a b", "$(true)", "\ud800", "h" * 256])
 def test_addresses_that_no_command_may_name_are_damage(host: str) -> None:
     content = {"format": 1, "names_key": True, "by_certificates": False, "listening": [[host, 50051]], "tokens": []}
-    with pytest.raises(ValueError, match="^$"):
+    with pytest.raises(ValueError, match=r"^$"):
         parse(json.dumps(content))
 
 
