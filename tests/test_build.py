@@ -220,14 +220,18 @@ def find_damaged(pyz: Path, cache: Path) -> list[str]:
 
 
 @every_new_python
-def test_a_heartbeat_arrives(box: Box, start: Callable[..., Program], python: Interpreter) -> None:
-    """The released files do what they are for under this Python, in an environment that would have gRPC abort."""
+def test_a_heartbeat_arrives(box: Box, start: Callable[..., Program], tmp_path: Path, python: Interpreter) -> None:
+    """The released files do what they are for under this Python, and nobody listens, in an environment that would have gRPC abort
+    and the OpenSSL that makes the server's certificate find nothing."""
+    (tmp_path / "openssl.cnf").write_text("openssl_conf = a\n[a]\nproviders = b\n[b]\nbase = c\n[c]\nactivate = 1\n")
     execute = ("-c", "import os, sys; os.execv(sys.argv[1], sys.argv[1:])", python.path)
-    environment = {"HOME": str(box.home), "GRPC_POLL_STRATEGY": "nonsense"}
-    server = start(*execute, str(box.dist / "server.pyz"), "--listen", "127.0.0.1:0", "--headless", **environment)
-    address = server.line(r"listening on ([\d.:]+)", 60)[1]
+    environment = {"HOME": str(box.home), "GRPC_POLL_STRATEGY": "nonsense", "OPENSSL_CONF": str(tmp_path / "openssl.cnf")}
+    options = ("--secure", "--state", str(tmp_path / "state"), "--listen", "127.0.0.1:0", "--headless")
+    server = start(*execute, str(box.dist / "server.pyz"), *options, **environment)
+    address, token = server.line(r"listening on ([\d.:]+)", 60)[1], server.line("^edge1-.*")[0]
     pyz = str(box.dist / "node.pyz")
-    node = start(*execute, pyz, "--server", address, "--hardware", "simulated", "--seed", "1", **environment)
+    options = ("--server", address, "--hardware", "simulated", "--seed", "1")
+    node = start(*execute, pyz, *options, EDGE_TOKEN=token, **environment)
     server.line(" joined ", 60)
     assert node.end() == 130
     server.line(" left ")
@@ -256,15 +260,6 @@ def test_a_node_carries_nothing_that_the_server_alone_needs(box: Box) -> None:
     packages = {re.split("[/.]", words[3])[0] for words in lines if words[0].startswith("server-")}
     assert packages == {"_cffi_backend", "cryptography"}
     assert {f"licenses/cryptography-50.0.2{end}" for end in ("", ".APACHE", ".BSD")} < {*server.namelist()}
-
-
-@every_new_python
-def test_the_server_can_make_its_certificate(box: Box, maker: Path, tmp_path: Path, python: Interpreter) -> None:
-    """Whatever OpenSSL the box has set up for its own programs."""
-    (tmp_path / "openssl.cnf").write_text("openssl_conf = a\n[a]\nproviders = b\n[b]\nbase = c\n[c]\nactivate = 1\n")
-    for _ in ("cold", "warm"):
-        tree = make_certificate(box, maker / "dist/server.pyz", python.path, OPENSSL_CONF=str(tmp_path / "openssl.cnf"))
-        assert tree.parent == box.cache
 
 
 @pytest.mark.parametrize("target", ["cp314-linux-x86_64", "cp315-linux-x86_64", "cp311-linux-aarch64"])
@@ -316,10 +311,11 @@ def test_a_node_for_another_python_alone_sends_a_heartbeat(
 def expect_foreign_heartbeat(box: Box, start: Callable[..., Program], target: str, dist: Path) -> None:
     """Starts a server and the other Python's node, and waits for it to join."""
     python = find_foreign(target)
-    server = start(str(box.dist / "server.pyz"), "--listen", "127.0.0.1:0", "--headless", HOME=str(box.home))
-    address = server.line(r"listening on ([\d.:]+)", 60)[1]
+    options = ("--secure", "--state", str(box.home / "state"), "--listen", "127.0.0.1:0", "--headless")
+    server = start(str(box.dist / "server.pyz"), *options, HOME=str(box.home))
+    address, token = server.line(r"listening on ([\d.:]+)", 60)[1], server.line("^edge1-.*")[0]
     node = (*python, str(dist / "node.pyz"), "--server", address, "--hardware", "simulated", "--seed", "1")
-    start(*EXECUTE, *node, HOME=str(box.home))
+    start(*EXECUTE, *node, HOME=str(box.home), EDGE_TOKEN=token)
     server.line(" joined ", 180)
     (tree,) = box.cache.glob(f"{target}-*")
     assert tree.is_dir()
