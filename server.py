@@ -120,7 +120,9 @@ class Registry:
         self._told: dict[str, State] = {}  # the worse states that the log has already told
         self._lines = Lines(self.log)
 
-    def open(self, request: pb.HeartbeatRequest, address: str, close: Callable[[End], object] | None = None) -> Session:
+    def open(
+        self, request: pb.HeartbeatRequest, address: str, close: Callable[[End], object] | None = None, token_id: str = ""
+    ) -> Session:
         """Take a session's first message. Raises Refused: a bad id or field, a living holder of the id, a full server."""
         identify(request)
         now = self.clock()
@@ -131,7 +133,7 @@ class Registry:
             holder = self._rows.get(session.node_id)
         known = holder and holder.info.instance_id == session.instance_id
         # What is costly is done outside the lock: of a node that comes back, all that it does not bring along is as it was.
-        blank = Row(session.node_id, address, session, self._cadence_seconds(), heartbeat_at=now)
+        blank = Row(session.node_id, address, session, self._cadence_seconds(), token_id=token_id, heartbeat_at=now)
         row = after(self._resumed(holder, blank) if holder and known else blank, request)
         session.next_acknowledgement_at = now + random.uniform(0, self._acknowledge_seconds)  # spread: a fleet comes back at once
         if close and not self._keeps_history:  # a unary heartbeat is answered each time, so it is checked each time
@@ -153,7 +155,7 @@ class Registry:
         holder = with_unread_if_sane(holder)
         return holder._replace(
             address=blank.address, session=blank.session, interval_seconds=blank.interval_seconds,
-            heartbeat_at=blank.heartbeat_at, left=False, reason="", round_trip_seconds=None,
+            heartbeat_at=blank.heartbeat_at, left=False, reason="", token_id=blank.token_id, round_trip_seconds=None,
         )  # fmt: skip
 
     @staticmethod
@@ -238,16 +240,16 @@ class Registry:
         if self._told.pop(row.node_id, None):
             self._lines.add("back", f"after {show_seconds(now - row.heartbeat_at)}", row.node_id, now)
 
-    def take_unary(self, request: pb.HeartbeatRequest, address: str) -> Session:
+    def take_unary(self, request: pb.HeartbeatRequest, address: str, token_id: str = "") -> Session:
         """Take a heartbeat without a stream: of the session that its row has, or of a new one. Raises Refused as `open` does."""
         identify(request)
         with self._lock:
             row = self._rows.get(request.node_id)
-        session = row.session if row else None
+        session = row.session if row and row.token_id == token_id else None
         if session and session.close is None and session.takes_unary(request.info.instance_id, address):
             self.heartbeat(session, request)
             return session
-        return self.open(request, address)
+        return self.open(request, address, token_id=token_id)
 
     def _held(self, session: Session) -> Row:
         """The row that a session holds. Raises Refused when it holds none any more."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import pathlib
 import re
@@ -21,6 +22,7 @@ from edge.credentials import AUTHORIZATION, SERVER_NAME, Role, Token, authority_
 from edge.event_log import EventLog
 from edge.fleet.admission import STRANGERS_PER_MINUTE, Lines
 from edge.fleet.certificates import OwnKey
+from edge.fleet.export import snapshot_json
 from edge.fleet.guard import TOLD_SECONDS, Guard, Visitors
 from edge.fleet.tokens import Tokens
 from edge.protocol import FIRST_MESSAGE_SECONDS, server_options
@@ -101,6 +103,27 @@ def test_who_has_a_token_is_let_in_by_stream_and_by_single_calls(serve: Serve, c
     assert stream.answer().acknowledged
     assert unary(serving.address, channel_to(serving.address, key_of(guard)), bearer(guard), node_id="script").acknowledged
     assert set(serving.rows()) == {"box", "script"}
+
+
+def test_each_node_says_which_token_let_it_in(serve: Serve, connect: Connect, guard: Guard) -> None:
+    serving = serve(guard=guard)
+    first, other = token_of(guard), guard.tokens.token_of(guard.tokens.issue(Role.NODE, "rack 7", None))
+    stream = connect(serving.address, "a", channel=channel_to(serving.address, first.key), authorization=first.bearer())
+    assert stream.answer().acknowledged
+    script = {"node_id": "b", "info": pb.NodeInfo(instance_id="b")}
+    assert unary(serving.address, channel_to(serving.address, first.key), first.bearer(), **script).acknowledged
+    assert unary(serving.address, channel_to(serving.address, first.key), other.bearer(), **script).acknowledged
+    assert {name: row.token_id for name, row in serving.rows().items()} == {"a": first.id, "b": other.id}
+    guard.refresh()
+    assert serving.rows()["a"].token_id is guard.tokens.issued()[0].id  # one text, however often the file is read
+    elsewhere(guard).revoke(first.id)
+    eventually(lambda: serving.rows()["a"].session is None)
+    assert serving.rows()["a"].token_id == first.id  # it may come back by it
+    again = connect(serving.address, "a", channel=channel_to(serving.address, first.key), authorization=other.bearer())
+    assert again.answer().acknowledged
+    assert serving.rows()["a"].token_id == other.id
+    assert [node["token"] for node in json.loads(snapshot_json(serving.registry))["nodes"]] == [other.id] * 2
+    assert "token" not in "".join(event for event in serving.events() if event.startswith("joined"))
 
 
 def changed(token: Token, **fields: object) -> str:

@@ -3,7 +3,7 @@
 h200 rack07         words: both must stand in id, hostname, device or address; "two words" are one in quotes
 h200|a100           either; each side may be any term
 -h200 !state:lost   not
-state:lost,late     one of these; also user:, process:, version:; the beginning of such a name is enough
+state:lost,late     one of these; also user:, process:, version:, token:; the beginning of such a name is enough
 util < 10           a comparison; what is not reported is neither more nor less than anything
 """
 
@@ -87,6 +87,7 @@ FIELDS: dict[str, Callable[[Entry], Iterable[str]]] = {
     "user": lambda entry: (process.user for process in entry.processes),
     "process": lambda entry: (process.name for process in entry.processes),
     "version": lambda entry: (entry.info.agent_version,),
+    "token": lambda entry: (entry.row.token_id,),
 }
 
 

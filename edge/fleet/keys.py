@@ -259,7 +259,7 @@ FORGET_HELP = "forget a lost or left node; all that the filter shows"
 SORT_HELP = "sort by the next column; turn it round"
 EXAMPLES = ("state:lost,late", *(metric.example for metric in METRICS), "mem>10GiB", "cpu>90", "gpus>=4", "age>2m", "user:ada")
 FILTER_HELP = (
-    f"filter: words match id, hostname, device and address\n{' '.join(EXAMPLES)} process:python version:0.1\n"
+    f"filter: words match id, hostname, device and address\n{' '.join(EXAMPLES)} proc:vllm ver:0.1 token:d8d213\n"
     'all must hold; -h200 or !h200: not; h200|a100; "two words"'
 )
 EVENT_FILTER_HELP = "filter: words match kind, node and text\nkind:lost,late -kind:joined Node-7|Node-8"

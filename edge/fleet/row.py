@@ -125,6 +125,7 @@ class Row(NamedTuple):
     round_trip_seconds: float | None = None  # as the node measured it
     left: bool = False
     reason: str = ""  # why it has no session
+    token_id: str = ""  # of the token that let its last session in; empty: none was needed
     heartbeat_at: float = 0.0
     unread: bytes = b""  # the newest heartbeat, not checked yet: nobody has asked for what it says
 

@@ -430,6 +430,7 @@ def page_facts(row: Row, now: float, width: int) -> list[Line]:
     trip = "" if row.round_trip_seconds is None else f"round trip {row.round_trip_seconds * 1000:.1f} ms"
     facts = [
         f"from {row.address}",
+        f"token {row.token_id}" if row.token_id else "",
         f"agent {visible(info.agent_version)}" if info.agent_version.strip() else "",
         f"heartbeat {show_seconds(now - row.heartbeat_at)} ago",
         "no sample" if row.sample_at is None else f"sample {show_seconds(now - row.sample_at)} ago",

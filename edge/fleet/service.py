@@ -30,9 +30,11 @@ class Sessions(Protocol):
 
     clock: Callable[[], float]
 
-    def open(self, request: pb.HeartbeatRequest, address: str, close: Callable[[End], object] | None = None) -> Session: ...
+    def open(
+        self, request: pb.HeartbeatRequest, address: str, close: Callable[[End], object] | None = None, token_id: str = ""
+    ) -> Session: ...
     def heartbeat(self, session: Session, request: pb.HeartbeatRequest) -> None: ...
-    def take_unary(self, request: pb.HeartbeatRequest, address: str) -> Session: ...
+    def take_unary(self, request: pb.HeartbeatRequest, address: str, token_id: str = "") -> Session: ...
     def acknowledgement(self, session: Session) -> pb.HeartbeatResponse: ...
     def stream_ended(self, session: Session, reason: str) -> None: ...
     def complain(self, kind: str, node_id: str, text: str, stranger: str = "") -> None: ...
@@ -89,7 +91,7 @@ class Service(node_pb2_grpc.NodeServiceServicer):
                 token_id = self._admit(self._guard, context)
                 if token_id:
                     self._let_in_by.setdefault(token_id, set()).add(stream)
-            return await body(context, stream)
+            return await body(context, stream, token_id)
         except Refused as error:
             end = error.end
         except asyncio.CancelledError:
@@ -118,26 +120,26 @@ class Service(node_pb2_grpc.NodeServiceServicer):
             self._log_refusal("", peer_address(peer), error, is_stranger=True)
             raise
 
-    async def _take_one(self, context: Any, stream: int) -> pb.HeartbeatResponse:
+    async def _take_one(self, context: Any, stream: int, token_id: str) -> pb.HeartbeatResponse:
         address, node_id = peer_address(context.peer()), ""
         try:
             if not self._unary.takes(network_of(address), self._registry.clock()):
                 raise Refused(TOO_MANY_UNARY, grpc.StatusCode.RESOURCE_EXHAUSTED)
             request = await self._first_message(context, stream, address)
             node_id = request.node_id
-            return self._registry.acknowledgement(self._registry.take_unary(request, address))
+            return self._registry.acknowledgement(self._registry.take_unary(request, address, token_id))
         except Refused as error:
             self._log_refusal(node_id, address, error)
             raise
 
-    async def _hold_session(self, context: Any, stream: int) -> None:
+    async def _hold_session(self, context: Any, stream: int, token_id: str) -> None:
         """Until the goodbye, or the node half-closes. The first message and the goodbye are answered at once, others at times."""
         address, node_id = peer_address(context.peer()), ""
         session, reason = None, "the stream broke"
         try:
             first = await self._first_message(context, stream, address)
             node_id = first.node_id
-            session = self._registry.open(first, address, self._closer(stream))
+            session = self._registry.open(first, address, self._closer(stream), token_id)
             del first  # what a stream holds while it waits, it holds ten thousand times
             await self._answer(context, stream, session)
             while (raw := await context.read()) is not grpc.aio.EOF:

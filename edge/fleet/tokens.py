@@ -11,6 +11,7 @@ import json
 import os
 import pathlib
 import re
+import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -38,7 +39,7 @@ MAKE = "python3 server.pyz token new, on the server, makes another"
 class Issued(NamedTuple):
     """What is kept of a token. Times are unix seconds by the server's clock."""
 
-    id: str  # six hexadecimal digits
+    id: str  # six hexadecimal digits; interned, since each row has one
     role: Role
     note: str  # for people; empty: none
     created: float
@@ -281,7 +282,7 @@ class Tokens:
                 raise Failure(f"{MAX_TOKENS} tokens are valid: revoke some of them first (python3 server.pyz token list)")
             issued.remove(over)
         taken = {one.id for one in issued}
-        number = next(new for new in iter(lambda: os.urandom(ID_BYTES).hex(), "") if new not in taken)
+        number = next(new for new in iter(lambda: sys.intern(os.urandom(ID_BYTES).hex()), "") if new not in taken)
         return kept._replace(issued=(*issued, Issued(number, role, note, now, expires)))
 
 
@@ -319,7 +320,7 @@ def parse_issued(entry: Any) -> Issued:
     created, expires, revoked = (moment_of(entry[name]) for name in ("created", "expires", "revoked"))
     if created is None:
         raise ValueError
-    return Issued(number, Role(entry["role"]), visible(text_of(entry["note"]), MAX_NOTE), created, expires, revoked)
+    return Issued(sys.intern(number), Role(entry["role"]), visible(text_of(entry["note"]), MAX_NOTE), created, expires, revoked)
 
 
 def text_of(value: object) -> str:

@@ -53,6 +53,15 @@ def test_filters(text: str, wanted: set[int]) -> None:
     assert screen.nodes() == [f"Node-{1000 + index}" for index in sorted(wanted)]
 
 
+def test_a_token_finds_the_nodes_that_came_by_it() -> None:
+    registry = example_registry(3)
+    registry.restore(example_row(1)._replace(token_id="d8d213"))
+    registry.restore(example_row(2)._replace(token_id="0a1b2c"))
+    for text, index in (("token:d8d213", 1), ("TOK:d8d", 1), ("-token:d8d213,0a1b2c", 0), ("t:0a1b2c", 2)):
+        assert Screen(registry).press("/", *text).nodes() == [f"Node-{1000 + index}"]
+    assert "not understood: token:" in Screen(registry).press("/", *"token:").text()
+
+
 def test_memory_is_compared_in_bytes_or_in_percent() -> None:
     def matching(text: str, registry: Registry) -> list[str]:
         return Screen(registry).press("/", *text).nodes()

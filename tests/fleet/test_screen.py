@@ -271,10 +271,11 @@ def test_no_fact_of_a_page_is_parted_and_no_dot_stands_alone(width: int) -> None
     info = example_row(0).info
     info.session_number, info.last_error, info.agent_version = 4, "the server took too long to answer, twice", " "
     registry = example_registry(1)
-    registry.restore(example_row(0)._replace(packed_info=info.SerializeToString()))
+    registry.restore(example_row(0)._replace(packed_info=info.SerializeToString(), token_id="d8d213"))
     lines = [line.strip() for line in Screen(registry, width, 40).press("enter").text().splitlines()[2:8]]
     assert not [line for line in lines if line.startswith("·") or line.endswith("·") or "·  ·" in line]
     assert "reconnected 3×" in " ".join(lines)
+    assert "token d8d213" in " ".join(lines)
     assert "agent" not in " ".join(lines)
 
 
