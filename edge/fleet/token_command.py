@@ -19,7 +19,7 @@ from typing import NoReturn
 from edge.command_line import Once, Options, one_of, parse_path
 from edge.credentials import Role
 from edge.drawing import cells
-from edge.fleet.certificates import OwnKey, chosen_folder
+from edge.fleet.certificates import KEY_FILE, OwnKey, chosen_folder
 from edge.fleet.joining import own_addresses, told
 from edge.fleet.listening import default_endpoint
 from edge.fleet.tokens import Tokens, called
@@ -88,7 +88,11 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
 def run(options: argparse.Namespace) -> int:
     """The command after its command line. Raises Failure."""
     folder = entered_as_owner(chosen_folder(options.state))
-    tokens = Tokens(folder, OwnKey(folder, makes=options.command == "new"))
+    makes = options.command == "new" and bool(options.state)  # to prepare a server; a slip must not make one that nobody starts
+    is_new = makes and not os.path.lexists(folder / KEY_FILE)
+    tokens = Tokens(folder, OwnKey(folder, makes))
+    if is_new:
+        put(f"no secure server has been started with {options.state} yet: its key is made now", sys.stderr)
     now = time.time()
     if options.command == "new":
         make(tokens, Role(options.role), options.note, now + options.expires if options.expires else None)

@@ -63,10 +63,30 @@ def test_new_prints_the_token_alone(command: Command) -> None:
     assert command.tokens().token_of(issued) == token
     assert (issued.id, issued.role, issued.note) == (token.id, Role.NODE, "rack 7")
     assert issued.expires == pytest.approx(issued.created + 7 * DAY, abs=5)
+    first, err = err.split("\n", 1)
+    assert first == f"no secure server has been started with {command.folder} yet: its key is made now"
     assert re.fullmatch(rf"token {token.id} \(rack 7\), to report, valid until 20\d\d-\d\d-\d\d [\d:]+:\n", err)
     out, err = command("new", "--role", "view")
     assert parse_token(out).role is Role.VIEW
     assert err == f"token {parse_token(out).id}, to look, valid until it is revoked:\n"
+
+
+def test_new_makes_no_key_where_no_folder_is_named(
+    command: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(command.folder))
+    monkeypatch.delenv("STATE_DIRECTORY", raising=False)
+    for variable in ("", "STATE_DIRECTORY"):
+        if variable:
+            monkeypatch.setenv(variable, str(command.folder))
+        assert main(["new"]) == 1
+        out, err = capsys.readouterr()
+        assert not out
+        assert err.startswith(f"server: no secure server was started with the state folder {command.folder}")
+        assert not command.folder.exists()
+    monkeypatch.setenv("EDGE_STATE", str(command.folder))
+    assert main(["new"]) == 0
+    assert capsys.readouterr().err.startswith(f"no secure server has been started with {command.folder} yet")
 
 
 def test_list_says_what_to_do_and_shows_all_tokens(started: Command) -> None:
