@@ -559,7 +559,7 @@ def test_the_screen_says_as_it_is_now_how_a_box_joins(terminal: Open, tmp_path: 
     shown = screen.shows(r"edge1-[\w-]+")[0]
     screen.shows("secure")
     tokens = Tokens(folder, OwnKey(folder))
-    assert shown == tokens.newest(Role.NODE)
+    assert shown == tokens.offered(Role.NODE).text
     tokens.revoke(next(issued.id for issued in tokens.issued() if issued.role is Role.NODE))
     screen.shows("No node token is valid")
     screen.press("q")

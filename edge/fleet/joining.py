@@ -33,7 +33,9 @@ class Joining(NamedTuple):
     is_secure: bool
     addresses: Sequence[str]  # HOST[:PORT] of this machine, at least one, the likeliest first; no port where it is DEFAULT_PORT
     node_token: str = ""  # the line to paste; "" when open, or where none is valid, or certificates alone let in
+    node_token_name: str = ""  # what people call it
     view_token: str = ""  # the same
+    view_token_name: str = ""
     needs_ca: bool = False  # the server's certificate is the user's own: a node needs --ca FILE
     needs_certificate: bool = False  # --client-ca: a node needs --tls-cert FILE --tls-key FILE, and no token
     state_folder: str = ""  # --state, where it was given: another folder has other tokens
@@ -47,7 +49,7 @@ def steps(joining: Joining) -> list[Step]:
     if not joining.is_secure:
         found.append(Step("Open to whoever reaches it. To close it: server.pyz --secure"))
     elif joining.node_token:
-        found.append(Step("Paste this token at its prompt:", joining.node_token))
+        found.append(Step(f"Paste this token{named(joining.node_token_name)} at its prompt:", joining.node_token))
         found.append(Step("Or in a script:", f"EDGE_TOKEN={joining.node_token} {command}"))
     elif not joining.needs_certificate:
         found.append(Step("No node token is valid. Make one here:", token_command(joining, "new --role node")))
@@ -60,10 +62,16 @@ def details(joining: Joining) -> list[Step]:
     if joining.node_token:
         found.append(Step("The node token lets a box report, and see nothing."))
     if joining.view_token:
-        found.append(Step("The view token lets a person see the fleet, and report nothing:", joining.view_token))
+        name = named(joining.view_token_name)
+        found.append(Step(f"The view token{name} lets a person see the fleet, and report nothing:", joining.view_token))
     if joining.is_secure:
         found.append(Step("All tokens (new makes one more, revoke ends one):", token_command(joining, "list")))
     return found
+
+
+def named(name: str) -> str:
+    """A token's name, after a word for it."""
+    return f" ({name})" if name else ""
 
 
 def token_command(joining: Joining, verb: str) -> str:

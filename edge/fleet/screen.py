@@ -31,7 +31,7 @@ from edge.fleet.columns import SORT_BY_NAME, STATE_STYLES, TableColumn, lay_out
 from edge.fleet.entry import Entry, make_entries
 from edge.fleet.events import draw_events, event_lines, lowest_line, newest_lines, parse_event_filter
 from edge.fleet.filters import parse_filter
-from edge.fleet.joining import Joining, Step, details, steps, token_command
+from edge.fleet.joining import Joining, Step, details, named, steps, token_command
 from edge.fleet.keys import Place, Room, behind_help, filter_of, footer_of, help_lines, place_of
 from edge.fleet.lens import Lens, Totals, Ui
 from edge.fleet.metrics import METRIC_NAMED, METRICS
@@ -365,11 +365,14 @@ def all_steps(joining: Joining) -> list[Step]:
 
 def joining_text(joining: Joining, text: Sequence[Step], width: int, room: int) -> list[Line]:
     """Steps as lines, at this width, with a blank one between them where there is room. A token is alone in its line; elsewhere a
-    word stands for it."""
+    word stands for it, and its name is left out where there is no room."""
     lines: list[Line] = []
     width = max(width, MIN_WIDTH)
     for step in text:
-        lines += [[], *([(f" {part}", "")] for part in textwrap.wrap(step.words, width - 2, break_on_hyphens=False))]
+        words = step.words
+        for name in (joining.node_token_name, joining.view_token_name) if cells(words) > width - 2 else ():
+            words = words.replace(named(name), "")
+        lines += [[], *([(f" {part}", "")] for part in textwrap.wrap(words, width - 2, break_on_hyphens=False))]
         if not step.text.startswith(PREFIX):
             lines += [[(part, "bold")] for part in typed(step.text.replace(joining.node_token or PREFIX, "TOKEN"), width)]
         elif cells(step.text) <= width:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import pathlib
 import re
@@ -20,6 +21,7 @@ import grpc
 
 from edge.command_line import Endpoint
 from edge.credentials import AUTHORIZATION, ID_BYTES, NO_KEY, TOKEN_CHARACTERS, Role, Token, parse_token
+from edge.drawing import fit
 from edge.fleet.certificates import ANEW, TOKENS_FILE, OwnKey, Stamp, errors_as_failure, stamp_of
 from edge.fleet.joining import Joining
 from edge.fleet.row import End, Refused
@@ -30,6 +32,7 @@ from edge.text import show_seconds, visible
 FORMAT = 1  # of the file
 MAX_TOKENS = 1000  # in it; those that are over give way to new ones
 MAX_NOTE = 80  # characters
+NOTE_TOLD = 30  # cells of it, beside its token on a screen of 80 columns
 LAST_MOMENT = 253402300799.0  # 9999-12-31 23:59:59
 MAX_AUTHORIZATION = TOKEN_CHARACTERS + 100  # characters that are looked at
 SHOW = "python3 server.pyz token list, on the server, shows what to paste"
@@ -53,6 +56,13 @@ class Issued(NamedTuple):
         if self.expires is not None and now >= self.expires:
             return f"expired {show_seconds(now - self.expires)} ago"
         return ""
+
+
+class Offer(NamedTuple):
+    """A token to be given; both are empty where none is valid."""
+
+    text: str = ""  # the line to paste
+    name: str = ""  # its id and its note
 
 
 class Kept(NamedTuple):
@@ -130,11 +140,14 @@ class Tokens:
     def joining(self, addresses: Sequence[str], state_folder: str = "") -> Joining:
         """How a box gets in at these addresses, as of now. `state_folder`: that commands have to name; empty: the usual one."""
         kept = self._known.kept
+        node, view = Offer() if kept.by_certificates else self.offered(Role.NODE), self.offered(Role.VIEW)
         return Joining(
             is_secure=True,
             addresses=addresses,
-            node_token="" if kept.by_certificates else self.newest(Role.NODE),
-            view_token=self.newest(Role.VIEW),
+            node_token=node.text,
+            node_token_name=node.name,
+            view_token=view.text,
+            view_token_name=view.name,
             needs_ca=not kept.names_key,
             needs_certificate=kept.by_certificates,
             state_folder=state_folder,
@@ -148,13 +161,16 @@ class Tokens:
         """The token itself, with its secret."""
         return self._token(issued, self._key.public if self._known.kept.names_key else NO_KEY)
 
-    def newest(self, role: Role) -> str:
-        """The line to paste, of the newest valid token of a role; empty where none is valid."""
+    def offered(self, role: Role) -> Offer:
+        """What a box, or a person, is given where no other was made for it: the oldest valid token that never ends, else the one
+        that lasts longest. So one that was made for a site does not become everyone's. An empty one where none is valid."""
         now = self._wall()
         valid = [one for one in self.issued() if one.role is role and not one.why_over(now)]
-        # One that never ends is told rather than one that soon does: it is what a box should be given.
-        chosen = max(valid, key=lambda one: (one.expires is None, one.created), default=None)
-        return self.token_of(chosen).text() if chosen else ""
+        chosen = max(valid, key=lambda one: math.inf if one.expires is None else one.expires, default=None)  # the first of equals
+        if not chosen:
+            return Offer()
+        note = fit(chosen.note, NOTE_TOLD).rstrip()
+        return Offer(self.token_of(chosen).text(), f"{chosen.id}, {note}" if note else chosen.id)
 
     def refresh(self) -> str:
         """Read the file again if it has changed. Returns what is wrong with it, once: the old one stays in force. Empty else."""

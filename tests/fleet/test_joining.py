@@ -135,7 +135,7 @@ OTHERS = "This machine's other addresses: fd00::5"
         (
             {},
             [
-                f"On each box: {COMMAND}", "Paste this token at its prompt:", NODE_TOKEN,
+                f"On each box: {COMMAND}", "Paste this token (0a1b2c, first start) at its prompt:", NODE_TOKEN,
                 f"Or in a script: EDGE_TOKEN={NODE_TOKEN} {COMMAND}", OTHERS,
             ],
         ),
@@ -147,7 +147,7 @@ OTHERS = "This machine's other addresses: fd00::5"
         (
             {"needs_ca": True},
             [
-                f"On each box: {COMMAND} --ca FILE", "Paste this token at its prompt:", NODE_TOKEN,
+                f"On each box: {COMMAND} --ca FILE", "Paste this token (0a1b2c, first start) at its prompt:", NODE_TOKEN,
                 f"Or in a script: EDGE_TOKEN={NODE_TOKEN} {COMMAND} --ca FILE", OTHERS,
             ],
         ),

@@ -98,10 +98,10 @@ def test_list_says_what_to_do_and_shows_all_tokens(started: Command) -> None:
     out, err = started("list")
     assert not err
     told, _, table = out.partition("\n\n")
-    text = started.tokens().newest(Role.NODE)
-    assert parse_token(text).id == late.id
+    text = started.tokens().offered(Role.NODE).text
+    assert parse_token(text).id == node.id  # not the newest: it may have been made for one site
+    assert f"\nPaste this token ({node.id}, first start) at its prompt:\n{text}\n" in told
     assert "python3 node.pyz --server 10.0.0.5:6000" in told
-    assert f"\n{text}\n" in told
     assert f"EDGE_TOKEN={text} python3 node.pyz" in told
     rows = [re.split("  +", line) for line in table.splitlines()]
     assert rows[0] == ["ID", "ROLE", "STATE", "CREATED", "EXPIRES", "TOKEN", "NOTE"]

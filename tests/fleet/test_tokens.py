@@ -66,8 +66,8 @@ def test_a_first_start_makes_a_token_of_each_role_and_the_next_has_the_same(toke
     second = again(tmp_path)
     assert second.issued() == tokens.issued()
     for one in tokens.issued():
-        assert second.token_of(one).text() == tokens.token_of(one).text() == tokens.newest(one.role)
-        assert parse_token(tokens.newest(one.role)).key == OwnKey(tmp_path).public
+        assert second.token_of(one).text() == tokens.token_of(one).text() == tokens.offered(one.role).text
+        assert parse_token(tokens.offered(one.role).text).key == OwnKey(tmp_path).public
         assert second.check(bearer(tokens, one), one.role) == one.id
 
 
@@ -112,7 +112,7 @@ def test_what_is_no_token_is_refused(tokens: Tokens, authorization: str | None, 
 
 
 def test_every_changed_character_of_a_good_one_is_refused_with_a_sentence(tokens: Tokens) -> None:
-    text = tokens.newest(Role.NODE)
+    text = tokens.offered(Role.NODE).text
     source = random.Random(1)
     for place in range(len(text)):
         for other in source.sample(string.ascii_letters + string.digits + "-_+/= \0é", 4):
@@ -138,8 +138,8 @@ def test_the_servers_proof_may_change_and_boxes_keep_their_tokens(tokens: Tokens
     old = bearer(tokens, tokens.issued()[0])
     by_authority = again(tmp_path, names_key=False)
     new = bearer(by_authority, by_authority.issued()[0])
-    assert parse_token(by_authority.newest(Role.NODE)).key == NO_KEY
-    assert again(tmp_path).newest(Role.NODE) == by_authority.newest(Role.NODE)  # as `token list` sees it
+    assert parse_token(by_authority.offered(Role.NODE).text).key == NO_KEY
+    assert again(tmp_path).offered(Role.NODE).text == by_authority.offered(Role.NODE).text  # as `token list` sees it
     for now in (tokens, by_authority, again(tmp_path, names_key=True)):
         assert now.check(old, Role.NODE) == now.check(new, Role.NODE)
 
@@ -191,7 +191,7 @@ def test_a_token_is_revoked_by_its_first_digits_and_for_good(tokens: Tokens, clo
 
 
 def test_what_names_no_token_is_not_revoked_nor_said_again(tokens: Tokens) -> None:
-    secret = tokens.newest(Role.NODE)
+    secret = tokens.offered(Role.NODE).text
     for text in ("", "0a1b2c3", "xyz", "-1", secret, "*", "٣"):
         with pytest.raises(Failure, match="named by its id, six hexadecimal digits") as caught:
             tokens.revoke(text)
@@ -207,16 +207,27 @@ def test_what_names_no_token_is_not_revoked_nor_said_again(tokens: Tokens) -> No
         tokens.revoke(twice)
 
 
-def test_the_newest_valid_one_that_lasts_is_what_a_box_is_given(tokens: Tokens, clock: Clock) -> None:
+def test_the_oldest_valid_one_that_never_ends_is_what_a_box_is_given_else_the_one_that_lasts_longest(
+    tokens: Tokens, clock: Clock
+) -> None:
+    def offered() -> str:
+        offer = tokens.offered(Role.NODE)
+        assert parse_token(offer.text).id == offer.name[:6]
+        return offer.name
+
     first = tokens.issued()[0]
     clock.now += 1
-    short = tokens.issue(Role.NODE, "", clock.now + HOUR)
-    assert parse_token(tokens.newest(Role.NODE)).id == first.id
+    long = tokens.issue(Role.NODE, "", clock.now + 2 * HOUR)
+    tokens.issue(Role.NODE, "", clock.now + HOUR)
+    site = tokens.issue(Role.NODE, "a site " * 10, None)
+    assert offered() == f"{first.id}, first start"
     tokens.revoke(first.id)
-    assert parse_token(tokens.newest(Role.NODE)).id == short.id
-    clock.now += HOUR
-    assert tokens.newest(Role.NODE) == ""
-    assert parse_token(tokens.newest(Role.VIEW)).id == tokens.issued()[1].id
+    assert offered() == f"{site.id}, a site a site a site a site a…"
+    tokens.revoke(site.id)
+    assert offered() == long.id
+    clock.now += 2 * HOUR
+    assert tokens.offered(Role.NODE) == ("", "")
+    assert parse_token(tokens.offered(Role.VIEW).text).id == tokens.issued()[1].id
 
 
 # ---- The file ----
