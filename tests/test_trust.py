@@ -157,8 +157,8 @@ REFUSED: dict[str, tuple[Callable[[Guard], str | None], str, str]] = {
     "to look, made one to report": (
         lambda guard: changed(token_of(guard, Role.VIEW), role=Role.NODE), "UNAUTHENTICATED", NOT_KNOWN,
     ),
-    "revoked": (revoked, "UNAUTHENTICATED", "was revoked .* ago: .*token new"),
-    "expired": (expired, "UNAUTHENTICATED", "expired .* ago: .*token new"),
+    "revoked": (revoked, "UNAUTHENTICATED", "was revoked at 20[\\d: -]+: .*token new"),
+    "expired": (expired, "UNAUTHENTICATED", "expired at 20[\\d: -]+: .*token new"),
 }  # fmt: skip
 
 

@@ -128,8 +128,12 @@ def make(tokens: Tokens, role: Role, note: str, expires: float | None) -> None:
 
 def revoke(tokens: Tokens, token_id: str) -> None:
     """One that was revoked before is no error: it is as it should be."""
+    before = {one.id for one in tokens.issued() if one.revoked is not None}
     issued = tokens.revoke(token_id)
-    put(f"token {called(issued)} {issued.why_over(time.time())}: a running server lets nobody in by it, within 2 s")
+    if issued.id in before:
+        put(f"token {called(issued)} {issued.why_over(time.time())}: it stays so")
+    else:
+        put(f"token {called(issued)} is revoked: a running server ends its sessions, and lets nobody in by it, within 2 s")
     if not tokens.offered(Role.NODE).text and issued.role is Role.NODE:
         put("no node token is valid now: python3 server.pyz token new makes one", sys.stderr)
 

@@ -25,9 +25,9 @@ from edge.drawing import fit
 from edge.fleet.certificates import ANEW, TOKENS_FILE, OwnKey, Stamp, errors_as_failure, stamp_of
 from edge.fleet.joining import Joining
 from edge.fleet.row import End, Refused
-from edge.program import Failure
+from edge.program import Failure, time_stamp
 from edge.state_folder import locked, read_private, write_private
-from edge.text import show_seconds, visible
+from edge.text import visible
 
 FORMAT = 1  # of the file
 MAX_TOKENS = 1000  # in it; those that are over give way to new ones
@@ -50,11 +50,14 @@ class Issued(NamedTuple):
     revoked: float | None = None
 
     def why_over(self, now: float) -> str:
-        """Since when it is not valid; empty while it is. The wall clock counts: where that is turned back, so is the end."""
+        """Since when it is not valid; empty while it is. The wall clock counts: where that is turned back, so is the end.
+
+        It stands in events for good: so it says the time, not how long ago that was.
+        """
         if self.revoked is not None:
-            return f"was revoked {show_seconds(now - self.revoked)} ago"
+            return f"was revoked at {time_stamp(self.revoked)}"
         if self.expires is not None and now >= self.expires:
-            return f"expired {show_seconds(now - self.expires)} ago"
+            return f"expired at {time_stamp(self.expires)}"
         return ""
 
 

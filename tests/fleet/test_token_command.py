@@ -21,7 +21,7 @@ from tests.fixtures.processes import ROOT, environment
 
 DAY = 86400
 ALONE = "import sys; from edge.fleet.token_command import main; sys.exit(main(sys.argv[1:]))"  # in a process of its own
-FOLLOWS = "a running server lets nobody in by it, within 2 s"
+FOLLOWS = "a running server ends its sessions, and lets nobody in by it, within 2 s"
 
 
 class Command:
@@ -133,10 +133,12 @@ def test_an_expired_one_is_shown_without_its_token(started: Command) -> None:
 
 def test_revoke_twice_is_as_once_and_the_last_node_token_is_warned_of(started: Command) -> None:
     node, view = started.tokens().issued()
-    assert started("revoke", view.id) == (f"token {view.id} (first start) was revoked 0s ago: {FOLLOWS}\n", "")
-    assert started("revoke", view.id)[1] == ""
+    assert started("revoke", view.id) == (f"token {view.id} (first start) is revoked: {FOLLOWS}\n", "")
+    again, err = started("revoke", view.id)
+    assert re.fullmatch(rf"token {view.id} \(first start\) was revoked at 20\d\d-\d\d-\d\d \d\d:\d\d:\d\d: it stays so\n", again)
+    assert not err
     out, err = started("revoke", node.id)
-    assert out.startswith(f"token {node.id} (first start) was revoked ")
+    assert out.startswith(f"token {node.id} (first start) is revoked: ")
     assert err == "no node token is valid now: python3 server.pyz token new makes one\n"
     out, _ = started("list")
     assert f"No node token is valid. Make one here: python3 server.pyz token new --role node --state {started.folder}\n" in out
