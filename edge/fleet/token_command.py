@@ -1,8 +1,9 @@
 """`server.pyz token new|list|revoke`: who may come in. A running server follows.
 
-    ID      ROLE  STATE    CREATED              EXPIRES              TOKEN                  NOTE
-    0a1b2c  node  valid    2026-11-25 21:40:02  never                edge1-A3rQtlOUIhzP…    first start
-    93e00f  view  revoked  2026-11-25 21:40:02  never                —                      first start
+ID      ROLE  STATE    CREATED              EXPIRES  NOTE
+0a1b2c  node  valid    2026-11-25 21:40:02  never    first start
+edge1-A9rQtlOUIhz5sFHh_spXh9CY3-Y3_JC575RdDDdyWBGAChssAAECAwQFBgcICQoLDA0Owqc6
+93e00f  view  revoked  2026-11-25 21:40:02  never    first start
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from edge.text import MISSING
 
 UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 MAX_LIFETIME_SECONDS = 36500 * 86400
-HEADINGS = ("ID", "ROLE", "STATE", "CREATED", "EXPIRES", "TOKEN", "NOTE")
+HEADINGS = ("ID", "ROLE", "STATE", "CREATED", "EXPIRES", "NOTE")
 
 
 class TokenOptions(Options):
@@ -139,17 +140,19 @@ def revoke(tokens: Tokens, token_id: str) -> None:
 
 
 def table(tokens: Tokens, now: float) -> Iterator[str]:
-    """All tokens, a line each; the line to paste of those that are valid."""
-    rows = [HEADINGS]
+    """All tokens, a row each; below one that is valid the line to paste, which fills 78 of a terminal's 80 columns."""
+    rows, below = [HEADINGS], [""]
     for one in tokens.issued():
         is_over = bool(one.why_over(now))
         state = "revoked" if one.revoked is not None else "expired" if is_over else "valid"
         expires = "never" if one.expires is None else time_stamp(one.expires)
-        text = MISSING if is_over else tokens.token_of(one).text()
-        rows.append((one.id, one.role.value, state, time_stamp(one.created), expires, text, one.note or MISSING))
+        rows.append((one.id, one.role.value, state, time_stamp(one.created), expires, one.note or MISSING))
+        below.append("" if is_over else tokens.token_of(one).text())
     widths = [max(map(cells, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
+    for row, text in zip(rows, below, strict=True):
         yield "  ".join(text + " " * (width - cells(text)) for text, width in zip(row, widths, strict=True)).rstrip()
+        if text:
+            yield text
 
 
 def main(argv: Sequence[str] | None) -> int:
