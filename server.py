@@ -206,11 +206,23 @@ class Registry:
         """Remove who held the id until now, and log who comes."""
         if holder:
             self._take_out(holder, f"another session of {session.node_id} has taken over")
-        if holder and holder.info.instance_id == session.instance_id and not holder.left:
+        is_same = holder and holder.info.instance_id == session.instance_id
+        if holder and is_same and not holder.left and (session.instance_id or holder.address == session.address):
             self._lines.add("back", f"after {show_seconds(now - holder.heartbeat_at)}", session.node_id, now)
         else:
             hostname = f"{visible(request.info.hostname)}, " if request.info.hostname else ""
-            self._lines.add("joined", f"{hostname}{session.address}", session.node_id, now)
+            taken = self._taken(holder, request.info, session.address, now) if holder else ""
+            self._lines.add("joined", f"{hostname}{session.address}{taken}", session.node_id, now)
+
+    @staticmethod
+    def _taken(holder: Row, info: pb.NodeInfo, address: str, now: float) -> str:
+        """From whom another instance takes its id, where that is another box which has said no goodbye: a box that was imaged anew,
+        or one that has no right to the name. Empty else."""
+        known = holder.info
+        if holder.left or (known.hostname, known.box_id, holder.address) == (info.hostname, info.box_id, address):
+            return ""
+        silent = show_seconds(now - holder.heartbeat_at)
+        return f"; took the id from {visible(known.hostname, 64) or 'a node'} at {holder.address}, silent for {silent}"
 
     def heartbeat(self, session: Session, request: pb.HeartbeatRequest) -> None:
         """Take one more message of a session. Raises Refused for a field out of its range, or when the session is over."""

@@ -551,6 +551,48 @@ def test_who_comes_back_is_told_with_its_silence() -> None:
     assert registry.log.newest(1)[0][1:] == ("back", "box", "after 7s")
 
 
+@pytest.mark.parametrize(
+    ("instance", "info", "address", "taken"),
+    [
+        ("b", {}, "10.0.0.7", ""),  # the same box: its agent has started again
+        ("b", {"hostname": "l4-04"}, "10.0.0.7", "l4-03 at 10.0.0.7"),
+        ("b", {"box_id": "two"}, "10.0.0.7", "l4-03 at 10.0.0.7"),
+        ("b", {}, "10.0.0.8", "l4-03 at 10.0.0.7"),
+        ("", {"hostname": ""}, "10.0.0.8", "l4-03 at 10.0.0.7"),
+    ],
+)
+def test_who_takes_the_id_of_a_silent_box_is_told(instance: str, info: dict[str, str], address: str, taken: str) -> None:
+    clock = Clock()
+    registry = Registry(1.0, 10, clock)
+    known: dict[str, Any] = {"hostname": "l4-03", "box_id": "one"}
+    first = registry.open(pb.HeartbeatRequest(node_id="box", info=pb.NodeInfo(instance_id="a", **known)), "10.0.0.7")
+    registry.stream_ended(first, "the stream broke")
+    clock.now += 12
+    told = {**known, **info}
+    registry.open(pb.HeartbeatRequest(node_id="box", info=pb.NodeInfo(instance_id=instance, **told)), address)
+    said = f"; took the id from {taken}, silent for 12s" if taken else ""
+    hostname = f"{told['hostname']}, " if told["hostname"] else ""
+    assert registry.log.newest(1)[0][1:] == ("joined", "box", f"{hostname}{address}{said}")
+
+
+def test_who_takes_an_id_after_a_goodbye_is_nobodys_news_and_a_hostile_name_is_bounded() -> None:
+    registry = Registry(1.0, 10, Clock())
+    opened(registry, "box", "a", leaving=True)
+    opened(registry, "box", "b")
+    assert "took" not in registry.log.newest(1)[0].text
+    registry = Registry(1.0, 10, clock := Clock())
+    info = pb.NodeInfo(instance_id="a", hostname="\x1b[2J" + "x" * 190)
+    registry.open(pb.HeartbeatRequest(node_id="box", info=info), "10.0.0.7")
+    clock.now += 5
+    opened(registry, "box", "b")
+    text = registry.log.newest(1)[0].text
+    assert text == f"host-b, 10.0.0.7; took the id from �[2J{'x' * 60} at 10.0.0.7, silent for 5s"
+    for address in ("10.0.0.8", "10.0.0.9"):  # the first version's nodes do not say which they are
+        clock.now += 5
+        registry.take_unary(pb.HeartbeatRequest(node_id="old"), address)
+    assert registry.log.newest(1)[0].text == "10.0.0.9; took the id from a node at 10.0.0.8, silent for 5s"
+
+
 def test_the_silence_of_a_box_is_not_that_of_its_successor() -> None:
     clock = Clock()
     registry = Registry(1.0, 10, clock)
