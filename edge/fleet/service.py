@@ -22,6 +22,7 @@ from edge.protocol import GOODBYE_SECONDS
 
 UNARY_PER_SECOND, UNARY_OF_ONE = 3000, 2500  # heartbeats without a stream that are answered: of all, and of one network
 TOO_MANY_UNARY = f"over {UNARY_OF_ONE} unary heartbeats a second of one network, or {UNARY_PER_SECOND} of all: use StreamHeartbeats"
+OF_TRUST = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)  # their names tell people nothing more
 MAX_WAITING = 800  # calls whose first message has not come, 26 KiB each: of a fleet that comes back some hundreds are on the way
 
 
@@ -190,7 +191,8 @@ class Service(node_pb2_grpc.NodeServiceServicer):
             raise asyncio.CancelledError
 
     def _log_refusal(self, node_id: str, address: str, refused: Refused, is_stranger: bool = False) -> None:
-        text = f"{address}: {refused.told_here} ({refused.end.code.name})"
+        code = "" if refused.end.code in OF_TRUST else f" ({refused.end.code.name})"
+        text = f"{address}: {refused.told_here}{code}"
         self._registry.complain("refused", node_id, text, address if is_stranger else "")
 
     def _closer(self, stream: int) -> Callable[[End], object]:
