@@ -15,9 +15,10 @@ from collections.abc import Callable, Iterator
 
 import grpc
 import pytest
+from cryptography import x509
 
 import node_pb2 as pb
-from bench.http2 import END_HEADERS, FRAME_HEADER, GREETING, HEADERS, frame, request_headers
+from bench.http2 import END_HEADERS, END_STREAM, FRAME_HEADER, GREETING, HEADERS, data_frame, frame, request_headers, status_of
 from edge.credentials import AUTHORIZATION, SERVER_NAME, Role, Token, authority_of, parse_token
 from edge.event_log import EventLog
 from edge.fleet.admission import STRANGERS_PER_MINUTE, Lines
@@ -451,10 +452,12 @@ def authority() -> Authority:
     return Authority()
 
 
-def certified(tmp_path: pathlib.Path, authority: Authority, with_clients: bool = False) -> Guard:
+def certified(
+    tmp_path: pathlib.Path, authority: Authority, with_clients: bool = False, wall: Callable[[], float] = time.time
+) -> Guard:
     client_ca = tmp_path / "clients.pem"
     client_ca.write_bytes(authority.pem)
-    return Guard(tmp_path / "state", *authority.write(tmp_path, "server.example"), client_ca if with_clients else None)
+    return Guard(tmp_path / "state", *authority.write(tmp_path, "server.example"), client_ca if with_clients else None, wall)
 
 
 def test_under_the_users_own_certificate_a_token_is_needed_as_before(
@@ -531,6 +534,97 @@ def test_certificates_are_replaced_while_nodes_are_connected(
         stream.send(sample=pb.Sample(sequence=7))
     eventually(lambda: [row.sample.sequence for name, row in serving.rows().items() if name != "late"] == [7] * 50)
     assert not [event for event in serving.events() if event.startswith("disconnected box")]
+
+
+OTHER_NAMES = (x509.RFC822Name("box"), x509.UniformResourceIdentifier("box"), x509.RegisteredID(x509.ObjectIdentifier("1.2.3")))
+
+
+@pytest.mark.parametrize("node_id", ["box", "other", "OTHER.example", "box\0.evil", "", "uri:box"])
+def test_only_a_subjects_and_dns_names_count_each_as_a_whole(
+    serve: Serve, tmp_path: pathlib.Path, authority: Authority, node_id: str
+) -> None:
+    serving = serve(guard=certified(tmp_path, authority, with_clients=True))
+    own = authority.issue("box\0.evil", "other.example", "*", others=OTHER_NAMES)
+    with pytest.raises(grpc.RpcError) as error:
+        unary(serving.address, certified_channel(serving, authority, own), node_id=node_id)
+    assert error.value.code().name in ("PERMISSION_DENIED", "INVALID_ARGUMENT")
+    assert not serving.rows()
+    assert unary(serving.address, certified_channel(serving, authority, own), node_id="other.example").acknowledged
+
+
+def test_a_certificate_below_one_that_the_node_shows_along_lets_it_in(
+    serve: Serve, connect: Connect, tmp_path: pathlib.Path, authority: Authority
+) -> None:
+    serving = serve(guard=certified(tmp_path, authority, with_clients=True))
+    between = Authority("between", above=authority)
+    certificate, key = between.issue("box")
+    channel = certified_channel(serving, authority, (certificate + between.pem, key))
+    assert connect(serving.address, "box", channel=channel).answer().acknowledged
+
+
+def test_a_certificate_that_expires_ends_its_session_and_starts_no_other_by_its_connection(
+    serve: Serve, connect: Connect, tmp_path: pathlib.Path, authority: Authority
+) -> None:
+    wall = Clock()
+    wall.now = time.time()
+    serving = serve(guard=certified(tmp_path, authority, True, wall))
+    channel = certified_channel(serving, authority, authority.issue("box", lasts_days=20))
+    lasting = connect(serving.address, "rack-7", channel=certified_channel(serving, authority, authority.issue("rack-7")))
+    stream = connect(serving.address, "box", channel=channel)
+    assert stream.answer().acknowledged
+    assert lasting.answer().acknowledged
+    wall.now += 25 * 24 * 3600
+    code, reason = ended(stream)
+    assert code == "UNAUTHENTICATED"
+    assert re.search(r"the certificate expired at \d{4}-.*--tls-cert", reason)
+    assert ended(connect(serving.address, "box", channel=channel)) == (code, reason)
+    assert not lasting.call.done()
+    assert len(serving.network._service._certified) == 1
+
+
+def test_a_session_of_tls_that_is_resumed_does_not_outlive_its_certificate(
+    serve: Serve, tmp_path: pathlib.Path, authority: Authority
+) -> None:
+    wall = Clock()
+    wall.now = time.time()
+    serving = serve(guard=certified(tmp_path, authority, True, wall))
+    context = ssl.create_default_context(cadata=authority.pem.decode())
+    context.set_alpn_protocols(["h2"])
+    context.load_cert_chain(*authority.write(tmp_path, "box"))
+    heartbeat = pb.HeartbeatRequest(node_id="box").SerializeToString()
+    session, found = None, []
+    for _ in range(2):
+        with socket.create_connection(("127.0.0.1", serving.port), timeout=20) as plain:
+            with context.wrap_socket(plain, server_hostname="server.example", session=session) as peer:
+                peer.sendall(GREETING + request_headers(path=b"/node.NodeService/Heartbeat") + data_frame(heartbeat, END_STREAM))
+                received = b""
+                while b"grpc-status" not in received:
+                    received += peer.recv(10_000)
+                session = peer.session
+                found.append((peer.session_reused, status_of(received)))
+        wall.now += 40 * 24 * 3600
+    assert found == [(False, "OK"), (True, "UNAUTHENTICATED")]
+
+
+def test_whose_authority_is_gone_is_ended_and_no_other(
+    serve: Serve, connect: Connect, tmp_path: pathlib.Path, authority: Authority
+) -> None:
+    guard = certified(tmp_path, authority, with_clients=True)
+    newer = Authority("newer")
+    (tmp_path / "clients.pem").write_bytes(authority.pem + newer.pem)
+    guard = Guard(guard.folder, tmp_path / "server.example.pem", tmp_path / "server.example-key.pem", tmp_path / "clients.pem")
+    serving = serve(guard=guard)
+    channel, lasting = (certified_channel(serving, authority, by.issue(name)) for by, name in ((authority, "box"), (newer, "new")))
+    stream, other = connect(serving.address, "box", channel=channel), connect(serving.address, "new", channel=lasting)
+    assert stream.answer().acknowledged
+    assert other.answer().acknowledged
+    (tmp_path / "clients.pem").write_bytes(newer.pem)
+    code, reason = ended(stream)
+    assert code == "UNAUTHENTICATED"
+    assert "of no authority that this server knows now" in reason
+    assert ended(connect(serving.address, "box", channel=channel)) == (code, reason)  # by the connection of before
+    assert connect(serving.address, "new", "b", channel=lasting).status()[0].name == "ALREADY_EXISTS"
+    assert not other.call.done()
 
 
 # ---- The program ----

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import grpc
 
 from edge.credentials import Role
-from edge.fleet.certificates import OwnKey, UserFiles, chosen_folder
+from edge.fleet.certificates import Client, OwnKey, UserFiles, chosen_folder
 from edge.fleet.joining import Joining
 from edge.fleet.row import End, Refused
 from edge.fleet.tokens import Tokens, authorization_of
@@ -30,14 +32,15 @@ class Guard:
         certificate: pathlib.Path | None = None,
         key: pathlib.Path | None = None,
         client_ca: pathlib.Path | None = None,
+        wall: Callable[[], float] = time.time,
     ) -> None:
         """Makes a key and tokens where there are none. Raises Failure where that, or a file, can't be used."""
         self.folder = chosen_folder(folder)
         self._is_named = bool(folder or os.environ.get("STATE_DIRECTORY"))  # else a shell of the same user finds it by itself
         self._key = OwnKey(self.folder)
-        self._files = UserFiles(certificate, key, client_ca) if certificate and key else None
+        self._files = UserFiles(certificate, key, client_ca, wall) if certificate and key else None
         self._wants_certificates = client_ca is not None
-        self.tokens = Tokens(self.folder, self._key, names_key=not self._files, by_certificates=self._wants_certificates)
+        self.tokens = Tokens(self.folder, self._key, names_key=not self._files, by_certificates=self._wants_certificates, wall=wall)
         self.visitors = Visitors()
 
     def credentials(self) -> grpc.ServerCredentials:
@@ -50,20 +53,25 @@ class Guard:
             return ""
         return self.tokens.check(authorization_of(metadata), role)
 
-    def check_name(self, identity: Mapping[str, Iterable[bytes]], node_id: str) -> None:
-        """Raises Refused where certificates let nodes in, and the peer's, as gRPC tells it, does not name this one."""
-        if not self._wants_certificates:
-            return
-        fields = ("x509_common_name", "x509_subject_alternative_name")
-        names = [name.decode(errors="replace") for field in fields for name in identity.get(field, ())]
+    def check_name(self, identity: Mapping[str, Iterable[bytes]], node_id: str) -> Client | None:
+        """The peer's certificate, as gRPC tells it; None where none is wanted. Raises Refused where it does not name this node."""
+        if not (self._files and self._wants_certificates):
+            return None
         try:
-            is_named = check_node_id(node_id) in names
-        except ValueError:
-            return  # the registry says what is wrong with it
-        if not is_named:
-            told = ", ".join(dict.fromkeys(visible(name, 63) for name in names[:NAMES_TOLD]))
-            reason = f"the certificate is for {told or 'no name'}: not for a node {visible(node_id)}; see --id"
-            raise Refused(reason, grpc.StatusCode.PERMISSION_DENIED)
+            client = self._files.client_of(identity)
+        except ValueError as error:
+            raise Refused(str(error), grpc.StatusCode.UNAUTHENTICATED) from error
+        with contextlib.suppress(ValueError):  # of an id that can't be: the registry says what is wrong with it
+            if check_node_id(node_id) not in client.names:  # what it has can all be printed, so no other name is cut to it
+                told = ", ".join(dict.fromkeys(visible(name, 63) for name in client.names[:NAMES_TOLD]))
+                reason = f"the certificate is for {told or 'no name'}: not for a node {visible(node_id)}; see --id"
+                raise Refused(reason, grpc.StatusCode.PERMISSION_DENIED)
+        return client
+
+    def why_over(self, client: Client) -> End | None:
+        """Why a certificate that was accepted would not be any longer; None while it would."""
+        why = self._files.why_over(client) if self._files else ""
+        return End(why, grpc.StatusCode.UNAUTHENTICATED) if why else None
 
     def refresh(self) -> list[str]:
         """Follow the files as they are now, which costs a look at each while they have not changed. Returns what is to be told."""

@@ -14,6 +14,7 @@ import node_pb2 as pb
 import node_pb2_grpc
 from edge.credentials import Role
 from edge.fleet.admission import RateLimit, WaitingRoom, network_of
+from edge.fleet.certificates import Client
 from edge.fleet.guard import Guard
 from edge.fleet.intake import heartbeat_of
 from edge.fleet.listening import peer_address
@@ -49,6 +50,7 @@ class Service(node_pb2_grpc.NodeServiceServicer):
         self._registry = registry
         self._guard = guard
         self._let_in_by: dict[str, set[int]] = {}  # calls by number, of each token's id
+        self._certified: dict[int, Client] = {}  # calls by number, and the certificate that lets each in
         self._unary = RateLimit(1, UNARY_PER_SECOND, UNARY_OF_ONE)
         # Calls by number, and why the server ends those that it ends. A call's frames do not hold its task: the task keeps
         # the error that ended it, and that the frames. Such cycles wait for a garbage collection, with all that they hold.
@@ -104,6 +106,7 @@ class Service(node_pb2_grpc.NodeServiceServicer):
             self._ends.pop(stream, None)
             self._waiting.leave(stream)
             self._answering.discard(stream)
+            self._certified.pop(stream, None)
             if streams := self._let_in_by.get(token_id):
                 streams.discard(stream)
         abort = context.abort(end.code, end.reason)
@@ -168,8 +171,8 @@ class Service(node_pb2_grpc.NodeServiceServicer):
         if raw is grpc.aio.EOF:
             raise Refused("the stream ended before its first message")
         request = heartbeat_of(raw)
-        if self._guard:
-            self._guard.check_name(context.auth_context(), request.node_id)
+        if self._guard and (client := self._guard.check_name(context.auth_context(), request.node_id)):
+            self._certified[stream] = client
         return request
 
     def _end_waiting(self, stream: int, address: str, end: End) -> None:
@@ -209,7 +212,7 @@ class Service(node_pb2_grpc.NodeServiceServicer):
                 self._streams[stream].cancel()
 
     def tick(self) -> None:
-        """Follow the tokens as they are now: called once in a second or so."""
+        """Follow the tokens and certificates as they are now: called once in a second or so."""
         if not self._guard:
             return
         for trouble in self._guard.refresh():
@@ -217,6 +220,10 @@ class Service(node_pb2_grpc.NodeServiceServicer):
         for token_id, end in self._guard.over(list(self._let_in_by)):
             for stream in self._let_in_by.pop(token_id):
                 self._end_stream(stream, end)
+        for stream, client in list(self._certified.items()):
+            if over := self._guard.why_over(client):
+                del self._certified[stream]
+                self._end_stream(stream, over)
         if silent := self._guard.visitors.tick(self._registry.clock()):
             self._registry.complain("refused", "", f"new connections that made no call: {silent:,}; {self._guard.why_silent()}")
 

@@ -351,7 +351,7 @@ def test_servers_with_a_key_and_with_an_authority_stand_side_by_side(
     ids=["name", "authority", "early", "late"],
 )
 def test_a_certificate_that_proves_nothing_is_told(
-    company: Company, run: Callable[..., node.NodeState], name: str, validity: dict[str, float], signer: Authority, said: str
+    company: Company, run: Callable[..., node.NodeState], name: str, validity: dict[str, Any], signer: Authority, said: str
 ) -> None:
     address = company.guarded(company.servicer, pem_of(USER.key), signer.certificate(name, key=USER.key, **validity))
     state = run(address, files=company.ca)
