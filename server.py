@@ -478,6 +478,8 @@ class Network:
         logging.getLogger("grpc._cython.cygrpc").addFilter(tells_no_header)
         server = grpc.aio.server(options=server_options(most, most_connections(most), is_secure=self._guard is not None))
         server.add_registered_method_handlers("node.NodeService", self._service.handlers())
+        if self._guard:
+            server.add_generic_rpc_handlers([self._service.other_handlers()])
         bound = [self._bind(server, endpoint) for endpoint in self._listen or (default_endpoint(),)]
         await server.start()
         self._bound.set_result(bound)

@@ -12,6 +12,8 @@ from typing import Any
 from edge.text import INVISIBLE, visible
 
 DEFAULT_PORT = 50051
+# gRPC's health protocol (doc/health-checking.md): so a node asks, without a token, whether a server is there again.
+HEALTH = "/grpc.health.v1.Health/Check"
 
 # ---- Bounds ----
 

@@ -12,6 +12,7 @@ import ssl
 import sys
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import grpc
 import pytest
@@ -26,13 +27,13 @@ from edge.fleet.certificates import OwnKey
 from edge.fleet.export import snapshot_json
 from edge.fleet.guard import TOLD_SECONDS, Guard, Visitors
 from edge.fleet.tokens import Tokens
-from edge.protocol import FIRST_MESSAGE_SECONDS, server_options
+from edge.protocol import FIRST_MESSAGE_SECONDS, HEALTH, server_options
 from server import TICK_SECONDS, parse_options
 from tests.fixtures.garbage import collected
 from tests.fixtures.peers import Peer
 from tests.fixtures.pki import Authority
 from tests.fixtures.processes import Program, Terminal, eventually
-from tests.fixtures.sessions import LOCAL, Clock, Serving, Stream, unary
+from tests.fixtures.sessions import LOCAL, Clock, Serving, Stream, headers_of, unary
 
 Open = Callable[..., Terminal]
 Start = Callable[..., Program]
@@ -293,6 +294,31 @@ def test_sessions_and_refusals_leave_nothing_to_the_garbage_collector(serve: Ser
             stream.close()
         eventually(lambda: serving.streams() == 0)
     assert found == []
+
+
+def asked(serving: Serving, guard: Guard, method: str, authorization: str | None = None) -> tuple[str, str]:
+    with channel_to(serving.address, key_of(guard)) as channel:
+        with pytest.raises(grpc.RpcError) as error:
+            call: Any = channel.unary_unary(method)
+            call(b"", timeout=20, metadata=headers_of(authorization))
+    return error.value.code().name, error.value.details() or ""
+
+
+def test_who_asks_for_a_method_that_is_not_there_is_refused_as_any_stranger(serve: Serve, guard: Guard) -> None:
+    serving = serve(guard=guard)
+    for _ in range(3):
+        assert asked(serving, guard, "/node.NodeService/Watch")[0] == "UNAUTHENTICATED"
+    assert asked(serving, guard, "/x", bearer(guard)) == ("UNIMPLEMENTED", "this server has no such method")
+    (line,) = serving.events()
+    assert line.startswith("refused —: 127.0.0.1: no token (UNAUTHENTICATED)")
+    assert not serving.streams()
+
+
+def test_a_node_that_looks_whether_the_server_is_there_is_no_silent_connection_and_no_stranger(serve: Serve, guard: Guard) -> None:
+    serving = serve(guard=guard)
+    assert asked(serving, guard, HEALTH)[0] == "UNIMPLEMENTED"
+    assert (guard.visitors._came, guard.visitors._called) == (1, 1)
+    assert not serving.events()
 
 
 # ---- Peers that speak something else, or nothing ----

@@ -19,11 +19,12 @@ from edge.fleet.guard import Guard
 from edge.fleet.intake import heartbeat_of
 from edge.fleet.listening import peer_address
 from edge.fleet.row import GOING_AWAY, End, Refused, Session
-from edge.protocol import GOODBYE_SECONDS
+from edge.protocol import GOODBYE_SECONDS, HEALTH
 
 UNARY_PER_SECOND, UNARY_OF_ONE = 3000, 2500  # heartbeats without a stream that are answered: of all, and of one network
 TOO_MANY_UNARY = f"over {UNARY_OF_ONE} unary heartbeats a second of one network, or {UNARY_PER_SECOND} of all: use StreamHeartbeats"
 OF_TRUST = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)  # their names tell people nothing more
+NO_SUCH_METHOD = End("this server has no such method", grpc.StatusCode.UNIMPLEMENTED)
 MAX_WAITING = 800  # calls whose first message has not come, 26 KiB each: of a fleet that comes back some hundreds are on the way
 
 
@@ -40,6 +41,17 @@ class Sessions(Protocol):
     def acknowledgement(self, session: Session) -> pb.HeartbeatResponse: ...
     def stream_ended(self, session: Session, reason: str) -> None: ...
     def complain(self, kind: str, node_id: str, text: str, stranger: str = "") -> None: ...
+
+
+class Others(grpc.GenericRpcHandler):
+    """Finds the handler of a method that has none of its own."""
+
+    def __init__(self, health: grpc.RpcMethodHandler[Any, Any], others: grpc.RpcMethodHandler[Any, Any]) -> None:
+        self._health, self._others = health, others
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any]:
+        """Called by gRPC at each call."""
+        return self._health if handler_call_details.method == HEALTH else self._others
 
 
 class Service(node_pb2_grpc.NodeServiceServicer):
@@ -69,6 +81,28 @@ class Service(node_pb2_grpc.NodeServiceServicer):
             "Heartbeat": grpc.stream_unary_rpc_method_handler(self.Heartbeat, None, serialize),
             "StreamHeartbeats": grpc.stream_stream_rpc_method_handler(self.StreamHeartbeats, None, serialize),
         }
+
+    def other_handlers(self) -> grpc.GenericRpcHandler:
+        """All methods that node.proto does not name, of a secure server: gRPC would refuse them alone, and nobody would hear."""
+        return Others(grpc.stream_unary_rpc_method_handler(self.Health), grpc.stream_unary_rpc_method_handler(self.NoSuchMethod))
+
+    async def Health(self, requests: object, context: Any) -> None:
+        """Whether the server is there: nodes ask for it without a token, and any answer says so."""
+        del requests
+        if self._guard:
+            self._guard.visitors.call(context.peer())
+        abort = context.abort(*reversed(NO_SUCH_METHOD))
+        del context  # see _call
+        await abort
+
+    async def NoSuchMethod(self, requests: object, context: Any) -> None:
+        """Who has no token is refused as everywhere, with a line in the log."""
+        call = self._call(context, self._refuse)
+        del requests, context
+        await call
+
+    async def _refuse(self, context: Any, stream: int, _token_id: str) -> None:
+        raise Refused(*NO_SUCH_METHOD)
 
     async def Heartbeat(self, requests: object, context: Any) -> pb.HeartbeatResponse | None:
         """One heartbeat, one answer."""

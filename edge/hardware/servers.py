@@ -11,11 +11,12 @@ import grpc
 
 from edge.hardware.errors import SessionEnded
 from edge.hardware.trust import Trust
+from edge.protocol import HEALTH
 
 MAX_BACKOFF_SECONDS = 30.0
 # gRPC's health protocol (doc/health-checking.md): a server without it has no such method, and that is an answer as well. The call
 # names no node and has no token, so that nothing is recorded, and nothing given away.
-HEALTH, SERVING = "/grpc.health.v1.Health/Check", b"\x08\x01"
+SERVING = b"\x08\x01"
 THERE = (grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
 
 

@@ -23,8 +23,9 @@ from edge.drawing import plain
 from edge.hardware.errors import Distrust
 from edge.hardware.identity import Identity, draw_id
 from edge.hardware.screen import link_line
-from edge.hardware.servers import HEALTH, PACE, SERVING, Pace, Turns, backoff, is_there, ordinal
+from edge.hardware.servers import PACE, SERVING, Pace, Turns, backoff, is_there, ordinal
 from edge.hardware.trust import Metadata, Trust
+from edge.protocol import HEALTH
 from tests.fixtures.processes import Program, Terminal, eventually
 from tests.fixtures.secure import Guarded, own_server, start_guarded
 from tests.fixtures.sessions import Clock, Serving
