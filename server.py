@@ -59,7 +59,7 @@ from edge.fleet.row import End, Refused, Row, Session, State, hanging_seconds, r
 from edge.fleet.screen import look, render, room_of
 from edge.fleet.service import Service
 from edge.fleet.token_command import main as token_main
-from edge.program import Failure, OutputClosed, is_journal, is_screen, main_of, put, time_stamp
+from edge.program import Failure, OutputClosed, is_kept, is_screen, main_of, put, time_stamp
 from edge.protocol import (
     ACKNOWLEDGE_SECONDS,
     FIRST_MESSAGE_SECONDS,
@@ -558,7 +558,7 @@ def run_headless(registry: Registry, network: Network, inputs: Inputs, listening
     stderr."""
     said = sys.stderr if as_json else sys.stdout
     first = f"{time_stamp(time.time())} listening on {listening}"
-    put("\n".join([first, *told(joining, with_tokens=not is_journal(said))]), said)
+    put("\n".join([first, *told(joining, with_tokens=not is_kept(said))]), said)
     events, snapshot_due = registry.log.follow(), registry.clock()
     while not inputs.received and network.is_alive():
         now = registry.clock()

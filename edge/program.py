@@ -8,6 +8,7 @@ import io
 import os
 import platform
 import signal
+import stat
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -162,11 +163,12 @@ def is_screen() -> bool:
     return sys.stdout.isatty() and not forbidden and os.environ.get("TERM", "").lower() not in ("", "dumb", "unknown")
 
 
-def is_journal(stream: TextIO) -> bool:
-    """Whether what is written there goes into systemd's journal, where others may read it later (systemd.exec, $JOURNAL_STREAM)."""
+def is_kept(stream: TextIO) -> bool:
+    """Whether what is written there stays where others may read it later: in a file, or systemd's journal (systemd.exec,
+    $JOURNAL_STREAM)."""
     with contextlib.suppress(OSError, ValueError):
         status = os.fstat(stream.fileno())
-        return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
+        return stat.S_ISREG(status.st_mode) or os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
     return False
 
 
