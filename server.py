@@ -104,6 +104,7 @@ class Registry:
     ) -> None:
         self.clock = clock
         self.wall = time.time
+        self.is_over: Callable[[str], object] = lambda _token_id: False  # whether a token lets nobody in any more
         self.log = EventLog(EVENTS_KEPT, self.wall, PLENTY)
         self.errors: collections.deque[str] = collections.deque(maxlen=100)  # written where the lock may be held
         self._keeps_history = keeps_history
@@ -158,14 +159,15 @@ class Registry:
             heartbeat_at=blank.heartbeat_at, left=False, reason="", token_id=blank.token_id, round_trip_seconds=None,
         )  # fmt: skip
 
-    @staticmethod
-    def _check_holder(holder: Row | None, newcomer: Session, info: pb.NodeInfo, is_goodbye: bool, now: float) -> None:
+    def _check_holder(self, holder: Row | None, newcomer: Session, info: pb.NodeInfo, is_goodbye: bool, now: float) -> None:
         """Raises Refused when another instance lives under this id: one that is late, broken or gone gives way. Where either has
-        drawn it, not to another box: that one can draw again, or be given another, and a box which comes back finds its name."""
+        drawn it, not to another box: that one can draw again, or be given another, and a box which comes back finds its name.
+        It does not keep it where the token that let it in is over: whoever stole that would have the name for good."""
         if not holder:
             return
         known = holder.info
-        if known.box_id not in ("", info.box_id) and (info.id_is_drawn or known.id_is_drawn):
+        is_kept = not (holder.token_id and self.is_over(holder.token_id))
+        if is_kept and known.box_id not in ("", info.box_id) and (info.id_is_drawn or known.id_is_drawn):
             raise Refused(f"the id {newcomer.node_id} belongs to another box", grpc.StatusCode.ALREADY_EXISTS)
         if holder.session and state_of(holder, now) is State.ONLINE and not holder.session.is_the_same_as(newcomer):
             where = f"taken by {visible(known.hostname) or 'a node'} at {holder.address}"
@@ -444,6 +446,8 @@ class Network:
         self._registry = registry
         self._service = Service(registry, first_message_seconds, guard)
         self._guard = guard
+        if guard:
+            registry.is_over = guard.tokens.why_over
         self._listen = listen
         self._bound: concurrent.futures.Future[list[Endpoint]] = concurrent.futures.Future()
         self._thread = threading.Thread(target=self._run, name="network", daemon=True)

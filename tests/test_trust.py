@@ -226,6 +226,26 @@ def test_sessions_of_a_token_that_is_revoked_end_with_the_reason_and_no_others(
     assert set(serving.network._service._let_in_by) == {other.id}
 
 
+def test_names_that_were_taken_by_a_token_which_is_over_are_free_again(serve: Serve, connect: Connect, guard: Guard) -> None:
+    stolen = guard.tokens.token_of(guard.tokens.issue(Role.NODE, "stolen", None))
+    serving = serve(guard=guard)
+
+    def come(token: Token, box: str) -> Stream:
+        info = pb.NodeInfo(instance_id=box, box_id=box, id_is_drawn=True)
+        channel = channel_to(serving.address, token.key)
+        return connect(serving.address, "rack-7", channel=channel, authorization=token.bearer(), info=info)
+
+    thief = come(stolen, "a thief's")
+    assert thief.answer().acknowledged
+    thief.close()
+    eventually(lambda: not serving.streams())
+    assert "the id rack-7 belongs to another box" in ended(come(token_of(guard), "its own"))[1]
+    elsewhere(guard).revoke(stolen.id)
+    eventually(lambda: guard.tokens.why_over(stolen.id))
+    assert come(token_of(guard), "its own").answer().acknowledged
+    assert "belongs to another box" in ended(come(token_of(guard), "another's"))[1]
+
+
 def test_a_token_that_expires_ends_its_sessions_too(serve: Serve, connect: Connect, guard: Guard) -> None:
     wall = Clock(time.time())
     guard.tokens = Tokens(guard.folder, OwnKey(guard.folder), True, wall)
