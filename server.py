@@ -54,7 +54,7 @@ from edge.fleet.intake import (
 from edge.fleet.joining import Joining, own_addresses, told
 from edge.fleet.keys import follow, press
 from edge.fleet.lens import EVENTS_KEPT, Lens, Ui
-from edge.fleet.listening import default_endpoint, most_connections, too_few_files, why_not_bound
+from edge.fleet.listening import Crowd, default_endpoint, most_connections, too_few_files, why_not_bound
 from edge.fleet.row import End, Refused, Row, Session, State, hanging_seconds, reason_of, state_of
 from edge.fleet.screen import look, render, room_of
 from edge.fleet.service import Service
@@ -479,15 +479,16 @@ class Network:
     async def _serve(self) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         most = self._registry.max_nodes
+        connections = most_connections(most)
         logging.getLogger("grpc._cython.cygrpc").addFilter(tells_no_header)
-        server = grpc.aio.server(options=server_options(most, most_connections(most), is_secure=self._guard is not None))
+        server = grpc.aio.server(options=server_options(most, connections, is_secure=self._guard is not None))
         server.add_registered_method_handlers("node.NodeService", self._service.handlers())
         if self._guard:
             server.add_generic_rpc_handlers([self._service.other_handlers()])
         bound = [self._bind(server, endpoint) for endpoint in self._listen or (default_endpoint(),)]
         await server.start()
         self._bound.set_result(bound)
-        ticking = asyncio.create_task(self._tick())
+        ticking = asyncio.create_task(self._tick(Crowd(connections)))
         await self._stop.wait()
         ticking.cancel()
         closing = asyncio.create_task(server.stop(GOODBYE_SECONDS / 2))  # no new connections from here on
@@ -502,12 +503,14 @@ class Network:
         if self._service.has_unheard:
             await asyncio.sleep(UNHEARD_SECONDS)
 
-    async def _tick(self) -> None:
+    async def _tick(self, crowd: Crowd) -> None:
         """Here, and not with the screen, which a full pipe or Ctrl-S stops."""
         ticker = Ticker(self._registry)
         while True:
             await asyncio.sleep(TICK_SECONDS)
             ticker.tick()
+            if warning := crowd.tick(self._registry.clock(), self._service.calls()):
+                self._registry.complain("warning", "server", warning)
             try:
                 self._service.tick()
             except Exception:  # the files are people's: what they put there must not stop this clock

@@ -26,6 +26,7 @@ from edge.fleet.admission import STRANGERS_PER_MINUTE, Lines
 from edge.fleet.certificates import OwnKey
 from edge.fleet.export import snapshot_json
 from edge.fleet.guard import TOLD_SECONDS, Guard, Visitors
+from edge.fleet.listening import CROWD_SECONDS, Crowd
 from edge.fleet.tokens import Tokens
 from edge.protocol import FIRST_MESSAGE_SECONDS, HEALTH, server_options
 from server import TICK_SECONDS, parse_options
@@ -488,6 +489,32 @@ def test_silent_connections_come_into_the_log_as_one_line(serve: Serve, dial: Di
         eventually(lambda before=before: guard.visitors._tell_at != before)  # type: ignore[misc]
     (line,) = [event for event in serving.events() if event.startswith("refused")]
     assert "made no call: 3;" in line
+
+
+def test_that_strangers_take_nearly_all_connections_is_told(
+    serve: Serve, dial: Dial, guard: Guard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.most_connections", lambda _nodes: 10)
+    clock = Clock()
+    serving = serve(guard=guard, clock=clock)
+    unary(serving.address, channel_to(serving.address, key_of(guard)), bearer(guard), node_id="script")
+    peers = [dial(serving, greeting=b"") for _ in range(9)]
+    eventually(lambda: guard.visitors._came >= 10)
+    clock.now += CROWD_SECONDS
+    (line,) = eventually(lambda: [event for event in serving.events() if "are taken" in event])  # both ends are in this process
+    assert re.search(r"^warning server: \d+ of 10 connections are taken, 0 of them by nodes: .* --max-nodes; .* firewall", line)
+    assert len(peers) == 9
+
+
+def test_a_crowd_is_told_once_a_minute_and_not_before_it_is_one() -> None:
+    files = [20]
+    crowd = Crowd(1000, lambda: files[0])
+    files[0] = 919
+    assert not crowd.tick(0, 400)
+    files[0] = 920
+    assert [second for second in range(1, 200) if crowd.tick(second, 400)] == [60, 120, 180]
+    assert crowd.tick(240, 400).startswith("900 of 1,000 connections are taken, 400 of them by nodes: ")
+    assert not Crowd(10, lambda: 0).tick(0, 0)  # where the system does not say
 
 
 # ---- Certificates of the user's own ----

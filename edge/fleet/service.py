@@ -245,6 +245,10 @@ class Service(node_pb2_grpc.NodeServiceServicer):
             else:
                 self._streams[stream].cancel()
 
+    def calls(self) -> int:
+        """How many are under way."""
+        return len(self._streams)
+
     def tick(self) -> None:
         """Follow the tokens and certificates as they are now: called once in a second or so."""
         if not self._guard:
