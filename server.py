@@ -661,7 +661,7 @@ def run(options: argparse.Namespace, make_registry: Callable[..., Registry] = Re
 
             if guard:
                 try:
-                    guard.tokens.set_listening(bound)
+                    guard.set_listening(bound)
                 except Failure as error:  # a folder that is read-only has all that a server needs
                     registry.complain("warning", "server", f"token list can't tell where this server listens: {error}")
             if screen:

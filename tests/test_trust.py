@@ -20,6 +20,7 @@ from cryptography import x509
 
 import node_pb2 as pb
 from bench.http2 import END_HEADERS, END_STREAM, FRAME_HEADER, GREETING, HEADERS, data_frame, frame, request_headers, status_of
+from edge.command_line import Endpoint
 from edge.credentials import AUTHORIZATION, SERVER_NAME, Role, Token, authority_of, parse_token
 from edge.event_log import EventLog
 from edge.fleet.admission import STRANGERS_PER_MINUTE, Lines
@@ -581,6 +582,21 @@ def test_who_has_no_certificate_or_one_of_another_authority_does_not_come_to_a_c
     assert guard.visitors._called == 0
     joining = guard.joining(["here"])
     assert (joining.needs_certificate, joining.node_token) == (True, "")
+
+
+def test_a_box_is_told_the_name_that_stands_in_the_users_certificate(tmp_path: pathlib.Path, authority: Authority) -> None:
+    guard = certified(tmp_path, authority)
+    for address, shown in (("10.0.0.5", "server.example"), ("[fd00::5]:6000", "server.example:6000")):
+        assert guard.joining([address, "10.0.0.6"]).addresses == [shown]
+    guard.set_listening([Endpoint("::", 6000)])
+    assert elsewhere(guard).listening() == (("server.example", 6000),)  # as `token list` tells it
+    for names, shown in ((("fd00::7", "new.example"), "[fd00::7]:6000"), (("*.example",), "10.0.0.5:6000")):
+        for ending, content in zip((".pem", "-key.pem"), authority.issue(*names), strict=True):
+            (tmp_path / f"server.example{ending}").write_bytes(content)
+        for _ in range(2):
+            guard.refresh()
+        assert guard.joining(["10.0.0.5:6000"]).addresses == [shown]
+        assert elsewhere(guard).listening() == ((("fd00::7", 6000),) if "fd00" in shown else (("::", 6000),))
 
 
 def test_certificates_are_replaced_while_nodes_are_connected(

@@ -7,8 +7,10 @@ from __future__ import annotations
 import contextlib
 import datetime
 import hmac
+import ipaddress
 import os
 import pathlib
+import re
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -31,6 +33,13 @@ MAX_WAY = 8  # certificates from a node's to its authority
 ANOTHER = "give the node a new one (--tls-cert)"
 NO_AUTHORITY = f"the certificate is of no authority that this server knows now (--client-ca): {ANOTHER}"
 Stamp = tuple[int, ...]  # of files as they are now; another one when something has changed
+
+
+class Told(NamedTuple):
+    """What the log should say of files that people change."""
+
+    kind: str  # of event
+    text: str
 
 
 class Pair(NamedTuple):
@@ -201,6 +210,7 @@ class Loaded(NamedTuple):
     begins: float  # of the certificate's validity, unix seconds
     ends: float
     open_to_all: str  # the key's file, where everyone on this machine can read it
+    name: str  # that nodes find in the certificate, and can be told to go to; empty: it has none
 
     def configuration(self) -> grpc.ServerCertificateConfiguration:
         """As gRPC takes it."""
@@ -227,21 +237,30 @@ class UserFiles:
             raise Failure(str(error)) from error
         self._told = ""  # the last warning
 
-    def refresh(self) -> str:
+    @property
+    def name(self) -> str:
+        """What nodes must call this server, by the certificate of now; empty where it names nothing that they can."""
+        return self._loaded.name
+
+    def refresh(self) -> list[Told]:
         """Read the files again once they have changed, and are at rest: several are not replaced at once.
 
-        Call it each second or so. Returns what should be told: that new ones can't be used (the old ones are then), that the
-        certificate is out of date; each once. Empty else.
+        Call it each second or so. Returns what should be told: that new ones are in use, or can't be used (the old ones are then),
+        that the certificate is out of date; each once.
         """
         seen, self._seen = self._seen, stamp_of(*self._files)
+        news = []
         if self._seen == seen != self._read:
             self._read = seen
             try:
-                self._loaded = load(*self._paths)
+                before, self._loaded = self._loaded, load(*self._paths)
             except ValueError as error:
-                return f"{error}; what was read before stays in use"
+                return [Told("warning", f"{error}; what was read before stays in use")]
+            if self._loaded != before:
+                until = time_stamp(self._loaded.ends)
+                news = [Told("renewed", f"the certificate files are read again: {self._paths[0]} is valid until {until}")]
         warning, self._told = self._told, self._warning()
-        return "" if self._told == warning else self._told
+        return [*news, Told("warning", self._told)] if self._told not in ("", warning) else news
 
     def _warning(self) -> str:
         """What does not keep the server from starting."""
@@ -365,6 +384,7 @@ def load(certificate: pathlib.Path, key: pathlib.Path, client_ca: pathlib.Path |
         chain[0].not_valid_before_utc.timestamp(),
         chain[0].not_valid_after_utc.timestamp(),
         str(key) if is_open_to_all(key) else "",
+        first_name(chain[0]),
     )
 
 
@@ -373,6 +393,24 @@ def is_open_to_all(path: pathlib.Path) -> bool:
     with contextlib.suppress(OSError):
         return os.name == "posix" and bool(path.stat().st_mode & 0o004)
     return False
+
+
+def first_name(certificate: Certificate) -> str:
+    """The first name or address that a certificate is for, one of this machine alone last; empty where it has none that a command
+    can name: a wildcard is no name."""
+    from cryptography import x509
+
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension, x509.UnsupportedGeneralNameType):
+        return ""
+    found: dict[str, bool] = {}
+    for one in names:
+        if isinstance(one, x509.IPAddress) and isinstance(one.value, (ipaddress.IPv4Address, ipaddress.IPv6Address)):
+            found[str(one.value)] = one.value.is_loopback
+        elif isinstance(one, x509.DNSName) and re.fullmatch(r"[\w.-]+", one.value, re.ASCII):
+            found[one.value] = one.value == "localhost"
+    return min(found, key=lambda name: found[name], default="")
 
 
 def public_part(holder: Any) -> bytes:

@@ -11,11 +11,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import grpc
 
+from edge.command_line import Endpoint, parse_endpoint
 from edge.credentials import Role
-from edge.fleet.certificates import Client, OwnKey, UserFiles, chosen_folder
-from edge.fleet.joining import Joining
+from edge.fleet.certificates import Client, OwnKey, Told, UserFiles, chosen_folder
+from edge.fleet.joining import Joining, own_addresses
 from edge.fleet.row import End, Refused
 from edge.fleet.tokens import Tokens, authorization_of
+from edge.program import Failure
 from edge.protocol import check_node_id
 from edge.text import visible
 
@@ -42,6 +44,7 @@ class Guard:
         self._wants_certificates = client_ca is not None
         self.tokens = Tokens(self.folder, self._key, names_key=not self._files, by_certificates=self._wants_certificates, wall=wall)
         self.visitors = Visitors()
+        self._bound: Sequence[Endpoint] = ()
 
     def credentials(self) -> grpc.ServerCredentials:
         """What the server presents. Each connection asks for it, and is counted so."""
@@ -73,10 +76,17 @@ class Guard:
         why = self._files.why_over(client) if self._files else ""
         return End(why, grpc.StatusCode.UNAUTHENTICATED) if why else None
 
-    def refresh(self) -> list[str]:
+    def refresh(self) -> list[Told]:
         """Follow the files as they are now, which costs a look at each while they have not changed. Returns what is to be told."""
-        troubles = [self.tokens.refresh(), self._files.refresh() if self._files else ""]
-        return [trouble for trouble in troubles if trouble]
+        told = [Told("warning", trouble)] if (trouble := self.tokens.refresh()) else []
+        if self._files and (news := self._files.refresh()):
+            told += news
+            if self._bound:
+                try:
+                    self.set_listening(self._bound)  # a new certificate may have another name
+                except Failure as error:
+                    told.append(Told("warning", str(error)))
+        return told
 
     def why_silent(self) -> str:
         """What connections without a call may be."""
@@ -89,8 +99,17 @@ class Guard:
             if end := self.tokens.why_over(token_id):
                 yield token_id, end
 
+    def set_listening(self, bound: Sequence[Endpoint]) -> None:
+        """Keep where the server is reached, for `token list` to tell. Raises Failure."""
+        self._bound = bound
+        name = self._files.name if self._files else ""
+        told = [Endpoint(name, bound[0].port)] if name else bound  # another address would not be in the certificate
+        self.tokens.set_listening(told)
+
     def joining(self, addresses: Sequence[str]) -> Joining:
-        """How a box gets in, as of now: tokens come and go."""
+        """How a box gets in, as of now: tokens come and go. `addresses`: this machine's, for a certificate that names none."""
+        if self._files and self._files.name:
+            addresses = own_addresses([Endpoint(self._files.name, parse_endpoint(addresses[0]).port)])
         return self.tokens.joining(addresses, str(self.folder.absolute()) if self._is_named else "")
 
 

@@ -37,21 +37,26 @@ class Joining(NamedTuple):
     view_token: str = ""  # the same
     view_token_name: str = ""
     needs_ca: bool = False  # the server's certificate is the user's own: a node needs --ca FILE
-    needs_certificate: bool = False  # --client-ca: a node needs --tls-cert FILE --tls-key FILE, and no token
+    needs_certificate: bool = False  # --client-ca: a node needs --tls-cert FILE --tls-key FILE --id NAME, and no token
     state_folder: str = ""  # --state, where it was given: another folder has other tokens
 
 
 def steps(joining: Joining) -> list[Step]:
     """What to do on a box, in this order."""
     command = f"python3 node.pyz --server {joining.addresses[0]}"
-    command += " --ca FILE" * joining.needs_ca + " --tls-cert FILE --tls-key FILE" * joining.needs_certificate
+    if joining.needs_certificate:
+        command += " --ca CA-FILE --tls-cert FILE --tls-key FILE --id NAME"
+    elif joining.needs_ca:
+        command += " --ca FILE"
     found = [Step("On each box:", command)]
     if not joining.is_secure:
         found.append(Step("Open to whoever reaches it. To close it: server.pyz --secure"))
     elif joining.node_token:
         found.append(Step(f"Paste this token{named(joining.node_token_name)} at its prompt:", joining.node_token))
         found.append(Step("Or in a script:", f"EDGE_TOKEN={joining.node_token} {command}"))
-    elif not joining.needs_certificate:
+    elif joining.needs_certificate:
+        found.append(Step("NAME is one that stands in that certificate: the server takes no other."))
+    else:
         found.append(Step("No node token is valid. Make one here:", token_command(joining, "new --role node")))
     return found
 

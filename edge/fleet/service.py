@@ -253,8 +253,8 @@ class Service(node_pb2_grpc.NodeServiceServicer):
         """Follow the tokens and certificates as they are now: called once in a second or so."""
         if not self._guard:
             return
-        for trouble in self._guard.refresh():
-            self._registry.complain("warning", "server", trouble)
+        for kind, text in self._guard.refresh():
+            self._registry.complain(kind, "server", text)
         for token_id, end in self._guard.over(list(self._let_in_by)):
             for stream in self._let_in_by.pop(token_id):
                 self._end_stream(stream, end)

@@ -8,6 +8,7 @@ import contextlib
 import os
 import pathlib
 import random
+import re
 import stat
 import subprocess
 import sys
@@ -186,13 +187,18 @@ def test_a_folder_that_is_read_only_serves_once_all_is_there(tmp_path: pathlib.P
 # ---- The user's ----
 
 
+def told(files: UserFiles) -> str:
+    """What a look at the files says, in words."""
+    return "; ".join(text for _, text in files.refresh())
+
+
 @pytest.mark.parametrize("kind", ["P-256", "P-384", "RSA"])
 def test_a_certificate_of_the_users_authority_is_served_by_its_names(tmp_path: pathlib.Path, kind: str) -> None:
     curves = {"P-256": ec.SECP256R1(), "P-384": ec.SECP384R1()}
     key = ec.generate_private_key(curves[kind]) if kind in curves else rsa.generate_private_key(65537, 2048)
     authority = Authority()
     files = UserFiles(*authority.write(tmp_path, "edge.example", "127.0.0.1", key=key), None)
-    assert not files.refresh()
+    assert not told(files)
     with served(files.server_credentials(), files.server_credentials()) as ports:  # each port has its own
         for port in ports:
             assert ask(port, authority.pem) == "yes"  # by its address
@@ -233,27 +239,52 @@ def test_files_are_read_again_when_they_have_changed_and_are_at_rest(tmp_path: p
         assert [ask(port, old.pem) for port in ports] == ["yes", "yes"]
         fresh, fresh_key = new.issue("127.0.0.1")
         certificate.write_bytes(fresh)
-        assert not files.refresh()  # the key is not there yet: nothing is said of it
+        assert not told(files)  # the key is not there yet: nothing is said of it
         key.write_bytes(fresh_key)
-        assert not files.refresh()
+        assert not told(files)
         assert [ask(port, old.pem) for port in ports] == ["yes", "yes"]
-        assert not files.refresh()
+        ((kind, text),) = files.refresh()
+        assert kind == "renewed"
+        assert re.fullmatch(rf"the certificate files are read again: {certificate} is valid until 20[\d: -]+", text)
+        assert not told(files)
+        os.utime(key)
+        assert [told(files) for _ in range(3)] == ["", "", ""]  # they are as they were
         assert [ask(port, new.pem) for port in ports] == ["yes", "yes"]
         assert "CERTIFICATE_VERIFY_FAILED" in ask(ports[0], old.pem)
 
         key.write_bytes(b"nonsense")
-        said = [files.refresh() for _ in range(4)]
+        said = [told(files) for _ in range(4)]
         assert said[:1] + said[2:] == ["", "", ""]
         assert said[1] == f"{key} (--tls-key) has no private key in PEM that can be read; what was read before stays in use"
         certificate.unlink()
-        said = [files.refresh() for _ in range(4)]
+        said = [told(files) for _ in range(4)]
         assert said[:1] + said[2:] == ["", "", ""]
         assert f"cannot read {certificate} (--tls-cert): no such file or directory; what was read before" in said[1]
         assert [ask(port, new.pem) for port in ports] == ["yes", "yes"]
 
         old.write(tmp_path, "127.0.0.1")
-        assert [files.refresh() for _ in range(3)] == ["", "", ""]
+        assert [bool(told(files)) for _ in range(3)] == [False, True, False]
         assert [ask(port, old.pem) for port in ports] == ["yes", "yes"]
+
+
+@pytest.mark.parametrize(
+    ("names", "name"),
+    [
+        (("gpu.example", "10.0.0.5"), "gpu.example"),
+        (("10.0.0.5", "gpu.example"), "10.0.0.5"),
+        (("fd00::5",), "fd00::5"),
+        (("localhost", "127.0.0.1", "::1", "*.gpu.example", "gpu.example"), "gpu.example"),
+        (("localhost",), "localhost"),
+        (("*.example",), ""),
+        (("a b; reboot", "$x"), ""),  # nothing for a shell
+    ],
+)
+def test_the_name_that_nodes_are_told_to_go_to(tmp_path: pathlib.Path, names: tuple[str, ...], name: str) -> None:
+    certificate, key = Authority().issue(*names)
+    paths = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    for path, content in zip(paths, (certificate, key), strict=True):
+        path.write_bytes(content)
+    assert UserFiles(*paths, None).name == name
 
 
 def test_a_client_ca_is_read_again_too(tmp_path: pathlib.Path) -> None:
@@ -262,7 +293,7 @@ def test_a_client_ca_is_read_again_too(tmp_path: pathlib.Path) -> None:
     files = UserFiles(*authority.write(tmp_path, "127.0.0.1"), tmp_path / "nodes.pem")
     with served(files.server_credentials()) as (port,):
         (tmp_path / "nodes.pem").write_bytes(new.pem)
-        assert [files.refresh() for _ in range(2)] == ["", ""]
+        assert [bool(told(files)) for _ in range(2)] == [False, True]
         assert ask(port, authority.pem, pair=new.issue("gpu-07")) == "gpu-07"
         assert ask(port, authority.pem, pair=old.issue("gpu-07")) != "gpu-07"
 
@@ -278,7 +309,7 @@ def test_a_link_that_is_turned_is_a_change(tmp_path: pathlib.Path) -> None:
     with served(files.server_credentials()) as (port,):
         (tmp_path / "next").symlink_to("2")
         (tmp_path / "next").replace(tmp_path / "live")
-        assert [files.refresh() for _ in range(2)] == ["", ""]
+        assert [bool(told(files)) for _ in range(2)] == [False, True]
         assert ask(port, new.pem) == "yes"
 
 
@@ -286,19 +317,21 @@ def test_a_certificate_out_of_its_time_is_a_warning(tmp_path: pathlib.Path) -> N
     authority = Authority()
     certificate, key = authority.write(tmp_path, "127.0.0.1", begins_in_days=-40)
     files = UserFiles(certificate, key, None)
-    assert "expired at 20" in files.refresh()
-    assert not files.refresh()
+    assert "expired at 20" in told(files)
+    assert not told(files)
     authority.write(tmp_path, "127.0.0.1", begins_in_days=1)
-    assert [files.refresh()[:60] for _ in range(3)][0::2] == ["", ""]
-    assert "is valid from" in UserFiles(certificate, key, None).refresh()
+    said = [told(files) for _ in range(3)]
+    assert (said[0], said[2]) == ("", "")
+    assert re.search("read again.*; the certificate in .* is valid from", said[1])
+    assert "is valid from" in told(UserFiles(certificate, key, None))
     authority.write(tmp_path, "127.0.0.1")
     now = [1e9]
     files = UserFiles(certificate, key, None, wall=lambda: now[0])
-    assert "is valid from" in files.refresh()
+    assert "is valid from" in told(files)
     now[0] = 4e9  # what runs for long sees the end of it
-    assert "expired at" in files.refresh()
+    assert "expired at" in told(files)
     key.chmod(0o644)
-    assert f"everyone on this machine can read the key in {key}: chmod o= {key}" in UserFiles(certificate, key, None).refresh()
+    assert f"everyone on this machine can read the key in {key}: chmod o= {key}" in told(UserFiles(certificate, key, None))
 
 
 def test_what_is_wrong_with_the_users_files_is_said_in_a_sentence(tmp_path: pathlib.Path) -> None:

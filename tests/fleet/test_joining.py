@@ -153,7 +153,10 @@ OTHERS = "This machine's other addresses: fd00::5"
         ),
         (
             {"needs_ca": True, "needs_certificate": True, "node_token": ""},
-            [f"On each box: {COMMAND} --ca FILE --tls-cert FILE --tls-key FILE", OTHERS],
+            [
+                f"On each box: {COMMAND} --ca CA-FILE --tls-cert FILE --tls-key FILE --id NAME",
+                "NAME is one that stands in that certificate: the server takes no other.", OTHERS,
+            ],
         ),
     ],
     ids=["secure", "open", "no-token", "ca", "client-ca"],

@@ -143,7 +143,7 @@ def test_how_a_box_joins_has_all_that_there_is_to_know() -> None:
         ({"needs_ca": True}, "node.pyz --server 10.0.0.5 --ca FILE Paste this token (0a1b2c, first start) at its prompt: edge1-"),
         (
             {"needs_ca": True, "needs_certificate": True, "node_token": ""},
-            "--server 10.0.0.5 --ca FILE --tls-cert FILE --tls-key FILE j shows this",
+            "NAME is one that stands in that certificate: the server takes no other. j shows this",
         ),
         ({"node_token": "", "state_folder": "/a b"}, "python3 server.pyz token new --role node --state '/a b'"),
     ],

@@ -125,7 +125,7 @@ def test_list_tells_how_the_server_proves_itself(started: Command) -> None:
     Tokens(started.folder, OwnKey(started.folder), names_key=False, by_certificates=True)
     started.tokens().set_listening([Endpoint("10.0.0.5", 50051)])
     out, _ = started("list")
-    assert "python3 node.pyz --server 10.0.0.5 --ca FILE --tls-cert FILE --tls-key FILE\n" in out
+    assert "python3 node.pyz --server 10.0.0.5 --ca CA-FILE --tls-cert FILE --tls-key FILE --id NAME\n" in out
     assert "EDGE_TOKEN=" not in out
 
 
