@@ -617,7 +617,7 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
         "--max-nodes", "nodes at most, the lost ones counted (default 15000)", type=parse_count, default="15000", metavar="COUNT"
     )
     parser.switch("--secure", "encrypted, and nobody gets in without a token; the first start makes a key and tokens")
-    folder = "of the key and the tokens (default $STATE_DIRECTORY, or ~/.local/state/edge-compute-node)"
+    folder = "of the key and the tokens (default $STATE_DIRECTORY, else edge-compute-node in $XDG_STATE_HOME or ~/.local/state)"
     parser.option("--state", folder, type=parse_path, metavar="FOLDER")
     parser.option("--tls-cert", "secure, with a certificate of your own and its chain", type=parse_path, metavar="FILE")
     parser.option("--tls-key", "its key", type=parse_path, metavar="FILE")
@@ -625,14 +625,14 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.switch("--headless", "no screen: one plain line an event; by itself where stdout is no terminal")
     parser.switch("--json", "no screen: the whole fleet as one line of JSON each second")
     parser.common()
-    options = parser.parse_args(argv)
-    for flag, given, needed in (
-        ("--tls-cert", options.tls_cert, options.tls_key),
-        ("--tls-key", options.tls_key, options.tls_cert),
-        ("--client-ca", options.client_ca, options.tls_cert),
-    ):
-        if given and not needed:
-            parser.error(f"argument {flag}: it needs --tls-cert and --tls-key, the two together")
+    options, unknown = parser.parse_known_args(argv)
+    if unknown:
+        told = "token comes first: python3 server.pyz token new|list|revoke [option …]"
+        parser.error(told if "token" in unknown else f"unrecognized arguments: {' '.join(unknown)}")
+    pair = {"--tls-cert": options.tls_cert, "--tls-key": options.tls_key}
+    given = [flag for flag, path in {**pair, "--client-ca": options.client_ca}.items() if path]
+    if given and (missing := [flag for flag, path in pair.items() if not path]):
+        parser.error(f"argument {given[0]}: {' and '.join(missing)} {'are' if len(missing) > 1 else 'is'} missing")
     options.secure = options.secure or bool(options.tls_cert)
     return options
 

@@ -793,9 +793,13 @@ def test_a_state_folder_that_is_read_only_serves_once_the_key_and_the_tokens_are
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--tls-cert", "a.pem"), "--tls-cert: it needs --tls-cert and --tls-key, the two together"),
-        (("--tls-key", "a.key"), "--tls-key: it needs"),
-        (("--client-ca", "ca.pem"), "--client-ca: it needs"),
+        (("--tls-cert", "a.pem"), "argument --tls-cert: --tls-key is missing\n"),
+        (("--tls-key", "a.key"), "argument --tls-key: --tls-cert is missing\n"),
+        (("--client-ca", "ca.pem"), "argument --client-ca: --tls-cert and --tls-key are missing\n"),
+        (("--client-ca", "ca.pem", "--tls-key", "a.key"), "--tls-cert is missing\n"),
+        (("--secure", "token", "list"), "server: token comes first: python3 server.pyz token new|list|revoke [option …]\n"),
+        (("--state", "x", "token", "new", "--note", "x"), "server: token comes first: "),
+        (("tokens",), "server: unrecognized arguments: tokens\n"),
         (("--state", ""), "--state: it is empty"),
     ],
 )

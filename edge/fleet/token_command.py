@@ -24,7 +24,7 @@ from edge.fleet.certificates import KEY_FILE, OwnKey, chosen_folder
 from edge.fleet.joining import own_addresses, told
 from edge.fleet.listening import default_endpoint
 from edge.fleet.tokens import Tokens, called
-from edge.program import main_of, put, time_stamp
+from edge.program import Failure, OutputClosed, main_of, put, time_stamp
 from edge.text import MISSING
 
 UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
@@ -124,7 +124,12 @@ def make(tokens: Tokens, role: Role, note: str, expires: float | None) -> None:
     issued = tokens.issue(role, note, expires)
     until = f"until {time_stamp(expires)}" if expires else "until it is revoked"
     put(f"token {called(issued)}, to {'report' if role is Role.NODE else 'look'}, valid {until}:", sys.stderr)
-    put(tokens.token_of(issued).text())
+    try:
+        put(tokens.token_of(issued).text())
+    except (Failure, OutputClosed):
+        tokens.revoke(issued.id)
+        put(f"nobody has seen token {called(issued)}: it is revoked", sys.stderr)
+        raise
 
 
 def revoke(tokens: Tokens, token_id: str) -> None:

@@ -251,6 +251,25 @@ def test_a_closed_pipe_ends_it_quietly(started: Command) -> None:
     assert (result.returncode, result.stderr) == (128 + signal.SIGPIPE, b"")
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="takes /dev/full")  # noqa: PTH110
+@pytest.mark.parametrize("is_closed", [False, True])
+def test_a_token_that_could_not_be_shown_is_revoked(started: Command, is_closed: bool) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    argv = [sys.executable, "-c", ALONE, "new", "--note", "rack 7", "--state", str(started.folder)]
+    with open("/dev/full", "w") as full:  # noqa: PTH123
+        out = write if is_closed else full
+        result = subprocess.run(argv, cwd=ROOT, env=environment(), stdout=out, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    issued = started.tokens().issued()[-1]
+    assert issued.note == "rack 7"
+    assert issued.revoked is not None
+    said = result.stderr.splitlines()[1:]
+    assert said[0] == f"nobody has seen token {issued.id} (rack 7): it is revoked"
+    assert said[1:] == ([] if is_closed else ["server: cannot write: no space left on device"])
+    assert result.returncode == (128 + signal.SIGPIPE if is_closed else 1)
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="takes root")
 def test_root_works_on_the_folder_of_a_service_as_its_user(tmp_path: pathlib.Path) -> None:
     """systemd keeps it below a folder that is closed to that very user."""
