@@ -544,7 +544,7 @@ def keep_connected(
         elif not taken or taken > OWN_ID_TRIES:
             turns.failed(ended.code, session.acknowledged)
         delay = trust.retry_seconds() if distrusted >= len(servers) else next(delays)
-        if ended.is_gone:
+        if ended.is_gone or not session.acknowledged:  # not by this node's own bad luck
             delay = max(delay, random.uniform(0, spread_seconds))
         if not state.is_closed():
             state.turn_to(turns.server, turns.place)

@@ -74,6 +74,8 @@ from edge.text import MISSING, show_seconds, visible
 
 RECONNECTS_PER_SECOND = 700  # sessions that one process can open beside its heartbeats: a larger fleet spreads its return
 HEARTBEATS_PER_SECOND = 10_000  # what one process takes in; a larger fleet is told to beat more slowly
+STRAINED_SECONDS = 0.25  # that a tick comes too late where this machine is slower than that, and takes fewer
+MAX_STRETCH = 5.0  # of the cadence then
 CHECK_SECONDS = 60.0  # of a session whose samples nobody looks at: from one that is read to the next
 FORGET_SECONDS = 24 * 3600.0
 DATA_FRAMES_PER_SECOND = 12  # heartbeats come all the time; keys are answered at once
@@ -114,6 +116,7 @@ class Registry:
         self.max_nodes = max_nodes
         self._lock = threading.Lock()
         self._rows: dict[str, Row] = {}
+        self._stretch = 1.0  # of the cadence
         self._beating = 0  # nodes that are not gone, as of the last tick
         self._places = Places(max_nodes)
         self._memory = Memory(max_nodes)
@@ -311,8 +314,18 @@ class Registry:
         )
 
     def _cadence_seconds(self) -> float:
-        """What the user asks for; stretched, by tenths of a second, when the whole fleet would exceed the budget."""
-        return max(self._interval_seconds, math.ceil(self._beating / self._heartbeats_per_second * 10) / 10)
+        """What the user asks for; stretched, by tenths of a second, when the whole fleet would exceed the budget, or what this
+        machine is able to do just now."""
+        cadence = max(self._interval_seconds, math.ceil(self._beating / self._heartbeats_per_second * 10) / 10)
+        return cadence if self._stretch == 1 else math.ceil(cadence * self._stretch * 10) / 10
+
+    def keep_up(self, late_seconds: float) -> None:
+        """Have nodes beat more slowly while this process falls behind, by what a tick came too late; then at their pace again,
+        little by little, since they are told in about ten seconds. Else what waits grows, is given up, and comes once more."""
+        if late_seconds > STRAINED_SECONDS:
+            self._stretch = min(self._stretch * 1.5, MAX_STRETCH)
+        else:
+            self._stretch = max(self._stretch * 0.98, 1.0)
 
     def rows(self, node_ids: Iterable[str]) -> list[Row | None]:
         """These rows, as they are now; None for one that is not there."""
@@ -426,6 +439,7 @@ class Ticker:
             reason = f"stood still for {show_seconds(elapsed)}: suspended, or without a processor"
             self._registry.complain("warning", "server", reason)
         else:
+            self._registry.keep_up(elapsed - TICK_SECONDS)
             self._registry.tick()
 
 

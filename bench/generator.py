@@ -233,7 +233,7 @@ class Generator:
         self._unacknowledged += (peer.sequence - peer.acked) * peer.acknowledged
         del self._peers[peer.socket.fileno()]
         peer.socket.close()
-        left = peer.leaving
+        left, was_unheard = peer.leaving, not peer.acknowledged
         peer.reset()
         peer.due = math.inf
         if self._plan.ids:
@@ -241,8 +241,8 @@ class Generator:
             peer.delays = backoff()
             self._schedule(peer, time.monotonic())
         elif self._plan.reconnect and not left:
-            is_gone = how in ("UNAVAILABLE", "nobody there")
-            delay = max(next(peer.delays), random.uniform(0, peer.spread * is_gone))  # as node.py
+            spread = peer.spread * (was_unheard or how in ("UNAVAILABLE", "nobody there"))
+            delay = max(next(peer.delays), random.uniform(0, spread))  # as node.py
             self._schedule(peer, time.monotonic() + delay)
 
     def _send(self, peer: Peer, data: bytes | bytearray) -> None:

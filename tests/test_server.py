@@ -627,6 +627,21 @@ def test_the_cadence_is_what_the_user_asks_stretched_when_the_fleet_exceeds_the_
     assert registry.acknowledgement(sessions[0]).heartbeat_interval_milliseconds == 500  # those that left do not count
 
 
+def test_a_server_that_falls_behind_has_its_nodes_beat_more_slowly_until_it_keeps_up() -> None:
+    registry = Registry(0.5, 1000, Clock())
+    session = opened(registry, "box-0")
+
+    def told_after(*late_seconds: float) -> int:
+        for late in late_seconds:
+            registry.keep_up(late)
+        return registry.acknowledgement(session).heartbeat_interval_milliseconds
+
+    assert told_after(*[0.2] * 9) == 500
+    assert told_after(0.3) == 800
+    assert told_after(*[2.0] * 9) == 2500
+    assert told_after(*[0.0] * 200) == 500
+
+
 def test_a_large_fleet_is_told_to_spread_its_return(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("server.RECONNECTS_PER_SECOND", 2)
     registry = Registry(0.5, 1000, Clock())
