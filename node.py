@@ -301,9 +301,11 @@ class Session:
     change is in RoundTrips, under its lock. Of the session, look_back() in a third thread sets `better` alone.
     """
 
-    def __init__(self, state: NodeState, identity: Identity, trust: Trust, server: str, fallback_interval_seconds: float) -> None:
+    def __init__(
+        self, state: NodeState, identity: Identity, trust: Trust, server: str, interval_seconds: float, spread_seconds: float = 0.0
+    ) -> None:
         self.acknowledged = False
-        self.spread_seconds = 0.0  # for the fleet's return, when the server is gone
+        self.spread_seconds = spread_seconds  # of the fleet's return, when the server is gone
         self.is_over = False
         self.better = ""  # a server that the node leaves this one for
         self._state = state
@@ -311,7 +313,7 @@ class Session:
         self._trust = trust
         self._server = server
         self._metadata: Metadata = ()  # of each call
-        self._interval_seconds = fallback_interval_seconds  # until the server assigns one
+        self._interval_seconds = interval_seconds  # until the server assigns one
         self._outbox: queue.SimpleQueue[pb.HeartbeatRequest | None] = queue.SimpleQueue()
         self._first = True
         self._unary = False
@@ -443,7 +445,9 @@ class Session:
         self._state.wait(lambda: over() or self._state.newest_sequence() > self._sent_sequence, interval / 5)
 
     def _check_silence(self) -> None:
-        most = protocol.silent_after_seconds(self._interval_seconds) if self.acknowledged else protocol.FIRST_ANSWER_SECONDS
+        most = protocol.first_answer_seconds(self.spread_seconds)
+        if self.acknowledged:
+            most = protocol.silent_after_seconds(self._interval_seconds)
         silence = self._state.clock() - self._heard_at
         if not self._over and silence > most:
             raise SessionEnded(f"{self._server} has been silent for {silence:.0f} s: the connection is half-open")
@@ -520,10 +524,11 @@ def keep_connected(
     turns, delays, taken, distrusted, spread_seconds = Turns(servers, state.clock, pace), new_delays(), 0, 0, 0.0
     state.wait(state.newest_sequence, FIRST_SAMPLE_SECONDS)  # a box appears with its readings, and without them if they hang
     while not state.is_closed():
-        session = Session(state, identity, trust, turns.server, interval_seconds)
+        session = Session(state, identity, trust, turns.server, interval_seconds, spread_seconds)
         ended = end_of(session, state, trust, turns)
         if session.acknowledged:
-            delays, spread_seconds = new_delays(), session.spread_seconds
+            delays = new_delays()
+        spread_seconds = session.spread_seconds
         if session.better:
             reason = f"left {turns.server} for {session.better}, which is there again"
             state.log(reason)

@@ -45,7 +45,7 @@ from bench.messages import BEATS, BOXES, DAY, Box
 from bench.processes import raise_open_files
 from edge.credentials import SERVER_NAME, authority_of, parse_token
 from edge.hardware.servers import backoff
-from edge.protocol import FIRST_ANSWER_SECONDS, SILENCE_SECONDS, silent_after_seconds
+from edge.protocol import SILENCE_SECONDS, first_answer_seconds, silent_after_seconds
 
 WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 SETTLE_SECONDS = 4.0  # from the last session's start to the measurement
@@ -175,7 +175,7 @@ class Generator:
             due, _, peer = heapq.heappop(self._heap)
             if due != peer.due:  # something else has been scheduled since
                 continue
-            patience = silent_after_seconds(peer.interval) if peer.acknowledged else FIRST_ANSWER_SECONDS
+            patience = silent_after_seconds(peer.interval) if peer.acknowledged else first_answer_seconds(peer.spread)
             if peer.socket is None and peer.sequence == 0 and self._waiting >= MAX_WAITING:
                 self._schedule(peer, now + random.uniform(0, MAX_WAITING / self._plan.sessions_per_second))
             elif peer.socket is None:
@@ -472,7 +472,7 @@ class Load:
 
     def connect(self) -> list[Report]:
         """Wait until the whole fleet has been acknowledged, and a little longer."""
-        reports = self.wait_until(self.plan.nodes, self.plan.nodes / self.plan.sessions_per_second + 60)
+        reports = self.wait_until(self.plan.nodes, self.plan.nodes / self.plan.sessions_per_second + 120)
         time.sleep(SETTLE_SECONDS)
         return reports
 

@@ -36,6 +36,7 @@ ACKNOWLEDGE_SECONDS = 9.5  # from one acknowledgement of the server to the next:
 SILENCE_SECONDS = 12.0  # of the server, and two intervals: then a node gives its session up, as half-open
 FIRST_MESSAGE_SECONDS = 10.0  # that the server waits for the first message of a session
 FIRST_ANSWER_SECONDS = 10.0  # that a node waits for the first acknowledgement of one
+LONGEST_ANSWER_SECONDS = 30.0  # at most, in a fleet so large that its return takes a server longer than that
 GOODBYE_SECONDS = 2.0  # that either end takes to leave
 MIN_INTERVAL_SECONDS, MAX_INTERVAL_SECONDS = 0.1, 3600.0  # from one heartbeat, or reading, to the next
 MAX_UNARY_INTERVAL_SECONDS = 60.0  # that a node believes without a stream, since only the next call tells whether the server lives
@@ -61,6 +62,12 @@ def lost_after_seconds(interval_seconds: float) -> float:
 def silent_after_seconds(interval_seconds: float) -> float:
     """How long a node hears nothing from its server before it gives the session up."""
     return SILENCE_SECONDS + 2 * interval_seconds
+
+
+def first_answer_seconds(spread_seconds: float) -> float:
+    """How long a node waits for the first answer of a server whose fleet spreads its return so: who gives up sooner makes it work
+    in vain, and is there again with the next handshake."""
+    return max(FIRST_ANSWER_SECONDS, min(2 * spread_seconds, LONGEST_ANSWER_SECONDS))
 
 
 def hangs_after_seconds(interval_seconds: float) -> float:
@@ -101,12 +108,12 @@ def server_options(max_nodes: int, max_connections: int, is_secure: bool = False
         ("grpc.http2.bdp_probe", 0),  # it answers nearly every heartbeat with a ping
         ("grpc.server.max_pending_requests", pending),  # below that none is refused when a whole fleet comes back at once
         ("grpc.server.max_pending_requests_hard_limit", pending),
-        ("grpc.server_max_unrequested_time_in_server", round(FIRST_ANSWER_SECONDS)),  # a call waits: its node gives up then
+        ("grpc.server_max_unrequested_time_in_server", round(LONGEST_ANSWER_SECONDS)),  # a call waits: its node gives up then
         ("grpc.max_concurrent_streams", MAX_STREAMS),
         ("grpc.max_allowed_incoming_connections", max_connections),
         # Of a connection that says nothing. One that greets an open server and makes no call ends by its pings, if it does not
         # answer them.
-        ("grpc.server_handshake_timeout_ms", round(1000 * FIRST_MESSAGE_SECONDS)),
+        ("grpc.server_handshake_timeout_ms", round(1000 * (LONGEST_ANSWER_SECONDS if is_secure else FIRST_MESSAGE_SECONDS))),
         ("grpc.compression_enabled_algorithms_bitset", 1),  # none: a hundred bytes could unpack to a megabyte
         ("grpc.per_message_decompression", 0),
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),

@@ -14,6 +14,7 @@ from edge.protocol import (
     FIRST_ANSWER_SECONDS,
     FIRST_MESSAGE_SECONDS,
     GOODBYE_SECONDS,
+    LONGEST_ANSWER_SECONDS,
     MAX_AHEAD_BYTES,
     MAX_DEVICES,
     MAX_MESSAGE_BYTES,
@@ -27,6 +28,7 @@ from edge.protocol import (
     SERVER_PING_SECONDS,
     SERVER_PING_TIMEOUT_SECONDS,
     check_node_id,
+    first_answer_seconds,
     hangs_after_seconds,
     hangs_here_after_seconds,
     late_after_seconds,
@@ -114,7 +116,7 @@ def test_the_server_has_its_timings_and_bounds() -> None:
     assert options["grpc.http2.max_ping_strikes"] == 0, "0 is no bound: a clock that is a little off must not cost a session"
     assert options["grpc.max_receive_message_length"] == MAX_MESSAGE_BYTES
     assert options["grpc.http2.lookahead_bytes"] == MAX_AHEAD_BYTES
-    assert options["grpc.server_max_unrequested_time_in_server"] == FIRST_ANSWER_SECONDS
+    assert options["grpc.server_max_unrequested_time_in_server"] == LONGEST_ANSWER_SECONDS
     assert options["grpc.max_concurrent_streams"] == MAX_STREAMS
     assert options["grpc.max_allowed_incoming_connections"] == 16_500
     assert options["grpc.compression_enabled_algorithms_bitset"] == 1, "identity alone: what is packed small unpacks large"
@@ -193,3 +195,8 @@ def test_what_can_not_name_a_node_is_said_in_words(text: str, said: str) -> None
     with pytest.raises(ValueError, match=said) as error:
         check_node_id(text)
     assert str(error.value).isprintable()
+
+
+def test_who_belongs_to_a_large_fleet_is_patient_within_bounds() -> None:
+    assert [first_answer_seconds(spread) for spread in (0, 1, 5, 10, 15, 1000)] == [10, 10, 10, 20, 30, 30]
+    assert first_answer_seconds(1000) == LONGEST_ANSWER_SECONDS
