@@ -379,7 +379,7 @@ def prompt(server: str, has_ca: bool) -> list[Token]:
 
     `has_ca`: the servers are proved by an authority, so that the token need not.
     """
-    put(f"{server} wants a token: its screen shows the one for nodes (key j), and so does server.pyz token list there.")
+    say(f"{server} wants a token: its screen shows the one for nodes (key j), and so does python3 server.pyz token list there.")
     while True:
         text = re.sub(r"\x1b\[20[01]~", "", read_hidden()).strip()  # what marks a paste, where another program has left that on
         if not text:
@@ -391,9 +391,17 @@ def prompt(server: str, has_ca: bool) -> list[Token]:
             if not has_ca and any(token.key == NO_KEY for token in tokens):
                 raise ValueError("this token is for a server with certificates of your own: start again with --ca FILE")
         except ValueError as error:
-            put(f"{error}.")
+            say(f"{error}.")
         else:
             return tokens
+
+
+def say(text: str) -> None:
+    """Print a sentence on the terminal, in lines that fit it."""
+    import shutil
+    import textwrap
+
+    put(textwrap.fill(text, max(shutil.get_terminal_size().columns - 1, 20), break_long_words=False, break_on_hyphens=False))
 
 
 def read_hidden() -> str:
