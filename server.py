@@ -75,6 +75,7 @@ from edge.text import MISSING, show_seconds, visible
 RECONNECTS_PER_SECOND = 700  # sessions that one process can open beside its heartbeats: a larger fleet spreads its return
 HEARTBEATS_PER_SECOND = 10_000  # what one process takes in; a larger fleet is told to beat more slowly
 STRAINED_SECONDS = 0.25  # that a tick comes too late where this machine is slower than that, and takes fewer
+STRAINED_NODES = 1000  # from so many on; heartbeats of fewer are not what keeps it
 MAX_STRETCH = 5.0  # of the cadence then
 CHECK_SECONDS = 60.0  # of a session whose samples nobody looks at: from one that is read to the next
 FORGET_SECONDS = 24 * 3600.0
@@ -322,7 +323,7 @@ class Registry:
     def keep_up(self, late_seconds: float) -> None:
         """Have nodes beat more slowly while this process falls behind, by what a tick came too late; then at their pace again,
         little by little, since they are told in about ten seconds. Else what waits grows, is given up, and comes once more."""
-        if late_seconds > STRAINED_SECONDS:
+        if late_seconds > STRAINED_SECONDS and self._beating >= STRAINED_NODES:
             self._stretch = min(self._stretch * 1.5, MAX_STRETCH)
         else:
             self._stretch = max(self._stretch * 0.98, 1.0)

@@ -628,9 +628,15 @@ def test_the_cadence_is_what_the_user_asks_stretched_when_the_fleet_exceeds_the_
     assert registry.acknowledgement(sessions[0]).heartbeat_interval_milliseconds == 500  # those that left do not count
 
 
-def test_a_server_that_falls_behind_has_its_nodes_beat_more_slowly_until_it_keeps_up() -> None:
+def test_a_server_that_falls_behind_has_its_nodes_beat_more_slowly_until_it_keeps_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.STRAINED_NODES", 2)
     registry = Registry(0.5, 1000, Clock())
     session = opened(registry, "box-0")
+    registry.tick()
+    registry.keep_up(2.0)  # a fleet so small is not what keeps it
+    assert registry.acknowledgement(session).heartbeat_interval_milliseconds == 500
+    opened(registry, "box-1")
+    registry.tick()
 
     def told_after(*late_seconds: float) -> int:
         for late in late_seconds:
