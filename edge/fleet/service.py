@@ -91,7 +91,7 @@ class Service(node_pb2_grpc.NodeServiceServicer):
         del requests
         if self._guard:
             self._guard.visitors.call(context.peer())
-        abort = context.abort(*reversed(NO_SUCH_METHOD))
+        abort = context.abort(NO_SUCH_METHOD.code, NO_SUCH_METHOD.reason)
         del context  # see _call
         await abort
 

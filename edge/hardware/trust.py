@@ -190,13 +190,14 @@ class Trust:
     def _tokens(self, server: str) -> list[Token]:
         """Those that can be tried with this server. Raises OSError and ValueError, with a sentence."""
         given = read_tokens(self._files.tokens) if self._files.tokens else list(self.given)
+        saved = [token for token in self._saved if token.key != NO_KEY]  # who had a token is not to speak plain
         try:
-            self._saved = saved_for(server) or self._saved  # who had a token is not to speak plain
+            saved = self._saved = saved_for(server) or saved
         except (OSError, ValueError):
             if not given:
                 raise
         known = {token.key for token in given}
-        tokens = given + [token for token in self._saved if token.key not in known]
+        tokens = given + [token for token in saved if token.key not in known]
         usable = [token for token in tokens if self._files.ca or token.key != NO_KEY]
         if tokens and not usable:
             raise ValueError(f"token {tokens[0].id} is for a server with certificates of your own: add --ca FILE, its authority's")

@@ -331,6 +331,15 @@ def test_under_an_authority_no_server_is_shown_the_token_of_another(company: Com
     assert company.servicer.brought == [""]
 
 
+def test_what_was_saved_for_one_server_of_an_authority_is_not_shown_to_the_next(company: Company) -> None:
+    token = OWN.token()._replace(key=NO_KEY)
+    save(token, "a:1")
+    proof = Trust(files=company.ca)
+    for server, expected in (("a:1", token), ("b:1", None), ("a:1", token)):
+        with proof.channel(server) as (_, metadata):
+            assert [value for _, value in metadata] == ([expected.bearer()] if expected else [])
+
+
 def test_servers_with_a_key_and_with_an_authority_stand_side_by_side(
     company: Company, guarded: Serve, run: Callable[..., node.NodeState]
 ) -> None:
