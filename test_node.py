@@ -33,6 +33,7 @@ from edge.hardware.errors import SessionEnded
 from edge.hardware.host import LocalHost
 from edge.hardware.identity import Identity, draw_id, machine_text
 from edge.hardware.machine import Machine, simulated
+from edge.hardware.round_trips import RoundTrips
 from edge.hardware.screen import Link, View, render
 from edge.hardware.simulated import CATALOGUE
 from edge.hardware.trust import Trust
@@ -232,7 +233,7 @@ def test_what_is_acknowledged_is_kept_no_longer() -> None:
 
 
 def test_a_round_trip_is_from_a_sample_to_its_acknowledgement_and_told_once() -> None:
-    trips = node.RoundTrips()
+    trips = RoundTrips()
     assert trips.take_microseconds() == 0
     trips.sent(1, 10.0)
     trips.sent(2, 11.0)
@@ -245,7 +246,7 @@ def test_a_round_trip_is_from_a_sample_to_its_acknowledgement_and_told_once() ->
 
 
 def test_what_was_not_sent_or_is_acknowledged_already_has_no_round_trip() -> None:
-    trips = node.RoundTrips()
+    trips = RoundTrips()
     assert trips.heard(1, 10.0) is None
     for sequence in (1, 2, 3):
         trips.sent(sequence, 10.0)
@@ -260,7 +261,7 @@ def test_what_was_not_sent_or_is_acknowledged_already_has_no_round_trip() -> Non
 
 
 def test_no_round_trip_is_lost_between_the_two_threads() -> None:
-    trips, rounds = node.RoundTrips(), 5000
+    trips, rounds = RoundTrips(), 5000
     acknowledged: queue.SimpleQueue[int] = queue.SimpleQueue()
     told: list[int] = []
 

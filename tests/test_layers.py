@@ -19,7 +19,7 @@ LAYERS = (
     ("edge.history", "edge.event_log"),
     ("edge.command_line", "edge.drawing"),
     ("edge.terminal", "edge.panels"),
-    ("edge.hardware.base", "edge.hardware.errors", "edge.hardware.export", "edge.hardware.screen"),
+    ("edge.hardware.base", "edge.hardware.errors", "edge.hardware.export", "edge.hardware.screen", "edge.hardware.round_trips"),
     ("edge.hardware.identity", "edge.hardware.trust", "edge.hardware.disks", "edge.hardware.network"),
     ("edge.hardware.servers", "edge.hardware.host", "edge.hardware.nvml", "edge.hardware.simulated"),
     ("edge.hardware.machine",),
