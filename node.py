@@ -39,22 +39,23 @@ import grpc
 import node_pb2 as pb
 import node_pb2_grpc
 from edge import history, limits, protocol
+from edge.backoff import MAX_BACKOFF_SECONDS, backoff
 from edge.command_line import Listed, Options, no_secret, one_of, parse_node_id, parse_path, parse_seconds, parse_servers, some_of
+from edge.errors import Distrust, SessionEnded
 from edge.event_log import Event, EventLog, Follower
 from edge.hardware.base import SLOW_READING_SECONDS
-from edge.hardware.errors import Distrust, SessionEnded
 from edge.hardware.export import reading_json, reading_text
 from edge.hardware.identity import Identity, machine_text, simulated_text
 from edge.hardware.machine import KINDS, Machine, open_machine
 from edge.hardware.round_trips import RoundTrips
 from edge.hardware.screen import Link, View, panels_room, render, subject_of
-from edge.hardware.servers import MAX_BACKOFF_SECONDS, PACE, Pace, Turns, backoff, is_there
+from edge.hardware.servers import PACE, Pace, Turns, is_there
 from edge.hardware.simulated import FAULTS
-from edge.hardware.trust import Metadata, Trust, parse_tokens, trust_of
 from edge.panels import Subject, reach_of, scrolled
 from edge.program import FAILED, VERSION, OutputClosed, is_screen, main_of, put, time_stamp
 from edge.terminal import Inputs, Screen
 from edge.text import visible
+from edge.trust import Metadata, Trust, parse_tokens, trust_of
 
 FIRST_SAMPLE_SECONDS = 2.0
 LOG_LINES = 500

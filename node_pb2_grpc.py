@@ -44,6 +44,11 @@ class NodeServiceStub(object):
                 request_serializer=node__pb2.HeartbeatRequest.SerializeToString,
                 response_deserializer=node__pb2.HeartbeatResponse.FromString,
                 _registered_method=True)
+        self.Watch = channel.stream_stream(
+                '/node.NodeService/Watch',
+                request_serializer=node__pb2.WatchRequest.SerializeToString,
+                response_deserializer=node__pb2.WatchUpdate.FromString,
+                _registered_method=True)
 
 
 class NodeServiceServicer(object):
@@ -75,6 +80,22 @@ class NodeServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Watch(self, request_iterator, context):
+        """The fleet as a stream, for whoever looks: the whole of it first, in pieces, then what changes, once a second or so. The first
+        message says what is asked for; others change it. A viewer that falls behind gets the sum of what it missed.
+
+        Status codes that end it:
+        UNAUTHENTICATED, PERMISSION_DENIED  the server is secure, and the call has no token for looking
+        RESOURCE_EXHAUSTED  there are as many viewers as there may be, or this one asks for too much
+        INVALID_ARGUMENT    a field is out of its range; the details name it
+        NOT_FOUND           of the past: nothing is kept of that time, or of that node
+        FAILED_PRECONDITION of the past: this server keeps no journal; the details say why
+        UNAVAILABLE         the server is going away, or is not there
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_NodeServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -87,6 +108,11 @@ def add_NodeServiceServicer_to_server(servicer, server):
                     servicer.StreamHeartbeats,
                     request_deserializer=node__pb2.HeartbeatRequest.FromString,
                     response_serializer=node__pb2.HeartbeatResponse.SerializeToString,
+            ),
+            'Watch': grpc.stream_stream_rpc_method_handler(
+                    servicer.Watch,
+                    request_deserializer=node__pb2.WatchRequest.FromString,
+                    response_serializer=node__pb2.WatchUpdate.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -143,6 +169,33 @@ class NodeService(object):
             '/node.NodeService/StreamHeartbeats',
             node__pb2.HeartbeatRequest.SerializeToString,
             node__pb2.HeartbeatResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Watch(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/node.NodeService/Watch',
+            node__pb2.WatchRequest.SerializeToString,
+            node__pb2.WatchUpdate.FromString,
             options,
             channel_credentials,
             insecure,

@@ -53,11 +53,12 @@ from edge.fleet.intake import (
 )
 from edge.fleet.joining import Joining, own_addresses, told
 from edge.fleet.keys import follow, press
-from edge.fleet.lens import EVENTS_KEPT, Lens, Ui
+from edge.fleet.lens import Lens, Ui
 from edge.fleet.listening import Crowd, default_endpoint, most_connections, too_few_files, why_not_bound
 from edge.fleet.row import End, Refused, Row, Session, State, hanging_seconds, reason_of, state_of
 from edge.fleet.screen import look, render, room_of
 from edge.fleet.service import Service
+from edge.fleet.source import EVENTS_KEPT, Wants
 from edge.fleet.token_command import main as token_main
 from edge.program import Failure, OutputClosed, is_kept, is_screen, main_of, put, time_stamp
 from edge.protocol import (
@@ -344,6 +345,13 @@ class Registry:
                 self._remove(row, f"{node_id} was silent, and the server's operator has forgotten it")
                 self.log.add("forgotten", "by the user", node_id)
             return True
+
+    def want(self, wants: Wants) -> None:
+        """All is at hand."""
+
+    def notices(self) -> Sequence[str]:
+        """Of the registry there are none."""
+        return ()
 
     def restore(self, row: Row) -> None:
         """Put a row as it is: for pictures and tests."""

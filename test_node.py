@@ -28,17 +28,17 @@ import node_pb2 as pb
 import node_pb2_grpc
 from edge import history, limits
 from edge.drawing import cells, plain
+from edge.errors import SessionEnded
 from edge.fleet.row import Refused
-from edge.hardware.errors import SessionEnded
 from edge.hardware.host import LocalHost
 from edge.hardware.identity import Identity, draw_id, machine_text
 from edge.hardware.machine import Machine, simulated
 from edge.hardware.round_trips import RoundTrips
 from edge.hardware.screen import Link, View, render
 from edge.hardware.simulated import CATALOGUE
-from edge.hardware.trust import Trust
 from edge.program import VERSION
 from edge.protocol import BACKLOG_SAMPLES, MAX_TEXT
+from edge.trust import Trust
 from server import Registry
 from tests.fixtures.processes import Program, Terminal, eventually
 from tests.fixtures.sessions import Clock, Serving
@@ -585,7 +585,7 @@ def test_a_node_reports_and_leaves_cleanly(start: Start, number: int, code: int)
 GROWING = """
 import itertools, sys
 import node, node_pb2 as pb
-from edge.hardware.errors import SessionEnded
+from edge.errors import SessionEnded
 from edge.hardware.host import LocalHost
 from edge.hardware.machine import Machine
 

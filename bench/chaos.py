@@ -23,7 +23,7 @@ from bench import network
 from bench.figures import Failed, Figure, say
 from bench.network import SERVER_ADDRESSES, SERVER_NAME, Wire
 from bench.processes import CORES, ROOT, environment
-from edge.hardware.servers import MAX_BACKOFF_SECONDS
+from edge.backoff import MAX_BACKOFF_SECONDS
 from edge.protocol import DEFAULT_PORT, FIRST_ANSWER_SECONDS, LOST_SECONDS, silent_after_seconds
 
 GONE = "-"  # what a server shows of a node that it does not know

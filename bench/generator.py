@@ -43,8 +43,8 @@ from bench.http2 import (
 )
 from bench.messages import BEATS, BOXES, DAY, Box
 from bench.processes import raise_open_files
+from edge.backoff import backoff
 from edge.credentials import SERVER_NAME, authority_of, parse_token
-from edge.hardware.servers import backoff
 from edge.protocol import SILENCE_SECONDS, first_answer_seconds, silent_after_seconds
 
 WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)

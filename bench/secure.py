@@ -43,8 +43,8 @@ from bench.http2 import ACKNOWLEDGES, GREETING, PING, frame, split_frames
 from bench.processes import LOAD_CORE, ROOT, Program, environment, free_port, headless, raise_open_files, role
 from bench.restart import come_back
 from bench.scale import measure_fleet
+from edge.backoff import backoff
 from edge.credentials import SECRET_BYTES, TOKEN_CHARACTERS, Role, Token, parse_token
-from edge.hardware.servers import backoff
 from edge.protocol import FIRST_ANSWER_SECONDS, FIRST_MESSAGE_SECONDS, SERVER_PING_SECONDS
 
 SOME_KEY = bytes.fromhex("036b17d1f2e12c4247f8bce6e563a440f277037d812deb33a0f4a13945d898c296")  # P-256's generator

@@ -34,9 +34,9 @@ from edge.drawing import plain
 from edge.fleet.admission import COMPLAINTS_PER_SECOND, OWN_BYTES
 from edge.fleet.export import snapshot_json
 from edge.fleet.intake import MAX_UNREAD_BYTES
-from edge.fleet.lens import EVENTS_KEPT
 from edge.fleet.listening import default_endpoint
 from edge.fleet.row import End, Refused, Session, State, state_of
+from edge.fleet.source import EVENTS_KEPT
 from edge.program import VERSION
 from edge.protocol import ACKNOWLEDGE_SECONDS, GOODBYE_SECONDS, SILENCE_SECONDS
 from server import CHECK_SECONDS, Registry, Ticker

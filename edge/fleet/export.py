@@ -7,8 +7,8 @@ from typing import Any
 
 from google.protobuf import json_format
 
-from edge.fleet.lens import Source
 from edge.fleet.row import Row, reason_of, state_of
+from edge.fleet.source import Source
 
 
 def snapshot_json(source: Source) -> str:

@@ -139,6 +139,56 @@ def shared(capacities: Capacities) -> Capacities:
     return capacities
 
 
+def labels_of(info: pb.NodeInfo) -> tuple[tuple[str, str], ...]:
+    """What the box's owner says of it, by name; boxes with equal labels share them."""
+    return shared_labels(tuple(sorted(info.labels.items())))
+
+
+@functools.lru_cache(maxsize=1000)
+def shared_labels(labels: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
+    """The first of all that are equal."""
+    return labels
+
+
+def vitals_from(capacities: Capacities, summary: pb.Summary) -> Vitals:
+    """What a node says that its sample adds up to. Raises Refused where that can't be."""
+    devices, readings = len(capacities.devices), summary.readings
+    utilization = summary.utilization_permille if summary.HasField("utilization_permille") else None
+    memory = summary.memory_permille if summary.HasField("memory_permille") else None
+    celsius = summary.temperature_celsius if summary.HasField("temperature_celsius") else None
+    if not (
+        (utilization or 0) <= 1000 and (memory or 0) <= 10**6 and -100 <= (celsius or 0) <= 500
+        and summary.memory_used_bytes <= 2**60 and summary.memory_total_bytes <= 2**60 and summary.power_milliwatts <= 10**10
+        and summary.failed_devices <= MAX_DEVICES and summary.cpu_percent <= 100 and summary.energy_joules <= 2**60
+        and max(summary.without_utilization, summary.without_memory, summary.without_power) <= devices
+        and len(readings) in (0, len(history.COLUMNS) * devices)
+    ):  # fmt: skip
+        raise Refused("heartbeat.summary has a value out of its range")
+    hottest = summary.hottest_device
+    known = capacities.devices[hottest : hottest + 1]
+    has_memory = memory is not None
+    total = summary.memory_total_bytes or sum(size for size, _ in capacities.devices) or capacities.host_memory_bytes * has_memory
+    node = (None if utilization is None else utilization / 10, at_most_100(memory and memory / 10), celsius)
+    return Vitals(
+        utilization=None if utilization is None else utilization / 1000,
+        memory=None if memory is None else memory / 1000,
+        memory_used_bytes=summary.memory_used_bytes,
+        memory_total_bytes=total,
+        celsius=celsius,
+        limit_celsius=(known[0][1] or None) if known else None,
+        milliwatts=summary.power_milliwatts if summary.HasField("power_milliwatts") else None,
+        errors=summary.failed_devices,
+        frame=history.encode(node) + (readings or bytes([history.NOT_REPORTED]) * (len(history.COLUMNS) * devices)),
+        devices=devices,
+        with_utilization=devices - summary.without_utilization if devices else int(utilization is not None),
+        with_memory=devices - summary.without_memory if devices else int(has_memory),
+        with_power=devices - summary.without_power,
+        hottest=hottest,
+        cpu_percent=summary.cpu_percent if summary.HasField("cpu_percent") else None,
+        energy_joules=summary.energy_joules if summary.HasField("energy_joules") else None,
+    )
+
+
 def vitals_of(capacities: Capacities, sample: pb.Sample) -> Vitals:
     """What matters most of a sample: of its devices; of the host where it has none. Raises Refused, naming the first field
     that is out of its range."""
@@ -155,9 +205,7 @@ def vitals_of(capacities: Capacities, sample: pb.Sample) -> Vitals:
     frame = history.frame((busy, at_most_100(full), celsius), len(capacities.devices))
     sums = (0, 0) if used is None else (used, total)
     has_load, has_memory = int(busy is not None), int(used is not None)
-    return Vitals(
-        share_of(busy), share_of(full), *sums, celsius, frame=frame, with_utilization=has_load, with_memory=has_memory
-    )
+    return Vitals(share_of(busy), share_of(full), *sums, celsius, frame=frame, with_utilization=has_load, with_memory=has_memory)
 
 
 def device_vitals(capacities: Sequence[tuple[int, int]], devices: Sequence[pb.DeviceSample]) -> Vitals:

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 from edge.fleet.columns import column_after
 from edge.fleet.entry import EntryId
 from edge.fleet.events import event_lines, lowest_line
-from edge.fleet.lens import EVENTS_KEPT, Lens, Question, Ui
+from edge.fleet.lens import Lens, Question, Ui
 from edge.fleet.metrics import METRICS, metric_after
+from edge.fleet.source import EVENTS_KEPT
 from edge.keyboard import PASTE
 from edge.panels import WHEEL_LINES, Reach, scrolled
 

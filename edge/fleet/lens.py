@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import collections
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from edge.drawing import cells
 from edge.event_log import Event
@@ -17,74 +16,10 @@ from edge.fleet.filters import parse_filter
 from edge.fleet.intake import device_vitals
 from edge.fleet.metrics import METRICS
 from edge.fleet.row import Row, State, hanging_seconds, state_of
+from edge.fleet.source import Frozen, Source
 from edge.history import WHOLE_NODE
 
-EVENTS_KEPT = 1000
 SINCE_SECONDS = 1.0  # from one look at what happens behind a frozen picture to the next
-CHANGES = ("lost", "disconnected", "late", "left", "joined")  # since a picture was frozen, the most important first
-
-
-class Source(Protocol):
-    """What a lens looks at: a fleet now, or as it was at one moment. A snapshot is a list of rows that never change."""
-
-    def clock(self) -> float:
-        """The moment that is shown, by the clock that the rows' times are of, in seconds."""
-
-    def wall(self) -> float:
-        """The same by the wall clock, in seconds."""
-
-    def snapshot(self) -> list[Row]:
-        """All rows."""
-
-    def rows(self, node_ids: Iterable[str]) -> list[Row | None]:
-        """These rows; None for one that is not there."""
-
-    def newest_events(self, count: int) -> Sequence[Event]:
-        """The last `count` events, the newest last."""
-
-    def forget(self, node_id: str) -> bool:
-        """Remove a node that is lost or left; any other stays. Tells whether it is gone."""
-
-
-class Frozen:
-    """A fleet as it was at one moment. What is forgotten goes from the fleet itself."""
-
-    def __init__(self, source: Source) -> None:
-        self._source = source
-        self._now, self._wall = source.clock(), source.wall()
-        self._rows = {row.node_id: row for row in source.snapshot()}
-        self._states = {row.node_id: state_of(row, self._now) for row in self._rows.values()}
-        self._events = source.newest_events(EVENTS_KEPT)
-
-    def clock(self) -> float:
-        return self._now
-
-    def wall(self) -> float:
-        return self._wall
-
-    def snapshot(self) -> list[Row]:
-        return list(self._rows.values())
-
-    def rows(self, node_ids: Iterable[str]) -> list[Row | None]:
-        return [self._rows.get(node_id) for node_id in node_ids]
-
-    def newest_events(self, count: int) -> Sequence[Event]:
-        return self._events[-count:] if count else ()
-
-    def forget(self, node_id: str) -> bool:
-        return self._source.forget(node_id)
-
-    def since(self) -> list[tuple[str, int]]:
-        """How many nodes are worse off by now than in this picture, by what they are, the worst first; and how many have joined."""
-        now, order = self._source.clock(), list(State)
-        counts: collections.Counter[str] = collections.Counter()
-        for row in self._source.snapshot():
-            before, state = self._states.get(row.node_id), state_of(row, now)
-            if before is None:
-                counts["joined"] += 1
-            elif state is not before and order.index(state) > order.index(before):
-                counts[state.value.lower()] += 1
-        return [(word, counts[word]) for word in CHANGES if counts[word]]
 
 
 class Question(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -41,6 +42,9 @@ class Vitals(NamedTuple):
     with_utilization: int = 0  # those that the mean is of; 1 of a host
     with_memory: int = 0  # those whose memory is added up; 1 of a host
     with_power: int = 0
+    hottest: int = 0  # its place among the devices
+    cpu_percent: int | None = None  # of the host
+    energy_joules: int | None = None  # of all devices since the agent started
 
 
 class Capacities(NamedTuple):
@@ -126,6 +130,11 @@ class Row(NamedTuple):
     left: bool = False
     reason: str = ""  # why it has no session
     token_id: str = ""  # of the token that let its last session in; empty: none was needed
+    labels: tuple[tuple[str, str], ...] = ()  # of info, by name
+    extremes: bytes = b""  # since when its readings have not been above or below a value
+    server: str = ""  # where it is known, if elsewhere than here
+    known_until: float = math.inf  # when that server was last heard, where it is not heard any more
+    awaited_until: float = 0.0  # it was here before this server's restart, and may be back by then
     heartbeat_at: float = 0.0
     unread: bytes = b""  # the newest heartbeat, not checked yet: nobody has asked for what it says
 
@@ -160,6 +169,9 @@ def state_of(row: Row, now: float) -> State:
     """ONLINE; LATE and LOST by the age of the last heartbeat; DISCONNECTED between a broken stream and LOST; LEFT."""
     if row.left:
         return State.LEFT
+    now = min(now, row.known_until)
+    if row.session is None and now < row.awaited_until:
+        return State.DISCONNECTED
     age = now - row.heartbeat_at
     if age > lost_after_seconds(row.interval_seconds):
         return State.LOST

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import pathlib
 import threading
 import time
 from collections.abc import Callable
 from typing import Any, NoReturn, Protocol, TypeVar
 
 import node_pb2 as pb
-from edge.text import encodable, show_seconds, visible
+from edge.files import reason
+from edge.text import show_seconds
 
 T = TypeVar("T")
 
@@ -62,30 +61,6 @@ class Accelerators(Protocol):
 def within(value: float | None, lowest: float, highest: float) -> int | None:
     """`value` as an integer, if it is a number in the range; else None: drivers answer with sentinels such as 2**63 - 14."""
     return round(value) if value is not None and lowest <= value <= highest else None
-
-
-def reason(error: Exception) -> str:
-    """Why something can't be read, in a few words that fit a line."""
-    kind, words = type(error), str(error)
-    if isinstance(error, OSError):
-        words = error.strerror or words
-    elif kind.__module__ == "builtins" and not isinstance(error, RuntimeError):
-        words = f"{kind.__name__}: {words}".removesuffix(": ")  # "'MemTotal'" alone says little
-    return visible(encodable(words or kind.__name__), 100)
-
-
-def read_text(path: pathlib.Path) -> str:
-    """The text of a file that the system keeps, 1 MiB at most: what is no UTF-8 in it becomes �. Raises OSError.
-
-    By os.read: where a sensor answers EAGAIN, a file of Python's own gives None, or TypeError. It does not wait for a pipe.
-    """
-    descriptor, text = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), b""
-    try:
-        while len(text) < 2**20 and (part := os.read(descriptor, 2**16)):
-            text += part
-        return text.decode(errors="replace").strip("\0 \n")
-    finally:
-        os.close(descriptor)
 
 
 class Readings:

@@ -16,7 +16,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import node_pb2 as pb
-from edge.hardware.base import SLOW_READING_SECONDS, BoundedCalls, Readings, read_text, reason, within
+from edge.files import read_text, reason
+from edge.hardware.base import SLOW_READING_SECONDS, BoundedCalls, Readings, within
 from edge.hardware.disks import Disks, read_disks
 from edge.hardware.network import Key, counted_once, rates_between, with_indexes
 from edge.protocol import MAX_CORES

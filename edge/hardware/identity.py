@@ -10,7 +10,7 @@ import random
 import socket
 import uuid
 
-from edge.hardware.base import read_text, reason
+from edge.files import read_text, reason
 from edge.protocol import check_node_id
 from edge.state_folder import StateFile, state_folder
 from edge.text import encodable

@@ -8,7 +8,7 @@ import socket
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from edge.hardware.base import read_text
+from edge.files import read_text
 
 Key = tuple[str, int]  # an interface: its name, and its index, since another may come by the same name
 

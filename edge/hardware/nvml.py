@@ -11,7 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 import node_pb2 as pb
-from edge.hardware.base import SLOW_READING_SECONDS, BoundedAccelerators, BoundedCalls, Readings, reason, within
+from edge.files import reason
+from edge.hardware.base import SLOW_READING_SECONDS, BoundedAccelerators, BoundedCalls, Readings, within
 from edge.program import Failure
 from edge.protocol import MAX_DEVICES
 from edge.text import encodable

@@ -9,11 +9,10 @@ from typing import Any, NamedTuple
 
 import grpc
 
-from edge.hardware.errors import SessionEnded
-from edge.hardware.trust import Trust
+from edge.errors import SessionEnded
 from edge.protocol import HEALTH
+from edge.trust import Trust
 
-MAX_BACKOFF_SECONDS = 30.0
 # gRPC's health protocol (doc/health-checking.md): a server without it has no such method, and that is an answer as well. The call
 # names no node and has no token, so that nothing is recorded, and nothing given away.
 SERVING = b"\x08\x01"
@@ -31,20 +30,6 @@ class Pace(NamedTuple):
 
 
 PACE = Pace()
-
-
-def backoff(
-    random_between: Callable[[float, float], float] = random.uniform, most_seconds: float = MAX_BACKOFF_SECONDS
-) -> Iterator[float]:
-    """Delays before the next try, in seconds: exponential (1 s, x1.6, at most 30 s) with full jitter. Never sleeps.
-
-    Full jitter: a fleet that lost its server must not come back in step.
-    https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
-    """
-    ceiling = 1.0
-    while True:
-        yield random_between(0, ceiling)
-        ceiling = min(ceiling * 1.6, most_seconds)
 
 
 class Turns:

@@ -10,8 +10,8 @@ import pytest
 from edge.drawing import cells, plain
 from edge.event_log import Event
 from edge.fleet.events import draw_events, event_lines, newest_lines, parse_event_filter
-from edge.fleet.lens import EVENTS_KEPT
 from edge.fleet.screen import event_panel
+from edge.fleet.source import EVENTS_KEPT
 from server import Registry
 from tests.fixtures.examples import example_registry
 from tests.fixtures.screens import Screen, exact

@@ -9,8 +9,9 @@ import pytest
 import node_pb2 as pb
 from edge.drawing import plain
 from edge.fleet.intake import after
-from edge.fleet.lens import EVENTS_KEPT, Lens, Ui, count_totals
+from edge.fleet.lens import Lens, Ui, count_totals
 from edge.fleet.row import Row, Session, Vitals
+from edge.fleet.source import EVENTS_KEPT
 from server import Registry
 from tests.fixtures.examples import NOW, example_registry, example_row
 from tests.fixtures.screens import Screen, frame_of

@@ -13,7 +13,8 @@ import time
 import pytest
 
 import node_pb2 as pb
-from edge.hardware.base import BoundedAccelerators, BoundedCalls, Readings, read_text, reason, within
+from edge.files import read_text, reason
+from edge.hardware.base import BoundedAccelerators, BoundedCalls, Readings, within
 from tests.fixtures.processes import eventually
 
 

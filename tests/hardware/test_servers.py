@@ -19,13 +19,14 @@ import pytest
 import node
 import node_pb2 as pb
 import node_pb2_grpc
+from edge.backoff import backoff
 from edge.drawing import plain
-from edge.hardware.errors import Distrust
+from edge.errors import Distrust
 from edge.hardware.identity import Identity, draw_id
 from edge.hardware.screen import link_line
-from edge.hardware.servers import PACE, SERVING, Pace, Turns, backoff, is_there, ordinal
-from edge.hardware.trust import Metadata, Trust
+from edge.hardware.servers import PACE, SERVING, Pace, Turns, is_there, ordinal
 from edge.protocol import HEALTH
+from edge.trust import Metadata, Trust
 from tests.fixtures.processes import Program, Terminal, eventually
 from tests.fixtures.secure import Guarded, own_server, start_guarded
 from tests.fixtures.sessions import Clock, Serving

@@ -17,8 +17,8 @@ import grpc
 
 from edge.command_line import target_of
 from edge.credentials import AUTHORIZATION, NO_KEY, SERVER_NAME, Role, Token, authority_of, parse_token, without_tokens
-from edge.hardware.base import read_text, reason
-from edge.hardware.errors import Distrust, SessionEnded, explain
+from edge.errors import Distrust, SessionEnded, explain
+from edge.files import read_text, reason
 from edge.program import Failure, OutputClosed, is_screen, put
 from edge.protocol import CHANNEL_OPTIONS
 from edge.state_folder import locked, read_private, state_folder, write_private

@@ -18,11 +18,12 @@ import pytest
 
 import node
 import node_pb2 as pb
+from edge import trust
 from edge.credentials import NO_KEY, PREFIX, Role, Token, point_of
-from edge.hardware import trust
-from edge.hardware.errors import Distrust
+from edge.errors import Distrust
 from edge.hardware.identity import Identity
-from edge.hardware.trust import (
+from edge.program import Failure
+from edge.trust import (
     MAX_SAVED,
     NAME_ALONE,
     NO_FILES,
@@ -35,7 +36,6 @@ from edge.hardware.trust import (
     saved_for,
     trust_of,
 )
-from edge.program import Failure
 from tests.fixtures.pki import Authority, pem_of
 from tests.fixtures.processes import Program, Terminal, eventually
 from tests.fixtures.secure import Between, Guarded, own_server, start_guarded
@@ -463,7 +463,7 @@ def test_a_file_that_others_can_read_is_refused(start: Callable[..., Program], t
     Trust([OWN.token()]).check()  # who brings one does not need it
 
 
-SOON = "import sys, node; from edge.hardware.trust import slowly; slowly.__code__ = (lambda: 0.1).__code__; node.main(sys.argv[1:])"
+SOON = "import sys, node; from edge.trust import slowly; slowly.__code__ = (lambda: 0.1).__code__; node.main(sys.argv[1:])"
 
 
 def test_a_service_tries_on_until_its_token_is_mended(
