@@ -38,7 +38,7 @@ import grpc
 import grpc.aio
 
 import node_pb2 as pb
-from edge.command_line import Endpoint, Listed, Options, parse_count, parse_endpoints, parse_path, parse_seconds, target_of
+from edge.command_line import Endpoint, target_of
 from edge.event_log import Event, EventLog, Follower
 from edge.fleet.admission import PLENTY, Lines, Memory, Places, network_of
 from edge.fleet.export import snapshot_json
@@ -55,10 +55,11 @@ from edge.fleet.joining import Joining, own_addresses, told
 from edge.fleet.keys import follow, press
 from edge.fleet.lens import Lens, Ui
 from edge.fleet.listening import Crowd, default_endpoint, most_connections, too_few_files, why_not_bound
+from edge.fleet.options import parse_options
 from edge.fleet.row import End, Refused, Row, Session, State, hanging_seconds, reason_of, state_of
-from edge.fleet.screen import look, render, room_of
+from edge.fleet.screen import About, look, render, room_of
 from edge.fleet.service import Service
-from edge.fleet.source import EVENTS_KEPT, Wants
+from edge.fleet.source import EVENTS_KEPT, Past, Source, Wants
 from edge.fleet.token_command import main as token_main
 from edge.program import Failure, OutputClosed, is_kept, is_screen, main_of, put, time_stamp
 from edge.protocol import (
@@ -553,50 +554,51 @@ class Network:
 
 
 def show_screen(
-    registry: Registry,
-    network: Network,
+    source: Source,
+    past: Past | None,
+    is_alive: Callable[[], bool],
     inputs: Inputs,
-    listening: str,
-    joining_now: Callable[[], Joining],
+    about: Callable[[], About],
     options: argparse.Namespace,
 ) -> None:
     """The main thread with a terminal: twelve frames a second, more while keys are pressed; only changed lines are sent."""
-    ui, lens = Ui(), Lens(registry)
+    ui, lens = Ui(), Lens(source, past)
     frame_due = drawn = 0.0
     with Screen(inputs, options.no_color) as screen:
-        while not inputs.received and network.is_alive():
-            now, joining = registry.clock(), joining_now()
+        while not inputs.received and is_alive():
+            now, told = time.monotonic(), about()
             width, height = screen.size()
             if now >= frame_due:
                 lens.refresh(ui)
-                ui = follow(ui, lens, room_of(ui, lens, joining, width, height))
-                view = look(lens, ui, joining, width, height, listening, lens.events(EVENTS_KEPT))
+                ui = follow(ui, lens, room_of(ui, lens, told.joining, width, height))
+                view = look(lens, ui, told, width, height)
                 screen.draw(render(view, width, height))
                 drawn = max(frame_due, now - 1 / options.fps)  # when it was due: a frame that is late does not delay the next
                 frame_due = drawn + 1 / min(options.fps, DATA_FRAMES_PER_SECOND)
-            keys = screen.keys(frame_due - registry.clock())
+            keys = screen.keys(frame_due - time.monotonic())
             for key in keys:
-                ui = press(ui, key, lens, room_of(ui, lens, joining, width, height))
+                ui = press(ui, key, lens, room_of(ui, lens, told.joining, width, height))
                 if ui.closed:
                     return
             if keys:
                 frame_due = min(frame_due, drawn + 1 / options.fps)  # a key is answered at once
 
 
-def run_headless(registry: Registry, network: Network, inputs: Inputs, listening: str, joining: Joining, as_json: bool) -> None:
+def run_headless(
+    source: Source, events: Follower, is_alive: Callable[[], bool], inputs: Inputs, first: Sequence[str], as_json: bool
+) -> None:
     """The main thread without a terminal: a line an event, or with --json a snapshot of the fleet each second, and all else on
-    stderr."""
+    stderr. `first`: its first lines."""
     said = sys.stderr if as_json else sys.stdout
-    first = f"{time_stamp(time.time())} listening on {listening}"
-    put("\n".join([first, *told(joining, with_tokens=not is_kept(said))]), said)
-    events, snapshot_due = registry.log.follow(), registry.clock()
-    while not inputs.received and network.is_alive():
-        now = registry.clock()
+    put("\n".join(first), said)
+    snapshot_due = time.monotonic()
+    while not inputs.received and is_alive():
+        now = time.monotonic()
         if not as_json:
             print_events(events)
         elif now >= snapshot_due:
-            put(snapshot_json(registry))
-            snapshot_due = max(snapshot_due + 1, registry.clock())
+            put(snapshot_json(source))
+            snapshot_due = max(snapshot_due + 1, time.monotonic())
         inputs.wait(PRINT_SECONDS)
     if not as_json:
         print_events(events)  # what came since the last look
@@ -611,53 +613,6 @@ def print_events(events: Follower) -> None:
         put(f"{time_stamp(time.time())} warning server: {missed} events came too fast to be kept")
     for event in new:
         put(f"{time_stamp(event.time)} {event.kind} {event.node_id}: {event.text}")
-
-
-def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line. Exits with 2 when it can't be understood."""
-    parser = Options(
-        prog="server",
-        description="The orchestrator of Edge Compute Node: one live table of all your GPU and edge boxes.",
-        epilog="examples:\n"
-        "  server.pyz                                 listen on port 50051 of all addresses\n"
-        "  server.pyz --listen 10.0.0.5:6000          on one address, another port\n"
-        "  server.pyz --json | jq '.nodes[].state'    the fleet once a second, for programs\n"
-        "  server.pyz --secure                        encrypted, and only for who has a token of this server\n"
-        "  server.pyz token list                      its tokens; token new and token revoke change them\n"
-        "each option can also be set in the environment, by the name in brackets; a flag beats it",
-    )
-    parser.option(
-        "--listen",
-        "where nodes report to; may be given again (default [::]:50051, IPv4 too)",
-        type=parse_endpoints,
-        action=Listed,
-        metavar="HOST[:PORT]",
-    )
-    parser.option(
-        "--interval", "seconds between a node's heartbeats (default 1)", type=parse_seconds, default="1", metavar="SECONDS"
-    )
-    parser.option(
-        "--max-nodes", "nodes at most, the lost ones counted (default 15000)", type=parse_count, default="15000", metavar="COUNT"
-    )
-    parser.switch("--secure", "encrypted, and nobody gets in without a token; the first start makes a key and tokens")
-    folder = "of the key and the tokens (default $STATE_DIRECTORY, else edge-compute-node in $XDG_STATE_HOME or ~/.local/state)"
-    parser.option("--state", folder, type=parse_path, metavar="FOLDER")
-    parser.option("--tls-cert", "secure, with a certificate of your own and its chain", type=parse_path, metavar="FILE")
-    parser.option("--tls-key", "its key", type=parse_path, metavar="FILE")
-    parser.option("--client-ca", "nodes come by certificates of this authority, with no token", type=parse_path, metavar="FILE")
-    parser.switch("--headless", "no screen: one plain line an event; by itself where stdout is no terminal")
-    parser.switch("--json", "no screen: the whole fleet as one line of JSON each second")
-    parser.common()
-    options, unknown = parser.parse_known_args(argv)
-    if unknown:
-        told = "token comes first: python3 server.pyz token new|list|revoke [option …]"
-        parser.error(told if "token" in unknown else f"unrecognized arguments: {' '.join(unknown)}")
-    pair = {"--tls-cert": options.tls_cert, "--tls-key": options.tls_key}
-    given = [flag for flag, path in {**pair, "--client-ca": options.client_ca}.items() if path]
-    if given and (missing := [flag for flag, path in pair.items() if not path]):
-        parser.error(f"argument {given[0]}: {' and '.join(missing)} {'are' if len(missing) > 1 else 'is'} missing")
-    options.secure = options.secure or bool(options.tls_cert)
-    return options
 
 
 def run(options: argparse.Namespace, make_registry: Callable[..., Registry] = Registry) -> int:
@@ -679,8 +634,8 @@ def run(options: argparse.Namespace, make_registry: Callable[..., Registry] = Re
         try:
             addresses = own_addresses(bound)
 
-            def joining_now() -> Joining:  # tokens come and go
-                return guard.joining(addresses) if guard else Joining(is_secure=False, addresses=addresses)
+            def about() -> About:  # tokens come and go
+                return About(listening, guard.joining(addresses) if guard else Joining(is_secure=False, addresses=addresses))
 
             if guard:
                 try:
@@ -688,9 +643,11 @@ def run(options: argparse.Namespace, make_registry: Callable[..., Registry] = Re
                 except Failure as error:  # a folder that is read-only has all that a server needs
                     registry.complain("warning", "server", f"token list can't tell where this server listens: {error}")
             if screen:
-                show_screen(registry, network, inputs, listening, joining_now, options)
+                show_screen(registry, None, network.is_alive, inputs, about, options)
             else:
-                run_headless(registry, network, inputs, listening, joining_now(), options.json)
+                is_told = not is_kept(sys.stderr if options.json else sys.stdout)
+                first = [f"{time_stamp(time.time())} listening on {listening}", *told(about().joining, with_tokens=is_told)]
+                run_headless(registry, registry.log.follow(), network.is_alive, inputs, first, options.json)
         except OutputClosed as closed:
             inputs.take(closed)
         finally:

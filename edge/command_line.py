@@ -16,6 +16,7 @@ from edge.credentials import PREFIX, without_tokens
 from edge.program import FRAMES_PER_SECOND, put, version_text
 from edge.protocol import DEFAULT_PORT, MAX_INTERVAL_SECONDS, MIN_INTERVAL_SECONDS, check_node_id
 
+MIN_SIZE_BYTES = 2**20
 YES, NO = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")  # of a switch in the environment
 
 
@@ -98,6 +99,7 @@ def number_between(lowest: float, highest: float, what: str) -> Callable[[str], 
 
 
 parse_seconds = number_between(MIN_INTERVAL_SECONDS, MAX_INTERVAL_SECONDS, "number of seconds")
+parse_speed = number_between(0.01, 10_000, "speed")
 parse_fps = number_between(0.1, FRAMES_PER_SECOND, "number of frames a second")
 
 
@@ -137,6 +139,15 @@ def parse_count(text: str) -> int:
     if not re.fullmatch(r"\d{1,7}", text, re.ASCII) or not int(text):
         raise argparse.ArgumentTypeError(f"{text!r} is no count from 1 to 9999999")
     return int(text)
+
+
+def parse_size(text: str) -> int:
+    """A number of bytes, as 500MB or 2GiB. Raises argparse.ArgumentTypeError."""
+    match = re.fullmatch(r"(\d{1,6}(?:\.\d{1,3})?) ?([kmgt]?)(i?b?)", text.lower(), re.ASCII)
+    size = int(float(match[1]) * (1000 if match[3] == "b" else 1024) ** " kmgt".index(match[2] or " ")) if match else 0
+    if size < MIN_SIZE_BYTES:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size from 1MiB on, like 500MB or 2GiB")
+    return size
 
 
 def parse_path(text: str) -> pathlib.Path:

@@ -27,7 +27,7 @@ from edge.fleet.entry import EntryId
 from edge.fleet.intake import capacities_of, vitals_of
 from edge.fleet.lens import Lens, Ui
 from edge.fleet.row import Row
-from edge.fleet.screen import look, render
+from edge.fleet.screen import About, look, render
 from edge.hardware.machine import simulated
 from edge.hardware.screen import Link
 from edge.hardware.screen import render as render_node
@@ -63,7 +63,7 @@ def draw_server(folder: pathlib.Path) -> None:
     for name, chosen in screens.items():
         lens.refresh(chosen)
         height = 58 if chosen.page else 40
-        view = look(lens, chosen, OPEN, 160, height, "[::]:50051", EXAMPLE_EVENTS)._replace(wall=WALL)
+        view = look(lens, chosen, About("[::]:50051", OPEN), 160, height)._replace(wall=WALL, events=EXAMPLE_EVENTS)
         save_svg(render(view, 160, height), "server.pyz", folder / f"{name}.svg")
 
 

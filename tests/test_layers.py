@@ -33,7 +33,7 @@ LAYERS = (
     ("edge.fleet.lens", "edge.fleet.events"),
     ("edge.fleet.keys", "edge.fleet.export"),
     ("edge.fleet.screen",),
-    ("edge.fleet.token_command",),
+    ("edge.fleet.token_command", "edge.fleet.options"),
     ("node", "server"),
 )
 RANKS = {module: rank for rank, layer in enumerate(LAYERS) for module in layer}

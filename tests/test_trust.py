@@ -28,9 +28,10 @@ from edge.fleet.certificates import OwnKey
 from edge.fleet.export import snapshot_json
 from edge.fleet.guard import TOLD_SECONDS, Guard, Visitors
 from edge.fleet.listening import CROWD_SECONDS, Crowd
+from edge.fleet.options import parse_options
 from edge.fleet.tokens import Tokens
 from edge.protocol import FIRST_MESSAGE_SECONDS, HEALTH, server_options
-from server import TICK_SECONDS, parse_options
+from server import TICK_SECONDS
 from tests.fixtures.garbage import collected
 from tests.fixtures.peers import Peer
 from tests.fixtures.pki import Authority

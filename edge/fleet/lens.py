@@ -16,7 +16,7 @@ from edge.fleet.filters import parse_filter
 from edge.fleet.intake import device_vitals
 from edge.fleet.metrics import METRICS
 from edge.fleet.row import Row, State, hanging_seconds, state_of
-from edge.fleet.source import Frozen, Source
+from edge.fleet.source import Frozen, Past, Source
 from edge.history import WHOLE_NODE
 
 SINCE_SECONDS = 1.0  # from one look at what happens behind a frozen picture to the next
@@ -108,7 +108,9 @@ class Lens:
     tenth of the time; a frame costs only the rows that it shows.
     """
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, past: Past | None = None) -> None:
+        """`past`: what is kept of that fleet, where anything is."""
+        self.past = past
         self.order: list[EntryId] = []
         self.totals = Totals()  # of what the filter matches
         self.known_nodes = self.known_entries = 0  # whatever the filter matches

@@ -36,6 +36,7 @@ from edge.fleet.keys import Place, Room, behind_help, filter_of, footer_of, help
 from edge.fleet.lens import Lens, Totals, Ui
 from edge.fleet.metrics import METRIC_NAMED, METRICS
 from edge.fleet.row import Row, State, hanging_seconds, reason_of, state_of
+from edge.fleet.source import EVENTS_KEPT
 from edge.panels import Reach, Subject, node_panels, reach_of
 from edge.protocol import LATE_INTERVALS, LOST_INTERVALS, LOST_SECONDS
 from edge.text import show_bytes, show_celsius, show_percent, show_seconds, show_watts, visible
@@ -56,6 +57,14 @@ GRID_NAME_CELLS = 15  # of the widest
 GRID_STYLES = ("blue", "blue", "cyan", "cyan", "green", "green", "yellow", "bold red")
 
 
+class About(NamedTuple):
+    """What the screen says of the server itself, beside its fleet."""
+
+    listening: str  # where nodes report to
+    joining: Joining
+    is_here: bool = True  # this program is the server: it ends when the screen is left
+
+
 class View(NamedTuple):
     """All that a frame shows, taken at one moment."""
 
@@ -72,14 +81,13 @@ class View(NamedTuple):
     page: Row | None
     now: float  # by the registry's clock
     wall: float
-    listening: str
-    joining: Joining
+    about: About
     events: Sequence[Event]
 
 
-def look(lens: Lens, ui: Ui, joining: Joining, width: int, height: int, listening: str, events: Sequence[Event]) -> View:
+def look(lens: Lens, ui: Ui, about: About, width: int, height: int) -> View:
     """What a frame needs, and no more."""
-    room = room_of(ui, lens, joining, width, height)
+    room = room_of(ui, lens, about.joining, width, height)
     ids = lens.order[ui.first : ui.first + room.entries]
     rows = lens.rows(entry_id.node_id for entry_id in ids)
     return View(
@@ -96,9 +104,8 @@ def look(lens: Lens, ui: Ui, joining: Joining, width: int, height: int, listenin
         page=lens.rows([ui.page])[0] if ui.page else None,
         now=lens.now,
         wall=lens.wall,
-        listening=listening,
-        joining=joining,
-        events=events,
+        about=about,
+        events=lens.events(EVENTS_KEPT),
     )
 
 
@@ -162,7 +169,7 @@ def header(view: View, width: int) -> list[Line]:
     nodes = (
         f" {count:,} of {known:,} nodes match{'es' * (count == 1)}" if view.is_filtered else f" {known:,} node{'s' * (known != 1)}"
     )
-    trust = (" secure ", "green") if view.joining.is_secure else (" open ", "yellow")
+    trust = (" secure ", "green") if view.about.joining.is_secure else (" open ", "yellow")
     parts: list[Line] = [[(" Edge fleet ", "bold")]] * wide + [[trust], [(nodes, "bold yellow" if view.is_filtered else "")]]
     for state, (glyph, style) in STATE_STYLES.items():
         if number := view.totals.states.get(state):
@@ -188,7 +195,7 @@ def totals_parts(view: View) -> list[Line]:
     totals = view.totals
     parts: list[Line] = [[(" matching:", "bold yellow")]] * view.is_filtered
     if not totals.states.get(State.ONLINE):
-        return [*(parts or [[(f" listening on {view.listening}:", "")]]), [(" no node is online", "")]]
+        return [*(parts or [[(f" listening on {view.about.listening}:", "")]]), [(" no node is online", "")]]
     parts.append([(f" {totals.gpus:,} GPU{'s' * (totals.gpus != 1)}", "")])
     parts.append([(f" · utilization {show_percent(totals.utilization)}", "")])
     if totals.hottest:
@@ -230,7 +237,7 @@ def footer(view: View, width: int) -> Line:
     if ui.said:
         return fit_line([(f" {ui.said}", "bold yellow")], width)
     parts: list[Line] = [[(f" {label}", "bold"), (f" {does} ", "dim")] for label, does in named]
-    right = f" {view.listening} " if width > 120 else ""
+    right = f" {view.about.listening} " if width > 120 else ""
     return [*fit_parts(parts, width - len(right)), (right, "dim")]
 
 
@@ -345,16 +352,16 @@ def grid_cell(entry: Entry, width: int, ui: Ui) -> Line:
 def empty_panel(view: View, width: int) -> list[Line]:
     """Of a fleet without a node: what to do first."""
     room = view.room.lines + 2  # of the table, its titles and its lower border
-    more = ", and more" * bool(details(view.joining))
-    text = [*steps(view.joining), Step(f"j shows this at any time{more}.")]
-    lines = joining_text(view.joining, text, width, room)
+    more = ", and more" * bool(details(view.about.joining))
+    text = [*steps(view.about.joining), Step(f"j shows this at any time{more}.")]
+    lines = joining_text(view.about.joining, text, width, room)
     return [rule("No node yet", width), *cut(lines, 0, room, "j"), *[[]] * (room - len(lines))]
 
 
 def joining_panel(view: View, width: int, room: int) -> list[Line]:
     """All that there is to know of it; what does not fit is scrolled to."""
     title = "How a box joins" + " · ↑↓ scroll" * bool(view.room.reach.most)
-    lines = joining_text(view.joining, all_steps(view.joining), width, room - 1)
+    lines = joining_text(view.about.joining, all_steps(view.about.joining), width, room - 1)
     return [rule(title, width), *cut(lines, view.ui.scroll, room - 1)]
 
 

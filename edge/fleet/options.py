@@ -1,0 +1,82 @@
+"""The command line of the server."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from edge.command_line import (
+    Listed,
+    Options,
+    no_secret,
+    parse_count,
+    parse_endpoints,
+    parse_path,
+    parse_seconds,
+    parse_servers,
+    parse_size,
+    parse_speed,
+)
+
+
+def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line. Exits with 2 when it can't be understood."""
+    parser = Options(
+        prog="server",
+        description="The orchestrator of Edge Compute Node: one live table of all your GPU and edge boxes.",
+        epilog="examples:\n"
+        "  server.pyz                                 listen on port 50051 of all addresses\n"
+        "  server.pyz --listen 10.0.0.5:6000          on one address, another port\n"
+        "  server.pyz --json | jq '.nodes[].state'    the fleet once a second, for programs\n"
+        "  server.pyz --secure                        encrypted, and only for who has a token of this server\n"
+        "  server.pyz token list                      its tokens; token new and token revoke change them\n"
+        "  server.pyz --attach 10.0.0.5               the screen of a server elsewhere; --attach alone: of this machine's\n"
+        "  server.pyz --replay last-night.edge        a recording, made with --record\n"
+        "each option can also be set in the environment, by the name in brackets; a flag beats it",
+    )
+    parser.option(
+        "--listen",
+        "where nodes report to; may be given again (default [::]:50051, IPv4 too)",
+        type=parse_endpoints,
+        action=Listed,
+        metavar="HOST[:PORT]",
+    )
+    parser.option(
+        "--interval", "seconds between a node's heartbeats (default 1)", type=parse_seconds, default="1", metavar="SECONDS"
+    )
+    parser.option(
+        "--max-nodes", "nodes at most, the lost ones counted (default 15000)", type=parse_count, default="15000", metavar="COUNT"
+    )
+    parser.switch("--secure", "encrypted, and nobody gets in without a token; the first start makes a key and tokens")
+    folder = "of the key and the tokens (default $STATE_DIRECTORY, else edge-compute-node in $XDG_STATE_HOME or ~/.local/state)"
+    parser.option("--state", folder, type=parse_path, metavar="FOLDER")
+    parser.option("--tls-cert", "secure, with a certificate of your own and its chain", type=parse_path, metavar="FILE")
+    parser.option("--tls-key", "its key", type=parse_path, metavar="FILE")
+    parser.option("--client-ca", "nodes come by certificates of this authority, with no token", type=parse_path, metavar="FILE")
+    about = "look at a server elsewhere, with its screen here; given again: at several; alone: at this machine's own"
+    parser.option("--attach", about, type=parse_servers, action=Listed, nargs="?", const=[], metavar="HOST[:PORT]")
+    about = "file that holds the token for looking at secure servers, and that this user alone may read; or EDGE_TOKEN"
+    parser.option("--token-file", about, type=parse_path, metavar="FILE")
+    parser.add_argument("--token", type=no_secret, help=argparse.SUPPRESS)
+    parser.option("--ca", "certificates of your own authority, which prove the servers", type=parse_path, metavar="FILE")
+    parser.switch("--no-journal", "keep nothing on disk: no past to go back to, and none that is known after a restart")
+    about = "what the journal may take on disk (default 1GiB)"
+    parser.option("--journal-size", about, type=parse_size, default="1GiB", metavar="SIZE")
+    parser.option("--record", "keep all that is seen in a file of its own, for --replay", type=parse_path, metavar="FILE")
+    parser.option("--replay", "play a recording, or a journal", type=parse_path, metavar="FILE")
+    parser.option("--speed", "of --replay, in times of the real one (default 1)", type=parse_speed, default="1", metavar="NUMBER")
+    parser.switch("--headless", "no screen: one plain line an event; by itself where stdout is no terminal")
+    parser.switch("--json", "no screen: the whole fleet as one line of JSON each second")
+    parser.common()
+    options, unknown = parser.parse_known_args(argv)
+    if unknown:
+        told = "token comes first: python3 server.pyz token new|list|revoke [option …]"
+        parser.error(told if "token" in unknown else f"unrecognized arguments: {' '.join(unknown)}")
+    pair = {"--tls-cert": options.tls_cert, "--tls-key": options.tls_key}
+    given = [flag for flag, path in {**pair, "--client-ca": options.client_ca}.items() if path]
+    if given and (missing := [flag for flag, path in pair.items() if not path]):
+        parser.error(f"argument {given[0]}: {' and '.join(missing)} {'are' if len(missing) > 1 else 'is'} missing")
+    options.secure = options.secure or bool(options.tls_cert)
+    if options.attach is not None and options.replay:
+        parser.error("argument --replay: it plays a file, and --attach looks at a server: give one of them")
+    return options
