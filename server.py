@@ -42,6 +42,7 @@ from edge.command_line import Endpoint, target_of
 from edge.event_log import Event, EventLog, Follower
 from edge.fleet.admission import PLENTY, Lines, Memory, Places, network_of
 from edge.fleet.export import snapshot_json
+from edge.fleet.extremes import new_extremes
 from edge.fleet.guard import Guard
 from edge.fleet.intake import (
     MAX_UNREAD_BYTES,
@@ -387,7 +388,10 @@ class Registry:
         hung = {row.node_id for row in rows if hanging_seconds(row, now) is not None}
         gone = [row for row, state in silent if state in (State.LOST, State.LEFT)]
         gone.sort(key=lambda row: (not row.left, row.heartbeat_at))  # who said goodbye gives way before who is lost
+        extremes = new_extremes(rows, now, self.wall())
         with self._lock:
+            for node_id in extremes.keys() & self._rows.keys():
+                self._rows[node_id] = self._rows[node_id]._replace(extremes=extremes[node_id])
             self._beating = len(rows) - len(gone)
             self._places.set_gone(gone)
             for node_id in sorted(hung ^ self._hung):

@@ -24,7 +24,7 @@ LAYERS = (
     ("edge.hardware.servers", "edge.hardware.host", "edge.hardware.nvml", "edge.hardware.simulated"),
     ("edge.hardware.machine",),
     ("edge.fleet.row", "edge.fleet.listening", "edge.fleet.joining", "edge.fleet.certificates"),
-    ("edge.fleet.intake", "edge.fleet.admission", "edge.fleet.tokens"),
+    ("edge.fleet.intake", "edge.fleet.admission", "edge.fleet.tokens", "edge.fleet.extremes"),
     ("edge.fleet.entry", "edge.fleet.guard", "edge.fleet.source", "edge.fleet.wire"),
     ("edge.fleet.service",),
     ("edge.fleet.metrics",),

@@ -5,16 +5,20 @@ h200|a100           either; each side may be any term
 -h200 !state:lost   not
 state:lost,late     one of these; also user:, process:, version:, token:; the beginning of such a name is enough
 util < 10           a comparison; what is not reported is neither more nor less than anything
+util<5 for 30m      of a node all this time, to the minute; one that is not online, or was not observed throughout, does not match
+rack=a3 team:ml     a label: its value, and a part of it; also user=ada and so on
 """
 
 from __future__ import annotations
 
+import functools
 import operator
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import NamedTuple, TypeVar
 
 from edge.fleet.entry import Entry
+from edge.fleet.extremes import read
 from edge.fleet.metrics import METRICS
 from edge.fleet.row import State
 from edge.history import WHOLE_NODE
@@ -46,6 +50,7 @@ BYTE_UNITS = {  # kib and k are 1024 bytes, kb is 1000
 
 
 DURATIONS = {"": 1.0, "s": 1, "m": 60, "h": 3600, "d": 86_400}
+ENERGY_UNITS = {"": 3.6e6, "j": 1.0, "wh": 3600, "kwh": 3.6e6, "mwh": 3.6e9}  # in joules
 
 
 def sample_age_seconds(entry: Entry) -> float | None:
@@ -55,12 +60,10 @@ def sample_age_seconds(entry: Entry) -> float | None:
 
 def memory_used_bytes(entry: Entry) -> float | None:
     """Of all the entry's devices; of the host where the node has none."""
-    if entry.row.capacities.devices and entry.id.device == WHOLE_NODE:
+    if entry.id.device == WHOLE_NODE:
         return None if entry.vitals.memory is None else entry.vitals.memory_used_bytes
-    sample, device = entry.sample, entry.id.device
-    if device != WHOLE_NODE and device >= len(sample.devices):
-        return None
-    used: float | None = reported(sample.host if device == WHOLE_NODE else sample.devices[device], "memory_used_bytes")
+    device = entry.sample.devices[entry.id.device : entry.id.device + 1]
+    used: float | None = reported(device[0], "memory_used_bytes") if device else None
     return used
 
 
@@ -75,12 +78,14 @@ QUANTITIES: dict[str, tuple[Quantity, ...]] = {
     **{metric.word: (Quantity(metric.units, metric.of),) for metric in METRICS},
     "age": (Quantity(DURATIONS, lambda entry: entry.heartbeat_age_seconds),),
     "cpu": (Quantity({"": 1, "%": 1}, cpu_percent),),
+    "energy": (Quantity(ENERGY_UNITS, lambda entry: entry.row.vitals.energy_joules),),  # of the node, also for one of its devices
     "gpu": (Quantity({"": 1}, lambda entry: len(entry.row.capacities.devices)),),
     "failed": (Quantity({"": 1}, lambda entry: entry.vitals.errors),),
     "sample": (Quantity(DURATIONS, sample_age_seconds),),
 }
 QUANTITIES["mem"] += (Quantity(BYTE_UNITS, memory_used_bytes),)
 ENDINGS = {"cpu": ("",), "gpu": ("", "s")}  # letters that may follow the word; any where it is not here. `cpus` are no percentage
+HISTORIES = {metric.word: metric.history for metric in METRICS if metric.history is not None}  # what `for` may be asked of
 UNITS = sorted({unit for quantities in QUANTITIES.values() for quantity in quantities for unit in quantity.units if unit}, key=len)
 
 FIELDS: dict[str, Callable[[Entry], Iterable[str]]] = {
@@ -100,9 +105,13 @@ def searched_text(entry: Entry) -> str:
 # ---- How it is read ----
 
 SIGN, NUMBER = "|".join(COMPARE), r"-?\d+(?:\.\d+)?"
-COMPARISON = re.compile(rf"({'|'.join(QUANTITIES)})([a-z]*?)({SIGN})({NUMBER})([^\d.-]*)", re.ASCII)
+FOR = rf"for({NUMBER})([smhd])"
+COMPARISON = re.compile(rf"({'|'.join(QUANTITIES)})([a-z]*?)({SIGN})({NUMBER})([^\d.-]*?)(?:{FOR})?", re.ASCII)
+NAMED_VALUE = re.compile(r"([^=:]+)([=:])(.+)")
 BEFORE_SIGN, AFTER_SIGN = re.compile(rf"(?<=[a-z])\s+(?={SIGN})"), re.compile(rf"(?<=[a-z])({SIGN})\s+(?=-?\d)")
 BEFORE_UNIT = re.compile(rf"((?:{SIGN}){NUMBER})\s+(?=(?:{'|'.join(map(re.escape, UNITS))})(?:[\s|]|$))")
+# Also where it is half typed: then it is no word that is looked for.
+BEFORE_FOR = re.compile(rf"((?:{SIGN}){NUMBER}[^\s\d|]*)\s+for(?:\s*({NUMBER}))?(?:\s*([a-z]+))?(?=[\s|]|$)")
 AROUND_BAR = re.compile(r"\s*\|\s*")
 TERM = re.compile(r'(?:[^\s"]|"[^"]*(?:"|$))+')
 
@@ -113,6 +122,7 @@ def parse_terms(text: str, parse: Callable[[str], Test[T] | None]) -> tuple[list
     These restrict nothing, and the screen says so: one may only be half typed.
     """
     text = BEFORE_UNIT.sub(r"\1", AFTER_SIGN.sub(r"\1", BEFORE_SIGN.sub("", AROUND_BAR.sub("|", text.lower()))))
+    text = BEFORE_FOR.sub(lambda match: f"{match[1]}for{match[2] or ''}{match[3] or ''}", text)
     tests = {term: parse_term(term, parse) for term in TERM.findall(text)}
     return [test for test in tests.values() if test], [term for term, test in tests.items() if not test]
 
@@ -134,25 +144,35 @@ def negated(test: Test[T]) -> Test[T]:
     return lambda subject: not test(subject)
 
 
-def parse_filter(text: str) -> tuple[list[Test[Entry]], list[str]]:
-    """The tests of an entry, and what can't be read."""
-    return parse_terms(text, parse_plain)
+def parse_filter(text: str, labels: Collection[str] = ()) -> tuple[list[Test[Entry]], list[str]]:
+    """The tests of an entry, and what can't be read. `labels`: the names of those that there are, in lower case."""
+    return parse_terms(text, lambda term: parse_plain(term, labels))
 
 
-def parse_plain(term: str) -> Test[Entry] | None:
-    """A word, a comparison, or a name with a colon. None: one of these that can't be read."""
+def parse_plain(term: str, labels: Collection[str]) -> Test[Entry] | None:
+    """A word, a comparison, or a name with its value. None: one of these that can't be read."""
     if match := COMPARISON.fullmatch(term):
         return parse_comparison(*match.groups())
-    name, colon, wanted = term.partition(":")
-    if colon and name and "state".startswith(name):
+    name, sign, wanted = match.groups() if (match := NAMED_VALUE.fullmatch(term)) else (term.partition(":")[0], "", "")
+    if sign and "state".startswith(name):
         states = values_of(wanted, {state.value.lower(): state for state in State})
         return (lambda entry: entry.state in states) if states else None
-    if colon and (field := next((field for field in FIELDS if name and field.startswith(name)), None)):
-        values, parts = FIELDS[field], parts_of(wanted)
-        return (lambda entry: any(part in value.lower() for value in values(entry) for part in parts)) if parts else None
-    if set("<>=") & set(term) or (colon and name.isalpha() and not wanted.startswith(":")):
+    field = next((field for field in FIELDS if field.startswith(name)), None)
+    parts = parts_of(wanted)
+    if sign and parts and (field or name in labels):
+        values = FIELDS[field] if field and name not in labels else functools.partial(label_values, name=name)
+        if sign == "=":
+            return lambda entry: any(value.lower() in parts for value in values(entry))
+        return lambda entry: any(part in value.lower() for value in values(entry) for part in parts)
+    is_named = ":" in term and name.isalpha() and not wanted.startswith(":")
+    if set("<>=") & set(term) or is_named:
         return None
     return lambda entry: term in searched_text(entry)
+
+
+def label_values(entry: Entry, name: str) -> Iterable[str]:
+    """What the box's owner says of it under this name."""
+    return (value for label, value in entry.row.labels if label.lower() == name)
 
 
 def parts_of(wanted: str) -> list[str]:
@@ -168,7 +188,9 @@ def values_of(wanted: str, known: Mapping[str, T]) -> list[T]:
     return [value for name, value in known.items() if name.startswith(tuple(parts))]
 
 
-def parse_comparison(word: str, more: str, sign: str, number: str, unit: str) -> Test[Entry] | None:
+def parse_comparison(
+    word: str, more: str, sign: str, number: str, unit: str, duration: str | None, duration_unit: str
+) -> Test[Entry] | None:
     """`util<10`, in its parts. None: no such unit, or no such word. What is not reported is neither more nor less than anything."""
     quantity = next((quantity for quantity in QUANTITIES[word] if unit in quantity.units), None)
     if not quantity or more not in ENDINGS.get(word, (more,)):
@@ -179,4 +201,16 @@ def parse_comparison(word: str, more: str, sign: str, number: str, unit: str) ->
         value = quantity.value(entry)
         return value is not None and compare(value, limit)
 
-    return compared
+    if duration is None:
+        return compared
+    column, seconds = HISTORIES.get(word), float(duration) * DURATIONS[duration_unit]
+    if column is None or quantity is not QUANTITIES[word][0] or compare is operator.ne:
+        return None
+
+    def compared_for(entry: Entry) -> bool:
+        if entry.is_stale or not compared(entry):
+            return False
+        seen = read(entry.row.extremes)[1][column].within(seconds)
+        return seen is not None and all(compare(value, limit) for value in seen)
+
+    return compared_for

@@ -115,6 +115,8 @@ class Lens:
         self.totals = Totals()  # of what the filter matches
         self.known_nodes = self.known_entries = 0  # whatever the filter matches
         self.is_filtered = False  # by at least one term that can be read
+        self.not_understood: list[str] = []  # terms of the filter
+        self.labels: list[str] = []  # names of those that there are
         self.longest_name = 0  # in cells, whatever the filter matches
         self.since: list[tuple[str, int]] = []  # what has happened behind a frozen picture
         self._live = source
@@ -173,7 +175,8 @@ class Lens:
 
     def _sort(self, ui: Ui, rows: Sequence[Row]) -> None:
         order = self._ordered_by_name(ui, rows)
-        tests, _ = parse_filter(ui.filter)
+        self.labels = sorted({name for labels in {row.labels for row in rows} for name, _ in labels})
+        tests, self.not_understood = parse_filter(ui.filter, {name.lower() for name in self.labels})
         if tests or ui.sort != SORT_BY_NAME:
             known = {row.node_id: row for row in rows}
             entries = make_entries(((entry_id, known[entry_id.node_id]) for entry_id in order), self.now)

@@ -30,7 +30,6 @@ from edge.event_log import Event
 from edge.fleet.columns import SORT_BY_NAME, STATE_STYLES, TableColumn, lay_out
 from edge.fleet.entry import Entry, make_entries
 from edge.fleet.events import draw_events, event_lines, lowest_line, newest_lines, parse_event_filter
-from edge.fleet.filters import parse_filter
 from edge.fleet.joining import Joining, Step, details, named, steps, token_command
 from edge.fleet.keys import Place, Room, behind_help, filter_of, footer_of, help_lines, place_of
 from edge.fleet.lens import Lens, Totals, Ui
@@ -75,6 +74,7 @@ class View(NamedTuple):
     known_entries: int  # whatever the filter matches, as are the nodes
     known_nodes: int
     is_filtered: bool  # by at least one term that can be read
+    not_understood: Sequence[str]  # terms of the filter
     longest_name: int  # in cells
     totals: Totals  # of what the filter matches
     since: Sequence[tuple[str, int]]  # what has happened behind a frozen picture
@@ -98,6 +98,7 @@ def look(lens: Lens, ui: Ui, about: About, width: int, height: int) -> View:
         known_entries=lens.known_entries,
         known_nodes=lens.known_nodes,
         is_filtered=lens.is_filtered,
+        not_understood=lens.not_understood,
         longest_name=lens.longest_name,
         totals=lens.totals,
         since=lens.since,
@@ -268,7 +269,7 @@ def panel_title(view: View) -> str:
         title += "" if view.is_filtered else f" of {view.matching:,}"
     if ui.sort != SORT_BY_NAME or ui.descending:
         title += f" · by {ui.sort}{' ↓' if ui.descending else ' ↑'}"
-    return title + filter_title(ui.filter, parse_filter(ui.filter)[1])
+    return title + filter_title(ui.filter, view.not_understood)
 
 
 def filter_title(text: str, unread: Sequence[str]) -> str:

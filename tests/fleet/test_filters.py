@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 import node_pb2 as pb
+from edge.fleet import extremes
 from edge.fleet.filters import parse_filter
+from edge.fleet.intake import after
 from edge.fleet.row import Row
 from server import Registry
 from tests.fixtures.examples import NOW, example_registry, example_row
@@ -44,6 +46,8 @@ from tests.fixtures.screens import Screen
         ("cpu >= 35% edge-0", set(range(10))),
         ("version:0.1 edge-03", {3}),
         ("v:9.9", set()),
+        ("version=0.1", set()),  # the whole of it
+        ("state=lost", {11}),
         ("temp>-40", set(range(28))),
         ("fe80::1", set()),  # a word: no such name before its colons
     ],
@@ -80,8 +84,9 @@ def test_memory_is_compared_in_bytes_or_in_percent() -> None:
 
 def host_row(node_id: str, memory_used_bytes: int | None = None) -> Row:
     """A box without GPUs."""
-    packed = pb.Sample(host=pb.HostSample(memory_used_bytes=memory_used_bytes)).SerializeToString()
-    return Row(node_id, "10.0.0.1", None, 1.0, packed_sample=packed, heartbeat_at=NOW)
+    info = pb.NodeInfo(host=pb.HostInfo(memory_total_bytes=2**34))
+    sample = pb.Sample(host=pb.HostSample(memory_used_bytes=memory_used_bytes))
+    return after(Row(node_id, "10.0.0.1", None, 1.0, heartbeat_at=NOW), pb.HeartbeatRequest(info=info, sample=sample))
 
 
 def test_processes_and_their_users() -> None:
@@ -114,6 +119,91 @@ def test_filters_compare_readings() -> None:
     )
     for text, wanted in cases:
         assert Screen(example_registry()).press("/", *text).nodes() == [name for name, vitals in rows.items() if wanted(vitals)]
+
+
+def labelled(index: int, **labels: str) -> Row:
+    return example_row(index)._replace(labels=tuple(sorted(labels.items())))
+
+
+def test_labels_are_asked_for_whole_or_in_part() -> None:
+    registry = example_registry(6)
+    registry.restore(labelled(0, rack="a3", Team="ML"))
+    registry.restore(labelled(1, rack="a31", Team="ml vision"))
+    registry.restore(labelled(2, rack="b1", **{"x.y-z_1": "q:r=s"}))
+    for text, wanted in (
+        ("rack=a3", [0]),
+        ("rack:a3", [0, 1]),
+        ("RACK=A3,b1", [0, 2]),
+        ("team:ml", [0, 1]),
+        ("team=ml", [0]),
+        ('team="ml vision"', [1]),
+        ("rack=a3|rack=b1", [0, 2]),
+        ("-rack:a", [2, 3, 4, 5]),
+        ("x.y-z_1=q:r=s", [2]),
+        ("rack=nothing", []),
+        ("rack=", range(6)),
+        ("shelf=a3 edge-03", [3]),
+        ("shelf:a3 edge-03", [3]),
+    ):
+        assert Screen(registry).press("/", *text).nodes() == [f"Node-{1000 + index}" for index in wanted], text
+    assert "not understood: shelf=a3 " in Screen(registry).press("/", *"shelf=a3").text()
+    assert Screen(registry).press("g", "/", *"rack=a3").nodes() == [f"Node-1000 {device}" for device in range(8)]
+
+
+def test_energy_is_compared_in_kilowatt_hours() -> None:
+    registry = example_registry(3)
+    for index, joules in ((0, 7_200_000), (1, 90_000)):
+        registry.restore(example_row(index)._replace(vitals=example_row(index).vitals._replace(energy_joules=joules)))
+    for text, wanted in (
+        ("energy>1kWh", [0]), ("energy >= 2", [0]), ("energy<30 Wh", [1]), ("energy>80kJ", range(3)), ("energy>80000J", [0, 1]),
+    ):  # fmt: skip
+        assert Screen(registry).press("/", *text).nodes() == [f"Node-{1000 + index}" for index in wanted], text
+
+
+def watched(index: int, minutes: int, utilization: int, celsius: int, before: int = 100) -> Row:
+    """A node of which this has been seen for so long, after an hour of something else."""
+    packed = b""
+    for minute in range(60 + minutes):
+        now = utilization if minute >= 60 else before
+        packed = extremes.after(packed, 1000 + minute, bytes([now, 50, celsius]), 3)
+    row = example_row(index)
+    return row._replace(extremes=packed, vitals=row.vitals._replace(utilization=utilization / 100, memory=0.5, celsius=celsius))
+
+
+def test_what_has_held_for_a_while() -> None:
+    registry = example_registry(9)
+    rows = [watched(0, 31, 3, 70), watched(1, 20, 3, 85), watched(2, 31, 0, 81), watched(3, 61, 97, 82, before=50)]
+    rows += [watched(6, 31, 3, 70)]  # late
+    now_busy = watched(4, 31, 3, 70)
+    rows += [now_busy._replace(vitals=now_busy.vitals._replace(utilization=0.9))]  # since its last minute
+    for row in rows:
+        registry.restore(row)
+    for text, wanted in (
+        ("util<5 for 30m", [0, 2]),
+        ("util < 5 % for 30 m", [0, 2]),
+        ("util<5 for 0.5h", [0, 2]),
+        ("util<=3 for 1800s", [0, 2]),
+        ("UTIL<5 FOR 19m", [0, 1, 2]),
+        ("util>=97 for 1h", [3]),
+        ("util>95for1d", []),
+        ("util=0 for 30m", [2]),
+        ("temp>80 for 10m", [1, 2, 3]),
+        ("mem>=50 for 1h", [0, 1, 2, 3, 4]),
+        ("util<5 for 30m|temp>81 for 10m", [0, 1, 2, 3]),
+        ("-util<5 for 30m", [1, 3, 4, 5, 6, 7, 8]),
+        ("util<5 for 30m gpus=8", [0]),
+        ("state:online util<5 for 30m", [0, 2]),
+    ):
+        assert Screen(registry).press("/", *text).nodes() == [f"Node-{1000 + index}" for index in wanted], text
+
+
+@pytest.mark.parametrize(
+    "text", ["util<5 for", "util<5 for 30", "util<5 for 30x", "mem>1GiB for 5m", "age>3 for 5m", "util!=5 for 5m"]
+)
+def test_a_while_that_cannot_be_read_restricts_nothing(text: str) -> None:
+    screen = Screen(example_registry()).press("/", *f"{text} edge-03")
+    assert screen.nodes() == ["Node-1003"], text
+    assert "not understood: " in screen.text()
 
 
 UNREAD = ("temp>", "power>1kg", "state:foo", "speed>3", "age>1m>2", "cpu>", "cpus>8", "state:lost,foo", "user:", "-", "util<|h200")
