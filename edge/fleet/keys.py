@@ -12,11 +12,15 @@ from typing import Any, NamedTuple
 from edge.fleet.columns import column_after
 from edge.fleet.entry import EntryId
 from edge.fleet.events import event_lines, lowest_line
+from edge.fleet.filters import TERM
 from edge.fleet.lens import Lens, Question, Ui
 from edge.fleet.metrics import METRICS, metric_after
 from edge.fleet.source import EVENTS_KEPT
+from edge.fleet.users import SORTED_BY as USERS_SORTED_BY
+from edge.fleet.users import sort_after
 from edge.keyboard import PASTE
 from edge.panels import WHEEL_LINES, Reach, scrolled
+from edge.text import visible
 
 MAX_FILTER = 120  # characters
 
@@ -28,6 +32,7 @@ class Place(enum.Enum):
     GRID = "grid"
     PAGE = "page"
     EVENTS = "events"
+    USERS = "users"
     FILTER = "filter"  # it is being typed
     HELP = "help"
     JOIN = "join"  # how a box joins
@@ -208,6 +213,47 @@ def ask_to_quit(turn: Turn) -> Ui:
     return turn.ui._replace(question=Question(Place.QUIT.value, node_ids)) if node_ids else turn.ui._replace(closed=True)
 
 
+def move_user(turn: Turn) -> Ui:
+    """The selection, among the users; the first key only shows where one is."""
+    names, room = [user.name for user in turn.lens.users], turn.room.reach.page
+    steps = {"up": -1, "down": 1, "page up": -room, "page down": room, "home": -len(names), "end": len(names)}
+    steps |= {"wheel up": -WHEEL_LINES, "wheel down": WHEEL_LINES}
+    if not names:
+        return turn.ui
+    if turn.ui.user in names:
+        place = names.index(turn.ui.user) + steps[turn.key]
+    else:
+        place = {"home": 0, "end": len(names)}.get(turn.key, turn.ui.scroll)
+    return turn.ui._replace(user=names[min(max(place, 0), len(names) - 1)])
+
+
+def nodes_of_user(turn: Turn) -> Ui:
+    """The table, with all that this user holds: beside what the filter asks for already."""
+    ui, users = turn.ui, turn.lens.users
+    name = next((user.name for user in users if user.name == ui.user), users[ui.scroll].name if users else "")
+    if not users:
+        return ui
+    wanted = [term for term in TERM.findall(ui.filter) if not term.startswith("user=")]
+    wanted.append(f'user="{name}"' if " " in name else f"user={name}")
+    text = " ".join(wanted)
+    if not name:
+        return ui._replace(said="their boxes do not tell whose these are")
+    if set(name) & set('|,"') or name != visible(name) or len(text) > MAX_FILTER:
+        return ui._replace(said="no filter can say this name")
+    return ui._replace(users=False, user=name, scroll=0, filter=text, first=0)
+
+
+def sort_users(turn: Turn) -> Ui:
+    """By the next column; names from the first on, numbers from the largest."""
+    sort = sort_after(turn.ui.users_sort)
+    return turn.ui._replace(users_sort=sort, users_descending=sort != next(iter(USERS_SORTED_BY)))
+
+
+def turn_users_round(turn: Turn) -> Ui:
+    """The other way round."""
+    return turn.ui._replace(users_descending=not turn.ui.users_descending)
+
+
 def leave_events(turn: Turn) -> Ui:
     """First its filter goes, then the view."""
     return with_filter(turn.ui, "") if turn.ui.event_filter else turn.ui._replace(events=False)
@@ -248,7 +294,7 @@ def drop_filter(turn: Turn) -> Ui:
 # ---- The table ----
 
 LISTS = (Place.TABLE, Place.GRID)
-VIEWS = (*LISTS, Place.PAGE, Place.EVENTS)
+VIEWS = (*LISTS, Place.PAGE, Place.EVENTS, Place.USERS)
 WHEEL = ("wheel up", "wheel down")
 LINES = ("up", "down")
 PAGES = ("page up", "page down")
@@ -263,6 +309,7 @@ FILTER_HELP = (
     f"filter: words match id, hostname, device and address\n{' '.join(EXAMPLES)} proc:vllm ver:0.1 token:d8d213\n"
     'all must hold; -h200 or !h200: not; h200|a100; "two words"'
 )
+USER_FILTER_HELP = "filter: the same as the table's: users of the nodes that it matches"
 EVENT_FILTER_HELP = "filter: words match kind, node and text\nkind:lost,late -kind:joined Node-7|Node-8"
 
 BINDINGS = (
@@ -271,15 +318,20 @@ BINDINGS = (
     Binding((*LINES, *ENDS), (Place.PAGE,), move, "↑↓ End …", "other nodes", Footer(2, say("other nodes"), "↑↓")),
     Binding((*PAGES, *WHEEL), (Place.PAGE,), scroll, "PgUp PgDn …", "scroll", Footer(7, say("scroll"), "PgDn")),
     Binding(MOVES, (Place.EVENTS,), scroll_events, "↑↓ PgUp End …", "scroll; End follows", Footer(2, say("scroll"), "↑↓")),
+    Binding(MOVES, (Place.USERS,), move_user, "↑↓ PgUp End …", "move", Footer(2, say("move"), "↑↓")),
     Binding(("enter",), LISTS, open_page, "Enter", PAGE_HELP, Footer(3, say("page"))),
+    Binding(("enter",), (Place.USERS,), nodes_of_user, "Enter", "the nodes where this user holds a GPU", Footer(3, say("nodes"))),
     Binding(("escape",), LISTS, clear_filter, "Esc", PAGE_HELP),
     Binding(("escape",), (Place.PAGE,), change(page="", scroll=0), "Esc", BACK_HELP),
     Binding(("escape",), (Place.EVENTS,), leave_events, "Esc", "clears the filter; back"),
     Binding(("s",), (Place.TABLE,), sort_by_next, "s", SORT_HELP, Footer(5, lambda ui: f"sort: {ui.sort}")),
     Binding(("s",), (Place.GRID,), next_metric, "s", "the next metric", Footer(5, lambda ui: f"metric: {ui.metric}")),
+    Binding(("s",), (Place.USERS,), sort_users, "s", SORT_HELP, Footer(5, lambda ui: f"sort: {ui.users_sort}")),
+    Binding(("S",), (Place.USERS,), turn_users_round, "S", SORT_HELP),
     Binding(("S",), (Place.TABLE,), turn_round, "S", SORT_HELP),
     Binding(("S",), (Place.GRID,), turn_round, "S", "turn the order round"),
     Binding(("/",), LISTS, change(typing=True), "/", FILTER_HELP, Footer(4, say("filter"))),
+    Binding(("/",), (Place.USERS,), change(typing=True), "/", USER_FILTER_HELP, Footer(4, say("filter"))),
     Binding(("/",), (Place.EVENTS,), change(typing=True), "/", EVENT_FILTER_HELP, Footer(4, say("filter"))),
     Binding(("g",), LISTS, by_gpu, "g", "a row for each GPU", Footer(7, lambda ui: "nodes" if ui.by_gpu else "GPUs")),
     Binding(
@@ -287,6 +339,10 @@ BINDINGS = (
         "v", "grid: a cell for each node or GPU; s: the next metric", Footer(6, say("grid")),
     ),
     Binding(("v",), (Place.GRID,), change(grid=False), "v", "the table", Footer(6, say("table"))),
+    Binding(("u",), LISTS, change(users=True, scroll=0), "u", "users: who holds which GPUs", Footer(8, say("users"))),
+    Binding(("u",), (Place.USERS,), change(users=False, scroll=0), "u", BACK_HELP),
+    Binding(("q",), (Place.USERS,), change(users=False, scroll=0), "q", BACK_HELP, Footer(0, say("back"))),
+    Binding(("escape",), (Place.USERS,), change(users=False, scroll=0), "Esc", BACK_HELP),
     Binding(("e",), LISTS, change(events=True, last_event=None), "e", "all events", Footer(8, say("events"))),
     Binding(("e",), (Place.PAGE,), change(events=True, last_event=None, scroll=0), "e", "all events", Footer(8, say("events"))),
     Binding(("e",), (Place.EVENTS,), change(events=False), "e", BACK_HELP),
@@ -296,7 +352,7 @@ BINDINGS = (
     Binding(("F",), LISTS, ask_to_forget, "F", FORGET_HELP),
     Binding(("j",), VIEWS, change(join=True, scroll=0), "j", "how a box joins", Footer(12, say("join"))),
     Binding(("?",), LISTS, change(help=True), "?", footer=Footer(1, say("help"))),
-    Binding(("?",), (Place.PAGE, Place.EVENTS), change(help=True, scroll=0), "?", footer=Footer(11, say("help"))),
+    Binding(("?",), (Place.PAGE, Place.EVENTS, Place.USERS), change(help=True, scroll=0), "?", footer=Footer(11, say("help"))),
     Binding(("q",), LISTS, ask_to_quit, "q", "quit", Footer(0, say("quit"))),
     Binding(("q",), (Place.PAGE,), change(page="", scroll=0), "q", BACK_HELP, Footer(0, say("back"))),
     Binding(("q",), (Place.EVENTS,), change(events=False), "q", BACK_HELP, Footer(0, say("back"))),
@@ -325,7 +381,9 @@ def place_of(ui: Ui) -> Place:
 
 def behind_help(ui: Ui) -> Place:
     """What the help stands before: the place that it explains."""
-    return Place.EVENTS if ui.events else Place.PAGE if ui.page else Place.GRID if ui.grid else Place.TABLE
+    if ui.events or ui.users:
+        return Place.EVENTS if ui.events else Place.USERS
+    return Place.PAGE if ui.page else Place.GRID if ui.grid else Place.TABLE
 
 
 def press(ui: Ui, key: str, lens: Lens, room: Room) -> Ui:
@@ -343,6 +401,10 @@ def follow(ui: Ui, lens: Lens, room: Room) -> Ui:
     if ui.page and lens.rows([ui.page]) == [None]:  # forgotten
         ui = ui._replace(page="", scroll=0)
     ui = ui._replace(scroll=min(ui.scroll, room.reach.most))
+    names = [user.name for user in lens.users]
+    if place_of(ui) in (Place.USERS, Place.FILTER) and ui.user in names:
+        place_of_user = names.index(ui.user)
+        ui = ui._replace(scroll=min(max(ui.scroll, place_of_user - room.reach.page + 1), place_of_user))
     place = lens.place(ui.selected)
     first = ui.first
     if place is not None:  # else it is hidden by the filter, and may come back

@@ -17,6 +17,7 @@ from edge.fleet.intake import device_vitals
 from edge.fleet.metrics import METRICS
 from edge.fleet.row import Row, State, hanging_seconds, state_of
 from edge.fleet.source import Frozen, Past, Source
+from edge.fleet.users import SORT_BY_GPUS, User, sorted_users, users_of
 from edge.history import WHOLE_NODE
 
 SINCE_SECONDS = 1.0  # from one look at what happens behind a frozen picture to the next
@@ -46,6 +47,10 @@ class Ui(NamedTuple):
     join: bool = False  # how a box joins
     page: str = ""  # the node whose page is open
     scroll: int = 0  # lines of a page, or of the help, above the screen
+    users: bool = False  # the table of users is open
+    user: str | None = None  # who is selected in it
+    users_sort: str = SORT_BY_GPUS
+    users_descending: bool = True
     events: bool = False  # the event view is open
     event_filter: str = ""
     last_event: Event | None = None  # the event view's lowest line; None: it follows the newest
@@ -118,6 +123,7 @@ class Lens:
         self.not_understood: list[str] = []  # terms of the filter
         self.labels: list[str] = []  # names of those that there are
         self.longest_name = 0  # in cells, whatever the filter matches
+        self.users: list[User] = []  # of what the filter matches, in their order, while they are looked at
         self.since: list[tuple[str, int]] = []  # what has happened behind a frozen picture
         self._live = source
         self._source = source
@@ -137,7 +143,7 @@ class Lens:
             self.since = self._source.since()
             self._since_due = self._live.clock() + SINCE_SECONDS
         self.now, self.wall = self._source.clock(), self._source.wall()
-        asked = (ui.sort, ui.descending, ui.filter, ui.by_gpu, ui.frozen)
+        asked = (ui.sort, ui.descending, ui.filter, ui.by_gpu, ui.frozen, ui.users, ui.users_sort, ui.users_descending)
         if asked != self._asked or self.now >= self._due:
             self._asked = asked
             started = self._live.clock()
@@ -177,11 +183,12 @@ class Lens:
         order = self._ordered_by_name(ui, rows)
         self.labels = sorted({name for labels in {row.labels for row in rows} for name, _ in labels})
         tests, self.not_understood = parse_filter(ui.filter, {name.lower() for name in self.labels})
-        if tests or ui.sort != SORT_BY_NAME:
+        if tests or ui.users or ui.sort != SORT_BY_NAME:
             known = {row.node_id: row for row in rows}
             entries = make_entries(((entry_id, known[entry_id.node_id]) for entry_id in order), self.now)
             if tests:
                 entries = [entry for entry in entries if all(test(entry) for test in tests)]
+            self.users = sorted_users(users_of(entries), ui.users_sort, ui.users_descending) if ui.users else []
             order = [entry.id for entry in entries] if ui.sort == SORT_BY_NAME else sorted_ids(entries, ui)
         self.is_filtered, self.known_nodes, self.known_entries = bool(tests), len(rows), len(self._by_name)
         self.totals = count_totals(matched_rows(entries) if tests else rows, self.now)

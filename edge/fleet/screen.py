@@ -36,6 +36,8 @@ from edge.fleet.lens import Lens, Totals, Ui
 from edge.fleet.metrics import METRIC_NAMED, METRICS
 from edge.fleet.row import Row, State, hanging_seconds, reason_of, state_of
 from edge.fleet.source import EVENTS_KEPT
+from edge.fleet.users import User, draw_users, shown_name
+from edge.fleet.users import lay_out as lay_out_users
 from edge.panels import Reach, Subject, node_panels, reach_of
 from edge.protocol import LATE_INTERVALS, LOST_INTERVALS, LOST_SECONDS
 from edge.text import show_bytes, show_celsius, show_percent, show_seconds, show_watts, visible
@@ -77,6 +79,7 @@ class View(NamedTuple):
     not_understood: Sequence[str]  # terms of the filter
     longest_name: int  # in cells
     totals: Totals  # of what the filter matches
+    users: Sequence[User]  # of what the filter matches
     since: Sequence[tuple[str, int]]  # what has happened behind a frozen picture
     page: Row | None
     now: float  # by the registry's clock
@@ -101,6 +104,7 @@ def look(lens: Lens, ui: Ui, about: About, width: int, height: int) -> View:
         not_understood=lens.not_understood,
         longest_name=lens.longest_name,
         totals=lens.totals,
+        users=lens.users,
         since=lens.since,
         page=lens.rows([ui.page])[0] if ui.page else None,
         now=lens.now,
@@ -121,6 +125,8 @@ def render(view: View, width: int, height: int) -> list[Line]:
         body = joining_panel(view, width, room)
     elif view.ui.events:
         body = event_view(view, width, room)
+    elif view.ui.users:
+        body = user_view(view, width)
     elif view.page:
         body = page_panels(view.page, view.now, width, room, view.ui.scroll)
     else:
@@ -147,6 +153,8 @@ def room_of(ui: Ui, lens: Lens, joining: Joining, width: int, height: int) -> Ro
         )
     elif ui.events:
         reach = Reach(0, view_lines - 2)
+    elif ui.users:
+        reach = Reach(max(len(lens.users) - (view_lines - 3), 0), view_lines - 3)
     elif page := ui.page and lens.rows([ui.page])[0]:
         reach = reach_of(subject_of(page), width, view_lines - len(page_head(page, lens.now, width, view_lines)))
     rooms = [Room(lines, max((width - 4) // cell, 1), reach) for cell in GRID_CELLS] if ui.grid else [Room(lines, 1, reach)]
@@ -475,6 +483,23 @@ def help_text(place: Place, width: int) -> list[Line]:
         for index, part in enumerate(textwrap.wrap(STATE_HELP[state], max(width - 4 - KEYS_CELLS, 10))):
             lines.append([(fit(f"{glyph} {state.value}" if index == 0 else "", KEYS_CELLS), style), (part, "")])
     return lines
+
+
+def user_view(view: View, width: int) -> list[Line]:
+    """All who hold GPUs of what the filter matches; what does not fit is scrolled to."""
+    ui, users, room = view.ui, view.users, view.room.reach.page
+    shown = users[ui.scroll : ui.scroll + room]
+    title = f"Users {ui.scroll + 1:,} to {ui.scroll + len(shown):,} of {len(users):,}" if len(shown) < len(users) else "Users"
+    title += f" · by {ui.users_sort}{' ↓' if ui.users_descending else ' ↑'}" + filter_title(ui.filter, view.not_understood)
+    longest = max((cells(shown_name(user.name)) for user in users), default=0)
+    columns = lay_out_users(longest, width - 4)
+    lines = draw_users(shown, columns, ui.users_sort, ui.users_descending, ui.user)
+    if not users:
+        lines += [
+            [],
+            [("No process on a GPU is known" + " of what the filter matches: Esc and Esc clear it." * view.is_filtered, "")],
+        ]
+    return box(title, lines + [[]] * (room + 1 - len(lines)), width)
 
 
 def event_panel(events: Sequence[Event], width: int, height: int) -> list[Line]:

@@ -133,12 +133,13 @@ WAYS = {  # the keys that lead to each place, with an entry selected
     Place.PAGE: ("down", "enter"),
     Place.FILTER: ("down", "/"),
     Place.EVENTS: ("down", "e"),
+    Place.USERS: ("down", "u"),
     Place.HELP: ("down", "?"),
     Place.JOIN: ("down", "j"),
     Place.QUIT: ("down", "q"),
     Place.FORGET: ("down", "F"),
 }
-EXPLAINED = (Place.TABLE, Place.GRID, Place.PAGE, Place.EVENTS)  # by a help of their own
+EXPLAINED = (Place.TABLE, Place.GRID, Place.PAGE, Place.EVENTS, Place.USERS)  # by a help of their own
 NAMED = {*CONTROLS.values(), *FINAL_NAMES.values(), *NUMBER_NAMES.values(), *WHEEL}
 ALL_KEYS = sorted({*NAMED, *map(chr, range(ord(" "), 0x7F))})
 WORDS = {  # for the keys, in help and footer

@@ -23,7 +23,7 @@ from edge.fleet.row import Row
 from edge.hardware.screen import Link
 from edge.hardware.screen import View as NodeView
 from edge.hardware.screen import render as render_node
-from tests.fixtures.examples import OPEN, SECURE, WALL, example_registry, example_row, example_view
+from tests.fixtures.examples import OPEN, SECURE, WALL, example_registry, example_row, example_view, shared_registry
 from tests.fixtures.processes import ROOT, Program, Terminal, eventually
 from tests.fixtures.screens import Screen, exact, frame_of
 from tests.fixtures.sessions import Stream, unary
@@ -55,6 +55,9 @@ SCREENS: dict[str, tuple[str, ...]] = {
     "question": ("q",),
     "join": ("j",),
 }
+SHARED: dict[str, tuple[str, ...]] = {  # of a fleet with labels and users
+    "users": ("u", "down"),
+}
 
 
 # ---- Frames ----
@@ -66,6 +69,12 @@ def test_a_frame_has_exactly_its_size(screen: str, size: tuple[int, int]) -> Non
     frame = Screen(example_registry(), *size).press(*SCREENS[screen]).frame()
     assert len(frame) == size[1]
     assert {sum(cells(text) for text, _ in line) for line in frame} <= {size[0]}
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("screen", SHARED)
+def test_a_frame_of_a_shared_fleet_has_exactly_its_size(screen: str, size: tuple[int, int]) -> None:
+    assert exact(Screen(shared_registry(), *size).press(*SHARED[screen]).frame(), *size)
 
 
 def examples(count: int = 24) -> list[Row]:
@@ -348,6 +357,8 @@ def golden_frames() -> dict[str, str]:
     for width, height in SIZES[:3]:
         for name, keys in SCREENS.items():
             frames[f"server-{name}-{width}x{height}.txt"] = Screen(example_registry(), width, height).press(*keys).text()
+        for name, keys in SHARED.items():
+            frames[f"server-{name}-{width}x{height}.txt"] = Screen(shared_registry(), width, height).press(*keys).text()
         for joining, name in ((OPEN, "open"), (SECURE, "secure")):
             frames[f"server-empty-{name}-{width}x{height}.txt"] = Screen(example_registry(0), width, height, joining).text()
         frames[f"server-join-secure-{width}x{height}.txt"] = Screen(example_registry(), width, height, SECURE).press("j").text()
