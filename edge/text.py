@@ -78,6 +78,11 @@ def show_watts(milliwatts: float | None) -> str:
     return f"{watts:.0f} {unit}" if watts >= 99.95 or unit == "W" else f"{watts:.1f} {unit}"
 
 
+def show_energy(joules: float | None) -> str:
+    """Three digits and a unit: "41.2 Wh", "3.4 kWh"."""
+    return MISSING if joules is None else f"{show_watts(joules / 3.6)}h"  # as many watts for an hour
+
+
 def show_percent(part: float | None) -> str:
     """A fraction as a whole percentage."""
     return MISSING if part is None else f"{part * 100:.0f}%"

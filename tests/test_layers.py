@@ -29,7 +29,7 @@ LAYERS = (
     ("edge.fleet.service",),
     ("edge.fleet.metrics",),
     ("edge.fleet.columns",),
-    ("edge.fleet.filters", "edge.fleet.users"),
+    ("edge.fleet.filters", "edge.fleet.users", "edge.fleet.groups"),
     ("edge.fleet.lens", "edge.fleet.events"),
     ("edge.fleet.keys", "edge.fleet.export"),
     ("edge.fleet.screen",),

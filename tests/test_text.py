@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from edge.text import MISSING, fraction, of, show_bytes, show_celsius, show_percent, show_seconds, show_watts, visible
+from edge.text import MISSING, fraction, of, show_bytes, show_celsius, show_energy, show_percent, show_seconds, show_watts, visible
 
 
 def test_numbers_have_three_digits_and_what_is_missing_is_a_dash() -> None:
@@ -14,6 +14,14 @@ def test_numbers_have_three_digits_and_what_is_missing_is_a_dash() -> None:
     assert [show_watts(milliwatts) for milliwatts in (None, 0, 9_400, 700_000, 5_600_000, 4_100_000_000)] == [
         "—", "0 W", "9 W", "700 W", "5.6 kW", "4.1 MW",
     ]  # fmt: skip
+    assert [show_energy(joules) for joules in (None, 0, 3600, 90_000, 12.3e6, 3.6e10)] == [
+        "—",
+        "0 Wh",
+        "1 Wh",
+        "25 Wh",
+        "3.4 kWh",
+        "10.0 MWh",
+    ]
     assert [show_seconds(seconds) for seconds in (-1, 7.9, 200, 18_120, 1_047_600)] == ["0s", "7s", "3m20s", "5h02m", "12d03h"]
     assert show_celsius(None, 87) == "—"
     assert show_celsius(87, 87) == "87°C!"

@@ -28,6 +28,7 @@ def row_json(row: Row, now: float) -> dict[str, Any]:
         "heartbeat_age_seconds": round(max(now - row.heartbeat_at, 0), 3),  # it may have come since `now`
         **({"token": row.token_id} if row.token_id else {}),
         "sample_age_seconds": None if row.sample_at is None else round(max(now - row.sample_at, 0), 3),
+        **({} if row.vitals.energy_joules is None else {"energy_joules": row.vitals.energy_joules}),
         "info": json_format.MessageToDict(info, preserving_proto_field_name=True),
         "sample": json_format.MessageToDict(row.sample, preserving_proto_field_name=True),
     }

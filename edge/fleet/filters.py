@@ -96,6 +96,9 @@ FIELDS: dict[str, Callable[[Entry], Iterable[str]]] = {
 }
 
 
+PROCESS_FIELDS = ("user", "process")  # those that what runs on a node is read for
+
+
 def searched_text(entry: Entry) -> str:
     """What a word of a filter is looked for in."""
     info, row = entry.info, entry.row
@@ -168,6 +171,13 @@ def parse_plain(term: str, labels: Collection[str]) -> Test[Entry] | None:
     if set("<>=") & set(term) or is_named:
         return None
     return lambda entry: term in searched_text(entry)
+
+
+def asks_for_processes(text: str) -> bool:
+    """Whether a filter asks for what runs on the nodes."""
+    parts = (part.lstrip("-!") for part in re.split(r"[\s|]+", text.lower()))
+    names = (match[1] for part in parts if (match := NAMED_VALUE.fullmatch(part)))
+    return any(field.startswith(name) for name in names for field in PROCESS_FIELDS)
 
 
 def label_values(entry: Entry, name: str) -> Iterable[str]:

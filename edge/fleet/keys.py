@@ -13,6 +13,7 @@ from edge.fleet.columns import column_after
 from edge.fleet.entry import EntryId
 from edge.fleet.events import event_lines, lowest_line
 from edge.fleet.filters import TERM
+from edge.fleet.groups import is_head
 from edge.fleet.lens import Lens, Question, Ui
 from edge.fleet.metrics import METRICS, metric_after
 from edge.fleet.source import EVENTS_KEPT
@@ -111,7 +112,7 @@ def by_gpu(turn: Turn) -> Ui:
 def open_page(turn: Turn) -> Ui:
     """Of the selected entry; of the first on the screen, where none is."""
     ui, lens = turn.ui, turn.lens
-    shown = lens.order[ui.first] if ui.first < len(lens.order) else None
+    shown = next((entry_id for entry_id in lens.order[ui.first : ui.first + 2] if not is_head(entry_id)), None)
     selected = shown if lens.place(ui.selected) is None else ui.selected
     return ui._replace(selected=selected, page=selected.node_id) if selected else ui
 
@@ -120,6 +121,15 @@ def sort_by_next(turn: Turn) -> Ui:
     """By the next column, its largest first where that is what one looks for."""
     column = column_after(turn.ui.sort)
     return turn.ui._replace(sort=column.sort, descending=column.largest_first)
+
+
+def group_by_next(turn: Turn) -> Ui:
+    """By the next label, and by none."""
+    names = ["", *turn.lens.labels]
+    if len(names) == 1 and not turn.ui.group:
+        return turn.ui._replace(said="no node has a label: node.pyz --label NAME=VALUE gives it one")
+    place = names.index(turn.ui.group) if turn.ui.group in names else -1
+    return turn.ui._replace(group=names[(place + 1) % len(names)])
 
 
 def turn_round(turn: Turn) -> Ui:
@@ -152,6 +162,8 @@ def move(turn: Turn) -> Ui:
     place = min(max(place + steps[key], 0), len(order) - 1)
     while ui.page and order[place].node_id == ui.page and 0 < place < len(order) - 1:  # by the row of another node, not GPU by GPU
         place += 1 if steps[key] > 0 else -1
+    while is_head(order[place]):
+        place += 1 if steps[key] >= 0 or place == 0 else -1
     selected = order[place]
     page = ui.page and selected.node_id
     return ui._replace(selected=selected, page=page, scroll=ui.scroll if page == ui.page else 0)
@@ -307,6 +319,7 @@ SORT_HELP = "sort by the next column; turn it round"
 EXAMPLES = ("state:lost,late", *(metric.example for metric in METRICS), "mem>10GiB", "cpu>90", "gpus>=4", "age>2m", "user:ada")
 FILTER_HELP = (
     f"filter: words match id, hostname, device and address\n{' '.join(EXAMPLES)} proc:vllm ver:0.1 token:d8d213\n"
+    "util<5 for 30m  rack=a3 team:ml  energy>1kWh\n"
     'all must hold; -h200 or !h200: not; h200|a100; "two words"'
 )
 USER_FILTER_HELP = "filter: the same as the table's: users of the nodes that it matches"
@@ -339,6 +352,10 @@ BINDINGS = (
         "v", "grid: a cell for each node or GPU; s: the next metric", Footer(6, say("grid")),
     ),
     Binding(("v",), (Place.GRID,), change(grid=False), "v", "the table", Footer(6, say("table"))),
+    Binding(
+        ("b",), (Place.TABLE,), group_by_next,
+        "b", "groups by a label, with totals; by the next", Footer(8, lambda ui: f"group: {ui.group}" if ui.group else "group"),
+    ),
     Binding(("u",), LISTS, change(users=True, scroll=0), "u", "users: who holds which GPUs", Footer(8, say("users"))),
     Binding(("u",), (Place.USERS,), change(users=False, scroll=0), "u", BACK_HELP),
     Binding(("q",), (Place.USERS,), change(users=False, scroll=0), "q", BACK_HELP, Footer(0, say("back"))),
@@ -409,6 +426,8 @@ def follow(ui: Ui, lens: Lens, room: Room) -> Ui:
     first = ui.first
     if place is not None:  # else it is hidden by the filter, and may come back
         first = min(max(ui.first, place - room.entries + 1), place)
+        if first == place > 0 and is_head(lens.order[place - 1]) and room.entries > 1:
+            first -= 1  # with what it belongs to
     first = max(min(first, len(lens.order) - room.entries + room.per_line - 1), 0)
     return ui._replace(first=first - first % room.per_line)
 

@@ -12,14 +12,16 @@ from edge.drawing import cells
 from edge.event_log import Event
 from edge.fleet.columns import SORT_BY_NAME, SORTED_BY, natural_id
 from edge.fleet.entry import Entry, EntryId, ids_of, make_entries, name_of
-from edge.fleet.filters import parse_filter
+from edge.fleet.filters import asks_for_processes, parse_filter
+from edge.fleet.groups import grouped, is_head
 from edge.fleet.intake import device_vitals
 from edge.fleet.metrics import METRICS
 from edge.fleet.row import Row, State, hanging_seconds, state_of
-from edge.fleet.source import Frozen, Past, Source
+from edge.fleet.source import Frozen, Past, Source, Wants
 from edge.fleet.users import SORT_BY_GPUS, User, sorted_users, users_of
 from edge.history import WHOLE_NODE
 
+MAX_OPEN = 256  # nodes whose details are asked for
 SINCE_SECONDS = 1.0  # from one look at what happens behind a frozen picture to the next
 
 
@@ -47,6 +49,7 @@ class Ui(NamedTuple):
     join: bool = False  # how a box joins
     page: str = ""  # the node whose page is open
     scroll: int = 0  # lines of a page, or of the help, above the screen
+    group: str = ""  # the label that the table is in groups by
     users: bool = False  # the table of users is open
     user: str | None = None  # who is selected in it
     users_sort: str = SORT_BY_GPUS
@@ -71,13 +74,16 @@ class Totals(NamedTuple):
     with_memory: int = 0  # GPUs that the sums are of; nodes, where there is no GPU
     with_power: int = 0
     hottest: Row | None = None
+    energy_joules: int | None = None  # since each node's agent started
+    with_energy: int = 0  # nodes that report it, of those with GPUs
+    with_gpus: int = 0
 
 
 def count_totals(rows: Iterable[Row], now: float) -> Totals:
     """What the nodes have and do that are online and read, all together: one pass. Each GPU counts once; the processors and memory
     of boxes without any count only where no box has one."""
     states: dict[State, int] = dict.fromkeys(State, 0)
-    gpus = milliwatts = with_power = 0
+    gpus = milliwatts = with_power = joules = with_energy = with_gpus = 0
     # With GPUs and without: utilization, of how many; memory used and in all, of how many.
     sums = {True: [0.0, 0, 0, 0, 0], False: [0.0, 0, 0, 0, 0]}
     heat, hottest = -math.inf, None
@@ -94,6 +100,10 @@ def count_totals(rows: Iterable[Row], now: float) -> Totals:
         part[4] += vitals.with_memory
         milliwatts += vitals.milliwatts or 0
         with_power += vitals.with_power
+        with_gpus += vitals.devices > 0
+        if vitals.energy_joules is not None:
+            joules += vitals.energy_joules
+            with_energy += 1
         if vitals.utilization is not None:
             part[0] += vitals.utilization * vitals.with_utilization
             part[1] += vitals.with_utilization
@@ -102,7 +112,7 @@ def count_totals(rows: Iterable[Row], now: float) -> Totals:
     utilization, readings, used, total, with_memory = sums[gpus > 0]
     return Totals(
         states, gpus, utilization / readings if readings else None, int(used), int(total), milliwatts if with_power else None,
-        int(with_memory), with_power, hottest,
+        int(with_memory), with_power, hottest, joules if with_energy else None, with_energy, with_gpus,
     )  # fmt: skip
 
 
@@ -116,12 +126,14 @@ class Lens:
     def __init__(self, source: Source, past: Past | None = None) -> None:
         """`past`: what is kept of that fleet, where anything is."""
         self.past = past
-        self.order: list[EntryId] = []
+        self.order: list[EntryId] = []  # where there are groups, with the line of each
+        self.groups: list[tuple[str, Totals]] = []  # the label's value, and what has it
         self.totals = Totals()  # of what the filter matches
         self.known_nodes = self.known_entries = 0  # whatever the filter matches
         self.is_filtered = False  # by at least one term that can be read
         self.not_understood: list[str] = []  # terms of the filter
         self.labels: list[str] = []  # names of those that there are
+        self.shown: Sequence[str] = ()  # the nodes that the last frame shows
         self.longest_name = 0  # in cells, whatever the filter matches
         self.users: list[User] = []  # of what the filter matches, in their order, while they are looked at
         self.since: list[tuple[str, int]] = []  # what has happened behind a frozen picture
@@ -131,6 +143,7 @@ class Lens:
         self._by_name: list[EntryId] = []
         self._places: dict[EntryId, int] = {}
         self._asked: tuple[object, ...] = ()
+        self._wants: Wants | None = None
         self._due = self._since_due = 0.0
         self.now = self.wall = 0.0  # the moment that is shown
 
@@ -142,14 +155,24 @@ class Lens:
         if isinstance(self._source, Frozen) and self._live.clock() >= self._since_due:
             self.since = self._source.since()
             self._since_due = self._live.clock() + SINCE_SECONDS
+        if (wants := self._wanted_for(ui)) != self._wants:
+            self._wants = wants
+            self._live.want(wants)
         self.now, self.wall = self._source.clock(), self._source.wall()
-        asked = (ui.sort, ui.descending, ui.filter, ui.by_gpu, ui.frozen, ui.users, ui.users_sort, ui.users_descending)
-        if asked != self._asked or self.now >= self._due:
-            self._asked = asked
+        asked = (ui.sort, ui.descending, ui.filter, ui.by_gpu, ui.frozen)
+        asked_more = (ui.group, ui.grid, ui.users, ui.users_sort, ui.users_descending)
+        if (asked, asked_more) != self._asked or self.now >= self._due:
+            self._asked = asked, asked_more
             started = self._live.clock()
             self._sort(ui, self._source.snapshot())
             took_seconds = self._live.clock() - started
             self._due = self.now + took_seconds + max(1.0, 10 * took_seconds)
+
+    def _wanted_for(self, ui: Ui) -> Wants:
+        """What must be at hand of the nodes themselves, beside their sums."""
+        shown = [ui.page] * bool(ui.page) + list(self.shown) * ui.by_gpu
+        processes = ui.users or asks_for_processes(ui.filter)
+        return Wants(frozenset(shown[:MAX_OPEN]), details=ui.by_gpu or ui.users, processes=processes)
 
     def place(self, entry_id: EntryId | None) -> int | None:
         """Where an entry stands in the order."""
@@ -175,7 +198,7 @@ class Lens:
 
     def forgettable(self) -> list[str]:
         """The nodes that are lost or left now, of those that the filter matches."""
-        now, node_ids = self._live.clock(), list(dict.fromkeys(entry_id.node_id for entry_id in self.order))
+        now, node_ids = self._live.clock(), list(dict.fromkeys(one.node_id for one in self.order if not is_head(one)))
         rows = self._live.rows(node_ids)
         return [row.node_id for row in rows if row and state_of(row, now) in (State.LOST, State.LEFT)]
 
@@ -183,7 +206,8 @@ class Lens:
         order = self._ordered_by_name(ui, rows)
         self.labels = sorted({name for labels in {row.labels for row in rows} for name, _ in labels})
         tests, self.not_understood = parse_filter(ui.filter, {name.lower() for name in self.labels})
-        if tests or ui.users or ui.sort != SORT_BY_NAME:
+        in_groups = ui.group and not ui.grid
+        if tests or ui.users or in_groups or ui.sort != SORT_BY_NAME:
             known = {row.node_id: row for row in rows}
             entries = make_entries(((entry_id, known[entry_id.node_id]) for entry_id in order), self.now)
             if tests:
@@ -194,6 +218,10 @@ class Lens:
         self.totals = count_totals(matched_rows(entries) if tests else rows, self.now)
         if ui.sort == SORT_BY_NAME and ui.descending:
             order = order[::-1]
+        groups: dict[str, list[Entry]] = {}
+        if in_groups:
+            order, groups = grouped(order, entries, ui.group)
+        self.groups = [(value, count_totals(matched_rows(some), self.now)) for value, some in groups.items()]
         if order != self.order:
             self.order = order
             self._places = {entry_id: place for place, entry_id in enumerate(order)}

@@ -30,6 +30,7 @@ from edge.event_log import Event
 from edge.fleet.columns import SORT_BY_NAME, STATE_STYLES, TableColumn, lay_out
 from edge.fleet.entry import Entry, make_entries
 from edge.fleet.events import draw_events, event_lines, lowest_line, newest_lines, parse_event_filter
+from edge.fleet.groups import head_of, is_head
 from edge.fleet.joining import Joining, Step, details, named, steps, token_command
 from edge.fleet.keys import Place, Room, behind_help, filter_of, footer_of, help_lines, place_of
 from edge.fleet.lens import Lens, Totals, Ui
@@ -40,7 +41,7 @@ from edge.fleet.users import User, draw_users, shown_name
 from edge.fleet.users import lay_out as lay_out_users
 from edge.panels import Reach, Subject, node_panels, reach_of
 from edge.protocol import LATE_INTERVALS, LOST_INTERVALS, LOST_SECONDS
-from edge.text import show_bytes, show_celsius, show_percent, show_seconds, show_watts, visible
+from edge.text import show_bytes, show_celsius, show_energy, show_percent, show_seconds, show_watts, visible
 
 STATE_HELP = {
     State.ONLINE: "heartbeats come",
@@ -72,6 +73,8 @@ class View(NamedTuple):
     ui: Ui
     room: Room
     entries: Sequence[Entry]  # those on the screen, from ui.first on
+    first: int  # how many entries stand before these
+    groups: Sequence[tuple[int, str, Totals]]  # before which of these a group begins, its label's value, and what it adds up to
     matching: int  # entries in all
     known_entries: int  # whatever the filter matches, as are the nodes
     known_nodes: int
@@ -91,13 +94,17 @@ class View(NamedTuple):
 def look(lens: Lens, ui: Ui, about: About, width: int, height: int) -> View:
     """What a frame needs, and no more."""
     room = room_of(ui, lens, about.joining, width, height)
-    ids = lens.order[ui.first : ui.first + room.entries]
-    rows = lens.rows(entry_id.node_id for entry_id in ids)
+    lines = lens.order[ui.first : ui.first + room.entries]
+    ids = [entry_id for entry_id in lines if not is_head(entry_id)]
+    lens.shown = [entry_id.node_id for entry_id in ids]
+    rows = lens.rows(lens.shown)
     return View(
         ui=ui,
         room=room,
         entries=make_entries([(entry_id, row) for entry_id, row in zip(ids, rows, strict=True) if row], lens.now),
-        matching=len(lens.order),
+        first=ui.first - sum((lens.place(head_of(group)) or 0) < ui.first for group in range(len(lens.groups))),
+        groups=[(at, *lens.groups[entry_id.device]) for at, entry_id in enumerate(lines) if is_head(entry_id)],
+        matching=len(lens.order) - len(lens.groups),
         known_entries=lens.known_entries,
         known_nodes=lens.known_nodes,
         is_filtered=lens.is_filtered,
@@ -205,6 +212,12 @@ def totals_parts(view: View) -> list[Line]:
     parts: list[Line] = [[(" matching:", "bold yellow")]] * view.is_filtered
     if not totals.states.get(State.ONLINE):
         return [*(parts or [[(f" listening on {view.about.listening}:", "")]]), [(" no node is online", "")]]
+    return [*parts, *sums(totals)]
+
+
+def sums(totals: Totals) -> list[Line]:
+    """What some nodes have and do, all together: the most important first."""
+    parts: list[Line] = []
     parts.append([(f" {totals.gpus:,} GPU{'s' * (totals.gpus != 1)}", "")])
     parts.append([(f" · utilization {show_percent(totals.utilization)}", "")])
     if totals.hottest:
@@ -218,6 +231,8 @@ def totals_parts(view: View) -> list[Line]:
         parts.append([(f" · memory {memory}{of_some(totals.with_memory, count)}", "")])
     if totals.milliwatts is not None:
         parts.append([(f" · power {show_watts(totals.milliwatts)}{of_some(totals.with_power, totals.gpus)}", "")])
+    if totals.energy_joules is not None:
+        parts.append([(f" · energy {show_energy(totals.energy_joules)}{of_some(totals.with_energy, totals.with_gpus)}", "")])
     return parts
 
 
@@ -261,6 +276,8 @@ def table_panel(view: View, width: int) -> list[Line]:
     )
     lines: list[Line] = [[(titles, "bold dim")]]
     lines += [entry_line(entry, columns, view.ui) for entry in view.entries]
+    for at, value, totals in view.groups:
+        lines.insert(at + 1, group_line(view.ui.group, value, totals, width - 4))
     if not view.matching:
         lines += NOTHING_MATCHES
     return box(panel_title(view), lines + [[]] * (view.room.lines + 1 - len(lines)), width)
@@ -273,16 +290,26 @@ def panel_title(view: View) -> str:
     if view.is_filtered:
         title += f" {view.matching:,} of {view.known_entries:,}"
     if shown < view.matching:
-        title += f"{', ' * view.is_filtered or ' '}{ui.first + 1:,} to {ui.first + shown:,}"
+        title += f"{', ' * view.is_filtered or ' '}{view.first + 1:,} to {view.first + shown:,}"
         title += "" if view.is_filtered else f" of {view.matching:,}"
     if ui.sort != SORT_BY_NAME or ui.descending:
         title += f" · by {ui.sort}{' ↓' if ui.descending else ' ↑'}"
+    title += f" · in groups by {ui.group}" * bool(ui.group and not ui.grid)
     return title + filter_title(ui.filter, view.not_understood)
 
 
 def filter_title(text: str, unread: Sequence[str]) -> str:
     """A filter, and what of it restricts nothing."""
     return (f" · /{text}" if text else "") + (f" · not understood: {' '.join(unread)}" if unread else "")
+
+
+def group_line(label: str, value: str, totals: Totals, width: int) -> Line:
+    """A group's own line: which it is, its nodes by state, and what they add up to."""
+    parts: list[Line] = [[("── ", "dim"), (f"{label}={fit_name(visible(value), 32)}", "bold") if value else (f"no {label}", "dim")]]
+    for state, (glyph, style) in STATE_STYLES.items():
+        if number := totals.states.get(state):
+            parts.append([(f"  {glyph} {number:,}", style)])
+    return fit_parts([*parts, *([[(" ", "")], *sums(totals)] if totals.states.get(State.ONLINE) else [])], width)
 
 
 def entry_line(entry: Entry, columns: Sequence[TableColumn], ui: Ui) -> Line:
@@ -454,6 +481,8 @@ def page_facts(row: Row, now: float, width: int) -> list[Line]:
         f"heartbeat {show_seconds(now - row.heartbeat_at)} ago",
         "no sample" if row.sample_at is None else f"sample {show_seconds(now - row.sample_at)} ago",
         trip,
+        "" if row.vitals.energy_joules is None else f"energy {show_energy(row.vitals.energy_joules)}",
+        " ".join(f"{visible(name)}={visible(value)}" for name, value in row.labels),
         f"reconnected {info.session_number - 1}×" if info.session_number > 1 else "",
         f"last error: {visible(info.last_error)}" if info.last_error.strip() else "",
     ]

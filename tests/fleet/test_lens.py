@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from edge.drawing import plain
 from edge.fleet.intake import after
 from edge.fleet.lens import Lens, Ui, count_totals
 from edge.fleet.row import Row, Session, Vitals
-from edge.fleet.source import EVENTS_KEPT
+from edge.fleet.source import EVENTS_KEPT, Wants
 from server import Registry
 from tests.fixtures.examples import NOW, example_registry, example_row
 from tests.fixtures.screens import Screen, frame_of
@@ -77,10 +78,59 @@ def test_the_mean_of_a_fleet_is_of_the_gpus_that_report() -> None:
     assert (totals.gpus, totals.utilization) == (9, 0.5)
 
 
+def test_energy_is_added_up_over_the_nodes_that_report_it() -> None:
+    used = pb.DeviceSample(utilization_percent=100, memory_used_bytes=50, power_milliwatts=400_000)
+    one, other, silent = node_of("a", used), node_of("b", used), node_of("c", used)
+    one = one._replace(vitals=one.vitals._replace(energy_joules=7_200_000))
+    other = other._replace(vitals=other.vitals._replace(energy_joules=0))
+    assert " · energy 2.0 kWh " in text_of(one, other)
+    assert " · energy 2.0 kWh (2 of 3) " in text_of(one, other, silent, node_of("d", cpu_percent=1))
+    assert "energy" not in text_of(silent)
+
+
 def test_a_fleet_without_gpus_adds_up_its_hosts() -> None:
     one, other = (node_of(name, cpu_percent=50, memory_used_bytes=10) for name in "ab")
     assert "0 GPUs · utilization 50% · memory 20 B of 80 B " in text_of(one, other)
     assert "memory 20 B of 80 B (2 of 3) " in text_of(one, other, node_of("c", cpu_percent=50))
+
+
+# ---- What is wanted ----
+
+
+@pytest.mark.parametrize(
+    ("keys", "wanted"),
+    [
+        ((), Wants()),
+        (("down", "enter"), Wants(frozenset({"Node-1000"}))),
+        (("g",), Wants(frozenset({"Node-1000", "Node-1001", "Node-1002"}), details=True)),
+        (("g", "down", "enter", "q", "v", "g"), Wants()),
+        (("u",), Wants(details=True, processes=True)),
+        (("u", "u"), Wants()),
+        (("/", *"user=ada"), Wants(processes=True)),
+        (("/", *"rtx -proc:python|h200"), Wants(processes=True)),
+        (("/", *"edge user-1 proc"), Wants()),
+        (("p", "u", "e"), Wants(details=True, processes=True)),  # for when it goes on
+    ],
+)
+def test_a_source_is_told_what_is_looked_at(keys: tuple[str, ...], wanted: Wants, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry, told = example_registry(3), [Wants(processes=True)]
+    monkeypatch.setattr(registry, "want", told.append)
+    screen = Screen(registry)
+    for key in keys:
+        screen.press(key).frame()
+    screen.frame()
+    screen.frame()
+    assert told[-1] == wanted
+    assert all(before != after for before, after in itertools.pairwise(told))  # and only when that has changed
+
+
+def test_no_more_nodes_are_opened_than_a_viewer_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    registry, told = example_registry(400), [Wants()]
+    monkeypatch.setattr(registry, "want", told.append)
+    screen = Screen(registry, 160, 500).press("g")
+    screen.frame()
+    screen.frame()
+    assert 0 < len(told[-1].open) <= 256
 
 
 # ---- Frozen ----

@@ -57,6 +57,7 @@ SCREENS: dict[str, tuple[str, ...]] = {
 }
 SHARED: dict[str, tuple[str, ...]] = {  # of a fleet with labels and users
     "users": ("u", "down"),
+    "groups": ("b", "s", "down"),
 }
 
 
