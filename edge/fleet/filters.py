@@ -67,18 +67,12 @@ def memory_used_bytes(entry: Entry) -> float | None:
     return used
 
 
-def cpu_percent(entry: Entry) -> float | None:
-    """Of the host, also where the entry is one of its devices."""
-    percent: float | None = reported(entry.sample.host, "cpu_percent")
-    return percent
-
-
 # By the word that a filter says; where one has several, the unit tells which is meant.
 QUANTITIES: dict[str, tuple[Quantity, ...]] = {
     **{metric.word: (Quantity(metric.units, metric.of),) for metric in METRICS},
     "age": (Quantity(DURATIONS, lambda entry: entry.heartbeat_age_seconds),),
-    "cpu": (Quantity({"": 1, "%": 1}, cpu_percent),),
-    "energy": (Quantity(ENERGY_UNITS, lambda entry: entry.row.vitals.energy_joules),),  # of the node, also for one of its devices
+    "cpu": (Quantity({"": 1, "%": 1}, lambda entry: entry.row.vitals.cpu_percent),),  # of the host, also for one of its devices
+    "energy": (Quantity(ENERGY_UNITS, lambda entry: entry.row.vitals.energy_joules),),  # of the node, the same
     "gpu": (Quantity({"": 1}, lambda entry: len(entry.row.capacities.devices)),),
     "failed": (Quantity({"": 1}, lambda entry: entry.vitals.errors),),
     "sample": (Quantity(DURATIONS, sample_age_seconds),),

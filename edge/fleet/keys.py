@@ -419,7 +419,7 @@ def follow(ui: Ui, lens: Lens, room: Room) -> Ui:
         ui = ui._replace(page="", scroll=0)
     ui = ui._replace(scroll=min(ui.scroll, room.reach.most))
     names = [user.name for user in lens.users]
-    if place_of(ui) in (Place.USERS, Place.FILTER) and ui.user in names:
+    if ui.users and place_of(ui) in (Place.USERS, Place.FILTER) and ui.user in names:
         place_of_user = names.index(ui.user)
         ui = ui._replace(scroll=min(max(ui.scroll, place_of_user - room.reach.page + 1), place_of_user))
     place = lens.place(ui.selected)

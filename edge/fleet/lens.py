@@ -18,7 +18,7 @@ from edge.fleet.intake import device_vitals
 from edge.fleet.metrics import METRICS
 from edge.fleet.row import Row, State, hanging_seconds, state_of
 from edge.fleet.source import Frozen, Past, Source, Wants
-from edge.fleet.users import SORT_BY_GPUS, User, sorted_users, users_of
+from edge.fleet.users import SORT_BY_GPUS, User, Users, sorted_users
 from edge.history import WHOLE_NODE
 
 MAX_OPEN = 256  # nodes whose details are asked for
@@ -144,6 +144,7 @@ class Lens:
         self._places: dict[EntryId, int] = {}
         self._asked: tuple[object, ...] = ()
         self._wants: Wants | None = None
+        self._users = Users()
         self._due = self._since_due = 0.0
         self.now = self.wall = 0.0  # the moment that is shown
 
@@ -212,10 +213,10 @@ class Lens:
             entries = make_entries(((entry_id, known[entry_id.node_id]) for entry_id in order), self.now)
             if tests:
                 entries = [entry for entry in entries if all(test(entry) for test in tests)]
-            self.users = sorted_users(users_of(entries), ui.users_sort, ui.users_descending) if ui.users else []
             order = [entry.id for entry in entries] if ui.sort == SORT_BY_NAME else sorted_ids(entries, ui)
         self.is_filtered, self.known_nodes, self.known_entries = bool(tests), len(rows), len(self._by_name)
         self.totals = count_totals(matched_rows(entries) if tests else rows, self.now)
+        self.users = sorted_users(self._users.of(entries if ui.users else ()), ui.users_sort, ui.users_descending)
         if ui.sort == SORT_BY_NAME and ui.descending:
             order = order[::-1]
         groups: dict[str, list[Entry]] = {}

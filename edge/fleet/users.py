@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -50,29 +49,31 @@ class Tally:
         )
 
 
-@functools.lru_cache(maxsize=20_000)
-def held(packed_processes: bytes) -> Sequence[tuple[str, int, int | None]]:
-    """User, device and bytes of memory of each process of a node. They seldom change, and are read once."""
-    return [
-        (one.user, one.device_index, one.memory_used_bytes if one.HasField("memory_used_bytes") else None)
-        for one in pb.ProcessList.FromString(packed_processes).processes
-    ]
+class Users:
+    """Counts them, again and again: what runs on a node is read once for as long as it stays the same."""
 
+    def __init__(self) -> None:
+        self._read: dict[bytes, list[pb.Process]] = {}
 
-def users_of(entries: Iterable[Entry]) -> list[User]:
-    """All who hold a device of these entries; what is not online or not read is not known to be held."""
-    tallies: dict[str, Tally] = collections.defaultdict(Tally)
-    for entry in entries:
-        row, device = entry.row, entry.id.device
-        if not row.packed_processes or entry.is_stale:
-            continue
-        for name, index, memory_bytes in held(row.packed_processes):
-            if index < len(row.capacities.devices) and device in (WHOLE_NODE, index):
-                tally = tallies[name]
-                tally.percents[row.node_id, index] = history.newest(row.vitals.frame, index, history.UTILIZATION)
-                if memory_bytes is not None:
-                    tally.memory.append(memory_bytes)
-    return [tally.user(name) for name, tally in tallies.items()]
+    def of(self, entries: Iterable[Entry]) -> list[User]:
+        """All who hold a device of these entries; what is not online or not read is not known to be held."""
+        read: dict[bytes, list[pb.Process]] = {}
+        tallies: dict[str, Tally] = collections.defaultdict(Tally)
+        for entry in entries:
+            row, device = entry.row, entry.id.device
+            packed = row.packed_processes
+            if not packed or entry.is_stale:
+                continue
+            read[packed] = processes = self._read.get(packed) or read.get(packed) or list(row.processes)
+            for one in processes:
+                index = one.device_index
+                if index < len(row.capacities.devices) and device in (WHOLE_NODE, index):
+                    tally = tallies[one.user]
+                    tally.percents[row.node_id, index] = history.newest(row.vitals.frame, index, history.UTILIZATION)
+                    if one.HasField("memory_used_bytes"):
+                        tally.memory.append(one.memory_used_bytes)
+        self._read = read
+        return [tally.user(name) for name, tally in tallies.items()]
 
 
 # ---- The table of users ----

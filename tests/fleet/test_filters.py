@@ -86,7 +86,7 @@ def host_row(node_id: str, memory_used_bytes: int | None = None) -> Row:
     """A box without GPUs."""
     info = pb.NodeInfo(host=pb.HostInfo(memory_total_bytes=2**34))
     sample = pb.Sample(host=pb.HostSample(memory_used_bytes=memory_used_bytes))
-    return after(Row(node_id, "10.0.0.1", None, 1.0, heartbeat_at=NOW), pb.HeartbeatRequest(info=info, sample=sample))
+    return after(Row(node_id, "10.0.0.1", None, 1.0, heartbeat_at=NOW), pb.HeartbeatRequest(info=info, sample=sample), NOW)
 
 
 def test_processes_and_their_users() -> None:

@@ -9,7 +9,7 @@ import pytest
 import node_pb2 as pb
 from edge import history
 from edge.fleet.row import Row
-from edge.fleet.users import User, users_of
+from edge.fleet.users import User
 from server import Registry
 from tests.fixtures.examples import example_registry, example_row
 from tests.fixtures.screens import Screen
@@ -65,7 +65,6 @@ def test_a_gpu_whose_use_is_not_reported_is_held_and_neither_busy_nor_idle() -> 
     registry.restore(row._replace(vitals=row.vitals._replace(frame=bytes([history.NOT_REPORTED] * 6))))
     (ada,) = Screen(registry).press("u").lens.users
     assert ada == User("ada", 1, None, None, 0, (("Node-1001", 1),))
-    assert users_of([]) == []
 
 
 def test_the_filter_holds_for_users_too() -> None:
