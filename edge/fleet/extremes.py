@@ -47,10 +47,11 @@ class Seen(NamedTuple):
         return Seen(observed, ((highest, 0), *highs), ((lowest, 0), *lows))
 
     def within(self, seconds: float) -> tuple[int, int] | None:
-        """The lowest and the highest value of so long a time up to the update. None: it was not observed for that long."""
+        """The lowest and the highest value of so long a time up to the update. None: it was not observed for that long, its first
+        minute not counted: it may have been the end of one."""
         minutes = math.ceil(seconds / MINUTE_SECONDS)
         lows, highs = ([value for value, ago in steps if ago <= minutes] for steps in (self.lows, self.highs))
-        return (min(lows), max(highs)) if lows and highs and self.observed_minutes >= minutes else None
+        return (min(lows), max(highs)) if lows and highs and self.observed_minutes > minutes else None
 
 
 def read(extremes: bytes) -> tuple[int, list[Seen]]:
