@@ -27,7 +27,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC's C core writes to stderr, across the screen; what matters comes as errors
@@ -40,23 +41,22 @@ import node_pb2 as pb
 import node_pb2_grpc
 from edge import history, limits, protocol
 from edge.backoff import MAX_BACKOFF_SECONDS, backoff
-from edge.command_line import Listed, Options, no_secret, one_of, parse_node_id, parse_path, parse_seconds, parse_servers, some_of
 from edge.errors import Distrust, SessionEnded
 from edge.event_log import Event, EventLog, Follower
 from edge.hardware.base import SLOW_READING_SECONDS
 from edge.hardware.export import reading_json, reading_text
 from edge.hardware.identity import Identity, machine_text, simulated_text
-from edge.hardware.machine import KINDS, Machine, open_machine
+from edge.hardware.machine import Machine, open_machine
+from edge.hardware.options import parse_options
 from edge.hardware.round_trips import RoundTrips
 from edge.hardware.screen import Link, View, panels_room, render, subject_of
 from edge.hardware.servers import PACE, Pace, Turns, is_there
-from edge.hardware.simulated import FAULTS
 from edge.panels import Subject, reach_of, scrolled
 from edge.program import FAILED, VERSION, OutputClosed, is_screen, main_of, put, time_stamp
 from edge.summary import box_summary, own_frame
 from edge.terminal import Inputs, Screen
 from edge.text import visible
-from edge.trust import Metadata, Trust, parse_tokens, trust_of
+from edge.trust import Metadata, Trust, trust_of
 
 FIRST_SAMPLE_SECONDS = 2.0
 LOG_LINES = 500
@@ -222,10 +222,12 @@ class NodeState:
 # ---- Telemetry thread ----
 
 
-def make_info(machine: Machine, instance_id: str, interval_seconds: float = 1.0) -> pb.NodeInfo:
+def make_info(
+    machine: Machine, instance_id: str, interval_seconds: float = 1.0, labels: Mapping[str, str] = MappingProxyType({})
+) -> pb.NodeInfo:
     """What the box is, and this start of the agent."""
     milliseconds = round(interval_seconds * 1000)
-    info = pb.NodeInfo(agent_version=VERSION, instance_id=instance_id, sampling_interval_milliseconds=milliseconds)
+    info = pb.NodeInfo(agent_version=VERSION, instance_id=instance_id, sampling_interval_milliseconds=milliseconds, labels=labels)
     info.started_at.GetCurrentTime()
     return machine.described(info, machine.notices())
 
@@ -587,13 +589,13 @@ def run_headless(state: NodeState, events: Follower, inputs: Inputs, as_json: bo
         inputs.wait(1)
 
 
-def print_once(machine: Machine, node_id: str, as_json: bool) -> None:
+def print_once(machine: Machine, node_id: str, labels: Mapping[str, str], as_json: bool) -> None:
     """--once: two readings, since the processor's load and the network's rates are means between two."""
     started_at = time.monotonic()
     take_sample(machine, 1, started_at, time.monotonic)
     time.sleep(0.5)
     sample, processes = take_sample(machine, 2, started_at, time.monotonic), machine.processes()
-    info = make_info(machine, os.urandom(8).hex())  # with the notices of what could not be read
+    info = make_info(machine, os.urandom(8).hex(), labels=labels)  # with the notices of what could not be read
     put(reading_json(node_id, info, sample) if as_json else reading_text(node_id, Subject(info, sample, processes, b"")))
 
 
@@ -612,57 +614,6 @@ def guarded(state: NodeState, debug: bool, body: Callable[..., None], *arguments
     return thread
 
 
-def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line. Exits with 2 when it can't be understood."""
-    secret = os.environ.pop("EDGE_TOKEN", "")  # no child inherits it
-    parser = Options(
-        prog="node",
-        description="The agent of Edge Compute Node: shows this box's hardware, and reports it to a server.",
-        epilog="examples:\n"
-        "  node.pyz --server 10.0.0.5                      report to a server, with a screen here\n"
-        "  node.pyz --server 10.0.0.5 --headless           the same without a screen, for a service\n"
-        "  node.pyz --server 10.0.0.5 --server 10.0.0.6    to the second while the first is gone\n"
-        "  node.pyz --once --json                          one reading as JSON; no server needed\n"
-        "  node.pyz --hardware simulated --seed 3          a box that does not exist\n"
-        "each option can also be set in the environment, by the name in brackets; a flag beats it",
-    )
-    about = "where to report (default localhost:50051); given again: another, where the ones before are gone"
-    parser.option("--server", about, type=parse_servers, default="localhost", metavar="HOST[:PORT]", action=Listed)
-    about = f"name of this node, up to {protocol.MAX_NODE_ID} characters (default Node-1234, from the machine's id)"
-    parser.option("--id", about, type=parse_node_id)
-    about = f"{', '.join(KINDS[:-1])} or {KINDS[-1]} (default auto: NVIDIA GPUs if there are any)"
-    parser.option("--hardware", about, type=one_of(KINDS), default="auto")
-    parser.option("--seed", "of simulated hardware: which box, its id and its course (default random)", type=int, metavar="NUMBER")
-    about = f"of simulated hardware: some of {', '.join(FAULTS)}, with commas, to see what trouble looks like (default none)"
-    parser.option("--faults", about, type=some_of(FAULTS), default="", metavar="LIST")
-    parser.option(
-        "--interval", "seconds from one reading to the next (default 1)", type=parse_seconds, default="1", metavar="SECONDS"
-    )
-    about = "file that holds the token of a secure server, and that this user alone may read; or put the token into EDGE_TOKEN"
-    parser.option("--token-file", about, type=parse_path, metavar="FILE")
-    parser.add_argument("--token", type=no_secret, help=argparse.SUPPRESS)
-    parser.option("--ca", "certificates of your own authority, which prove the servers", type=parse_path, metavar="FILE")
-    parser.option("--tls-cert", "certificate that proves this node to a server with --client-ca", type=parse_path, metavar="FILE")
-    parser.option("--tls-key", "its key", type=parse_path, metavar="FILE")
-    parser.switch("--headless", "no screen: one plain line an event; by itself where stdout is no terminal")
-    parser.switch("--once", "read the hardware once, print it, and exit")
-    parser.switch("--json", "with --once and --headless: JSON, one object a line")
-    parser.common()
-    options = parser.parse_args(argv)
-    if options.json and not (options.once or options.headless or not is_screen()):
-        parser.error("--json needs --once or --headless")
-    for name in ("seed", "faults"):
-        if getattr(options, name) not in (None, frozenset()) and options.hardware != "simulated":
-            parser.error(f"--{name} is for --hardware simulated")
-    if bool(options.tls_cert) != bool(options.tls_key):
-        parser.error("--tls-cert and --tls-key go together: give both")
-    try:
-        options.tokens = [] if options.token_file else parse_tokens(secret)
-    except ValueError as error:
-        parser.error(f"EDGE_TOKEN: {error}")
-    return options
-
-
 def run(options: argparse.Namespace, find_machine: Callable[[str, int, frozenset[str]], Machine] = open_machine) -> int:
     """The program after its command line. Raises Failure; OutputClosed where --once can't be printed."""
     seed = random.SystemRandom().randrange(2**32) if options.seed is None else options.seed
@@ -670,7 +621,7 @@ def run(options: argparse.Namespace, find_machine: Callable[[str, int, frozenset
     is_real = options.hardware != "simulated"
     with contextlib.closing(Identity(options.id, machine_text() if is_real else simulated_text(seed), keeps=is_real)) as identity:
         if options.once:
-            print_once(machine, identity.node_id, options.json)
+            print_once(machine, identity.node_id, options.labels, options.json)
             return 0
         return report(options, machine, identity)
 
@@ -681,7 +632,8 @@ def report(options: argparse.Namespace, machine: Machine, identity: Identity) ->
     trust = trust_of(options)
     if not options.headless and sys.stdin.isatty() and sys.stdout.isatty():
         trust.ask(servers)
-    state = NodeState(identity.node_id, servers[0], make_info(machine, os.urandom(8).hex(), options.interval), options.interval)
+    info = make_info(machine, os.urandom(8).hex(), options.interval, options.labels)
+    state = NodeState(identity.node_id, servers[0], info, options.interval)
     state.log(f"this is {identity.node_id}, for the server at {', then '.join(servers)}")
     state.tell(machine.notices())
     new_delays = functools.partial(backoff, most_seconds=MAX_BACKOFF_SECONDS / len(servers))  # each is tried as often as one alone

@@ -222,9 +222,7 @@ class Registry:
         now = self.clock()
         with self._lock:
             before = self._held(session)
-        row = after(before, request, now)
-        with self._lock:
-            before = self._held(session)
+            row = after(before, request, now)
             self._memory.swap(before, row)
             self._tell_return(before, now)
             self._put(row, session, request)

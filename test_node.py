@@ -33,6 +33,7 @@ from edge.fleet.row import Refused
 from edge.hardware.host import LocalHost
 from edge.hardware.identity import Identity, draw_id, machine_text
 from edge.hardware.machine import Machine, simulated
+from edge.hardware.options import parse_options
 from edge.hardware.round_trips import RoundTrips
 from edge.hardware.screen import Link, View, render
 from edge.hardware.simulated import CATALOGUE
@@ -528,7 +529,34 @@ def test_each_option_comes_from_the_environment_and_a_flag_beats_it(start: Start
 def test_servers_are_a_list(argv: list[str], environ: str | None, servers: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     if environ:
         monkeypatch.setenv("EDGE_SERVER", environ)
-    assert [str(endpoint) for endpoint in node.parse_options(argv).server] == servers
+    assert [str(endpoint) for endpoint in parse_options(argv).server] == servers
+
+
+@pytest.mark.parametrize(
+    ("argv", "environ", "labels"),
+    [
+        ([], "", {}),
+        (["--label", "rack=a3", "--label", "team=ml,x=1"], "rack=b", {"rack": "a3", "team": "ml", "x": "1"}),
+        ([], "rack=a3,team=ml", {"rack": "a3", "team": "ml"}),
+    ],
+)
+def test_labels_are_a_map(argv: list[str], environ: str, labels: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGE_LABEL", environ)
+    assert parse_options(argv).labels == labels
+
+
+def test_labels_are_few_and_each_is_given_once(capsys: pytest.CaptureFixture[str]) -> None:
+    many = ",".join(f"n{number}=x" for number in range(17))
+    for labels, said in (("rack=a3,rack=a4", "give each name once"), (many, "a node has at most 16 labels, this one 17")):
+        with pytest.raises(SystemExit):
+            parse_options(["--label", labels])
+        assert said in capsys.readouterr().err
+
+
+def test_a_reading_says_the_labels(start: Start) -> None:
+    program = start("node.py", "--once", "--json", "--hardware", "simulated", "--label", "rack=a3")
+    assert program.wait() == 0
+    assert json.loads(program.lines[0])["info"]["labels"] == {"rack": "a3"}
 
 
 def test_faults_of_simulated_hardware_are_a_list(start: Start) -> None:

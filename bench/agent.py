@@ -18,6 +18,7 @@ from bench.http2 import DATA, PREFACE, split_frames
 from bench.messages import SEEDS, course
 from bench.processes import LOAD_CORE, Program, Terminal, free_port, headless, role
 from edge.hardware.machine import Machine
+from edge.hardware.options import parse_options
 from edge.hardware.simulated import SimulatedBox
 from edge.program import FRAMES_PER_SECOND
 
@@ -81,7 +82,7 @@ def agent_screen(name: str, at_most: float, frames_at_least: float | None, comma
 
 def run_restless_agent(gpus: int, port: int) -> None:
     """node.py, where every number changes sixty times a second."""
-    options = node.parse_options(["--server", f"127.0.0.1:{port}", "--id", "restless", "--hardware", "simulated"])
+    options = parse_options(["--server", f"127.0.0.1:{port}", "--id", "restless", "--hardware", "simulated"])
     options.interval = 1 / FRAMES_PER_SECOND
     sys.exit(node.run(options, lambda *_: RestlessMachine(gpus)))
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from edge.credentials import PREFIX, without_tokens
 from edge.program import FRAMES_PER_SECOND, put, version_text
-from edge.protocol import DEFAULT_PORT, MAX_INTERVAL_SECONDS, MIN_INTERVAL_SECONDS, check_node_id
+from edge.protocol import DEFAULT_PORT, MAX_INTERVAL_SECONDS, MIN_INTERVAL_SECONDS, check_labels, check_node_id
 
 MIN_SIZE_BYTES = 2**20
 YES, NO = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")  # of a switch in the environment
@@ -125,6 +125,21 @@ def parse_node_id(text: str) -> str:
         return check_node_id(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def parse_labels(text: str) -> list[tuple[str, str]]:
+    """NAME=VALUE, and more of them after commas; none, where the text is empty. Raises argparse.ArgumentTypeError."""
+    labels = []
+    for part in text.split(",") if text else ():
+        name, equals, value = (piece.strip() for piece in part.partition("="))
+        try:
+            if not equals:
+                raise ValueError(f"{part!r} is no label: write NAME=VALUE, like rack=a3")
+            check_labels({name: value})
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+        labels.append((name, value))
+    return labels
 
 
 def no_secret(_text: str) -> NoReturn:

@@ -6,7 +6,9 @@ A test holds the inequalities between the timings: whoever changes one finds the
 from __future__ import annotations
 
 import enum
+import re
 import unicodedata
+from collections.abc import Mapping
 from typing import Any
 
 from edge.text import INVISIBLE, visible
@@ -25,6 +27,7 @@ MAX_HEADERS_BYTES = 4096  # of a call; a node sends 300, and proxies on the way 
 MAX_DEVICES = 128  # of a box
 MAX_PROCESSES = 256  # that a node reports
 MAX_TEXT = 256  # characters of any text that a node sends
+MAX_LABELS, MAX_LABEL_NAME, MAX_LABEL_VALUE = 16, 32, 64  # of a node; characters of a name, and of a value
 MAX_CORES = 24  # bytes of a heartbeat: a host with more processors reports means of groups
 BACKLOG_SAMPLES = 300  # that a node keeps while no server acknowledges them
 MAX_STREAMS = 128  # of one connection: a node needs one, a proxy may carry many nodes
@@ -170,3 +173,14 @@ def check_node_id(text: str) -> str:
     if not name.isprintable():
         raise ValueError(f"a node id has printable characters only: {visible(name)}")
     return name
+
+
+def check_labels(labels: Mapping[str, str]) -> None:
+    """Raises ValueError with the reason where a node can't have these."""
+    if len(labels) > MAX_LABELS:
+        raise ValueError(f"a node has at most {MAX_LABELS} labels, this one {len(labels)}")
+    for name, value in labels.items():
+        if not re.fullmatch(rf"[A-Za-z0-9_.-]{{1,{MAX_LABEL_NAME}}}", name):
+            raise ValueError(f"{visible(name, 40)!r} names no label: 1 to {MAX_LABEL_NAME} letters, digits, '_', '.' and '-' do")
+        if not (0 < len(value) <= MAX_LABEL_VALUE and value.isprintable()):
+            raise ValueError(f"label {name} needs a value of 1 to {MAX_LABEL_VALUE} printable characters")

@@ -17,6 +17,7 @@ from edge.command_line import (
     parse_count,
     parse_endpoint,
     parse_endpoints,
+    parse_labels,
     parse_node_id,
     parse_seconds,
     parse_server,
@@ -79,6 +80,10 @@ def test_several_addresses_and_port_0() -> None:
         (parse_node_id, "Müller 機", "Müller 機"),
         (parse_node_id, "x" * 63, "x" * 63),
         (one_of(("auto", "host")), "host", "host"),
+        (parse_labels, "", []),
+        (parse_labels, "rack=a3", [("rack", "a3")]),
+        (parse_labels, "rack = a3,team=ml=x 機", [("rack", "a3"), ("team", "ml=x 機")]),
+        (parse_labels, f"{'N' * 32}={'v' * 64}", [("N" * 32, "v" * 64)]),
     ],
 )
 def test_values_are_taken_up_to_their_bounds(parse: Callable[[str], Any], text: str, value: Any) -> None:
@@ -102,6 +107,16 @@ def test_values_are_taken_up_to_their_bounds(parse: Callable[[str], Any], text: 
         (parse_node_id, "x" * 64, "at most 63"),
         (parse_node_id, "a\x1b[2J", "printable"),
         (one_of(("auto", "host")), "cuda", "'cuda' is none of auto, host"),
+        (parse_labels, "rack", "'rack' is no label: write NAME=VALUE, like rack=a3"),
+        (parse_labels, "rack=a3,", "'' is no label"),
+        (parse_labels, "=a3", "'' names no label: 1 to 32 letters"),
+        (parse_labels, "ra[ck=a3", "'ra.ck' names no label"),
+        (parse_labels, f"{'N' * 33}=a3", "names no label: 1 to 32 letters"),
+        (parse_labels, "räck=a3", "names no label"),
+        (parse_labels, "rack=", "label rack needs a value of 1 to 64 printable characters"),
+        (parse_labels, f"rack={'v' * 65}", "label rack needs a value of 1 to 64"),
+        (parse_labels, "rack=a\x1b[2J", "label rack needs a value"),
+        (parse_labels, "rack=\udcff", "label rack needs a value"),  # bytes that are no UTF-8
     ],
 )
 def test_other_values_are_refused_in_words(parse: Callable[[str], Any], text: str, said: str) -> None:

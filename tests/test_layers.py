@@ -23,6 +23,7 @@ LAYERS = (
     ("edge.hardware.identity", "edge.hardware.disks", "edge.hardware.network"),
     ("edge.hardware.servers", "edge.hardware.host", "edge.hardware.nvml", "edge.hardware.simulated"),
     ("edge.hardware.machine",),
+    ("edge.hardware.options",),
     ("edge.fleet.row", "edge.fleet.listening", "edge.fleet.joining", "edge.fleet.certificates"),
     ("edge.fleet.intake", "edge.fleet.admission", "edge.fleet.tokens", "edge.fleet.extremes"),
     ("edge.fleet.entry", "edge.fleet.guard", "edge.fleet.source", "edge.fleet.wire"),

@@ -22,6 +22,7 @@ from edge import trust
 from edge.credentials import NO_KEY, PREFIX, Role, Token, point_of
 from edge.errors import Distrust
 from edge.hardware.identity import Identity
+from edge.hardware.options import parse_options
 from edge.program import Failure
 from edge.trust import (
     MAX_SAVED,
@@ -506,7 +507,7 @@ def test_a_file_of_another_user_is_refused(tmp_path: pathlib.Path) -> None:
 
 
 def parsed(*argv: str) -> Trust:
-    return trust_of(node.parse_options(argv))
+    return trust_of(parse_options(argv))
 
 
 def test_the_sources_have_an_order(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -565,7 +566,7 @@ def test_a_command_line_that_cannot_be_is_refused_without_its_secrets(
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(SystemExit) as ended:
-        node.parse_options(argv)
+        parse_options(argv)
     assert ended.value.code == 2
     shown = capsys.readouterr().err
     assert said in shown

@@ -157,14 +157,15 @@ class Memory:
 
     def swap(self, before: Row | None, after: Row | None) -> None:
         """One row takes the place of another; None is no row. Raises Refused where there is no room, and nothing changes."""
-        less, more = beyond(before), beyond(after)
-        if less == more == 0:
+        old, new = before.kept_bytes() if before else 0, after.kept_bytes() if after else 0
+        if old <= OWN_BYTES and new <= OWN_BYTES:  # so it is nearly always
             return
+        less, more = max(old - OWN_BYTES, 0), max(new - OWN_BYTES, 0)
         if after and more > less:
             network, growth = network_of(after.address), more - less
             if self._all + growth > self._most or self._of_network[network] + growth > self._most // 2:
                 reason = (
-                    f"{show_bytes(after.kept_bytes())} are too much to keep of one node: {show_bytes(self._most)} are there "
+                    f"{show_bytes(new)} are too much to keep of one node: {show_bytes(self._most)} are there "
                     f"for all large ones, half of it for those of one network; start the server with a larger --max-nodes"
                 )
                 raise Refused(reason, grpc.StatusCode.RESOURCE_EXHAUSTED)
@@ -174,11 +175,6 @@ class Memory:
                 self._of_network[network_of(row.address)] += size
         if before and not self._of_network[network_of(before.address)]:
             del self._of_network[network_of(before.address)]
-
-
-def beyond(row: Row | None) -> int:
-    """Bytes of a row that are not its own share."""
-    return max(row.kept_bytes() - OWN_BYTES, 0) if row else 0
 
 
 class Places:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import node_pb2 as pb
-from edge.protocol import MAX_DEVICES, MAX_PROCESSES, MAX_TEXT
+from edge.protocol import MAX_DEVICES, MAX_PROCESSES, MAX_TEXT, check_labels
 
 # What a number may be. A reading outside is no reading: a sentinel, a negative number in an unsigned field, NaN.
 RANGES: dict[str, tuple[float, float]] = {
@@ -97,6 +97,7 @@ def check_info(info: pb.NodeInfo) -> None:
     check_count(info.devices, MAX_DEVICES, "info")
     check_fields(info, "info")
     check_fields(info.host, "info.host")
+    check_labels(info.labels)
     for index, device in enumerate(info.devices):
         check_fields(device, f"info.devices[{index}]")
     try:

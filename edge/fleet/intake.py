@@ -130,25 +130,25 @@ def vitals_from(capacities: Capacities, summary: pb.Summary) -> Vitals:
         for memory, _ in known:
             total += memory
     utilization = fullest = celsius = limit = milliwatts = None
-    readings = readings or BLANK * count
-    own = bytearray(BLANK)
+    own_load = own_memory = own_heat = history.NOT_REPORTED
     if load or summary.HasField("utilization_permille"):
-        utilization, own[history.UTILIZATION] = load / 1000, (load + 5) // 10
+        utilization, own_load = load / 1000, (load + 5) // 10
     else:
         with_load = 0
     if full or summary.HasField("memory_permille"):
-        fullest, own[history.MEMORY] = full / 1000, min((full + 5) // 10, 100)
+        fullest, own_memory = full / 1000, (full + 5) // 10 if full < 1000 else 100
     else:
         with_memory = total = 0
     if heat or summary.HasField("temperature_celsius"):
-        celsius, own[history.TEMPERATURE] = heat, history.BYTES[heat]
+        celsius, own_heat = heat, history.BYTES[heat]
         limit = known[hottest][1] or None if hottest < count else None
     if power or summary.HasField("power_milliwatts"):
         milliwatts = power
     else:
         with_power = 0
     return Vitals(
-        utilization, fullest, used, total, celsius, limit, milliwatts, errors, bytes(own) + readings,
+        utilization, fullest, used, total, celsius, limit, milliwatts, errors,
+        bytes((own_load, own_memory, own_heat)) + (readings or BLANK * count),
         count, with_load, with_memory, with_power, hottest,
         cpu if cpu or summary.HasField("cpu_percent") else None,
         energy if energy or summary.HasField("energy_joules") else None,
@@ -157,6 +157,8 @@ def vitals_from(capacities: Capacities, summary: pb.Summary) -> Vitals:
 
 def is_no_frame(readings: bytes) -> bool:
     """Whether the load or the memory of some device is no percentage."""
+    if not readings.translate(None, PERCENTS):  # nor is anything too hot for one: so it is nearly always
+        return False
     return bool((readings[history.UTILIZATION :: WIDTH] + readings[history.MEMORY :: WIDTH]).translate(None, PERCENTS))
 
 

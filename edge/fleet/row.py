@@ -16,7 +16,7 @@ from edge.fleet.checks import check_processes, check_sample
 from edge.protocol import hangs_after_seconds, late_after_seconds, lost_after_seconds
 from edge.text import show_seconds
 
-DEVICE_BYTES = 100  # that the capacities of a device take
+DEVICE_BYTES, LABEL_BYTES = 100, 250  # that the capacities of a device take, and a label
 
 
 class State(enum.Enum):
@@ -151,7 +151,7 @@ class Row(NamedTuple):
         """What it takes here, by what the node has chosen to send."""
         return (
             len(self.packed_info) + len(self.packed_sample) + len(self.packed_processes) + len(self.history)
-            + DEVICE_BYTES * len(self.capacities.devices)
+            + DEVICE_BYTES * len(self.capacities.devices) + LABEL_BYTES * len(self.labels)
         )  # fmt: skip
 
     @property

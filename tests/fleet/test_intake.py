@@ -420,6 +420,13 @@ def test_ranges_stand_in_one_table_and_the_fast_checks_agree_with_it(where: str,
         ({"info": pb.NodeInfo(host=pb.HostInfo(model="h" * 257))}, "info.host.model"),
         ({"info": pb.NodeInfo(devices=[pb.DeviceInfo(), pb.DeviceInfo(name="h" * 257)])}, "info.devices[1].name"),
         ({"sample": pb.Sample(devices=[pb.DeviceSample(error="h" * 257)])}, "sample.devices[0].error"),
+        ({"info": pb.NodeInfo(labels={f"n{number}": "x" for number in range(17)})}, "at most 16 labels, this one 17"),
+        ({"info": pb.NodeInfo(labels={"n" * 33: "x"})}, "names no label"),
+        ({"info": pb.NodeInfo(labels={"": "x"})}, "'' names no label"),
+        ({"info": pb.NodeInfo(labels={"\x1b[2J": "x"})}, "'\ufffd[2J' names no label"),
+        ({"info": pb.NodeInfo(labels={"rack": "x" * 65})}, "label rack needs a value of 1 to 64 printable characters"),
+        ({"info": pb.NodeInfo(labels={"rack": ""})}, "label rack needs a value"),
+        ({"info": pb.NodeInfo(labels={"rack": "a\x1b[2J"})}, "label rack needs a value"),
         ({"info": pb.NodeInfo.FromString(b"\xfa\x7f\x80\x80\x08" + bytes(2**17))}, "info has 131077 bytes"),  # an unknown field
         ({"sample": pb.Sample.FromString(b"\xfa\x7f\x80\x80\x08" + bytes(2**17))}, "sample has 131077 bytes"),
     ],
@@ -428,6 +435,17 @@ def test_what_is_too_much_to_keep_is_refused(fields: dict[str, Any], named: str)
     code, reason = refused(lambda: Registry(1.0, 10).open(pb.HeartbeatRequest(node_id="box", **fields), ""))
     assert code is grpc.StatusCode.INVALID_ARGUMENT
     assert named in reason
+
+
+def test_labels_are_kept_by_name_and_change_with_info() -> None:
+    registry = Registry(1.0, 10, Clock())
+    most = {f"n{number}": "v" * 64 for number in range(16)}
+    session = reporting(registry, info=pb.NodeInfo(instance_id="a", labels=most))
+    (row,) = registry.snapshot()
+    assert row.labels == tuple(sorted(most.items()))
+    assert row.kept_bytes() > sum(len(name) + len(value) for name, value in row.labels) + len(row.packed_info)
+    registry.heartbeat(session, pb.HeartbeatRequest(info=pb.NodeInfo(instance_id="a", labels={"team": "ml", "rack": "a3"})))
+    assert registry.snapshot()[0].labels == (("rack", "a3"), ("team", "ml"))
 
 
 def test_a_backlog_that_is_too_long_is_refused_whenever_it_comes() -> None:
