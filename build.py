@@ -575,10 +575,16 @@ FAULTS = ("hot", "failed-gpu", "hung-sensors")  # that a simulated node can show
 
 def node_options(nodes: int, faults: bool) -> list[list[str]]:
     """Returns the hardware of each node: the first is this machine, the others are simulated; then those with a fault."""
-    options = [["--hardware", "auto"], *(["--hardware", "simulated", "--seed", str(number)] for number in range(1, nodes))][:nodes]
+    options = [["--hardware", "auto"], *map(simulated_box, range(1, nodes))][:nodes]
     for number, fault in enumerate(FAULTS if faults else (), 101):
-        options.append(["--hardware", "simulated", "--seed", str(number), "--faults", fault])
+        options.append([*simulated_box(number), "--faults", fault])
     return options
+
+
+def simulated_box(number: int) -> list[str]:
+    """Returns the options of one: two racks of two teams, so that the table has groups to show."""
+    labels = ("--label", f"rack=a{number % 2 + 1}", "--label", f"team={('ml', 'vision')[number // 2 % 2]}")
+    return ["--hardware", "simulated", "--seed", str(number), *labels]
 
 
 def find_port(wanted: int | None) -> int:

@@ -965,7 +965,8 @@ def test_the_demo_on_a_terminal(checkout: Path, terminal: Callable[..., Terminal
 
 def test_the_nodes_of_the_demo() -> None:
     assert build.node_options(0, faults=False) == []
-    assert build.node_options(2, faults=False) == [["--hardware", "auto"], ["--hardware", "simulated", "--seed", "1"]]
+    assert build.node_options(2, faults=False) == [["--hardware", "auto"], build.simulated_box(1)]
+    assert build.simulated_box(1) == ["--hardware", "simulated", "--seed", "1", "--label", "rack=a2", "--label", "team=ml"]
     faulty = build.node_options(2, faults=True)[2:]
     assert [options[-2:] for options in faulty] == [["--faults", fault] for fault in ("hot", "failed-gpu", "hung-sensors")]
     assert all(options[:2] == ["--hardware", "simulated"] for options in faulty)

@@ -531,7 +531,8 @@ def fleet(start: Start, terminal: Open) -> Terminal:
     screen = terminal("server.py", "--listen", address)
     screen.shows("No node yet")
     for seed in ("1", "2"):
-        start("node.py", "--server", address, "--id", f"box-{seed}", "--hardware", "simulated", "--seed", seed, "--headless")
+        options = ("--hardware", "simulated", "--seed", seed, "--label", f"rack=a{seed}", "--headless")
+        start("node.py", "--server", address, "--id", f"box-{seed}", *options)
     screen.shows("2 online")
     screen.shows("box-2 .*ONLINE .*RTX")
     return screen
@@ -557,6 +558,15 @@ def test_every_key_in_a_real_terminal(fleet: Terminal) -> None:
         ("g", "8× H200"),
         ("ssss", "by utilization ↓"),
         ("S", "by utilization ↑"),
+        ("b", r"── rack=a1  ● 1  8 GPUs · .*\n.* box-1 .*\n.*── rack=a2  ● 1  1 GPU · "),
+        ("\r", r"agent .* rack=a\d"),
+        ("\x1b", "b group: rack "),
+        ("b", "b group "),
+        ("u", "USER +GPUS↓ +IDLE"),
+        ("\x1b[B\r", r"/user=\w+ "),
+        ("\x1b", "Nodes ·"),
+        ("/rack=a2\r", "Nodes 1 of 2 .*/rack=a2 "),
+        ("\x1b", "Nodes ·"),
         ("p", "FROZEN"),
         ("p", "p freeze"),
         ("/rtx", "Nodes .*/rtx"),
