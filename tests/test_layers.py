@@ -30,6 +30,7 @@ LAYERS = (
     ("edge.fleet.metrics",),
     ("edge.fleet.columns",),
     ("edge.fleet.filters",),
+    ("edge.fleet.times", "edge.fleet.lookup"),
     ("edge.fleet.lens", "edge.fleet.events"),
     ("edge.fleet.keys", "edge.fleet.export"),
     ("edge.fleet.screen",),
