@@ -56,6 +56,7 @@ from edge.fleet.keys import follow, press
 from edge.fleet.lens import Lens, Ui
 from edge.fleet.listening import Crowd, default_endpoint, most_connections, too_few_files, why_not_bound
 from edge.fleet.options import parse_options
+from edge.fleet.replay import opened
 from edge.fleet.row import End, Refused, Row, Session, State, hanging_seconds, reason_of, state_of
 from edge.fleet.screen import About, look, render, room_of
 from edge.fleet.service import Service
@@ -554,15 +555,16 @@ class Network:
 
 
 def show_screen(
-    source: Source,
+    source: Source | None,
     past: Past | None,
     is_alive: Callable[[], bool],
     inputs: Inputs,
     about: Callable[[], About],
     options: argparse.Namespace,
+    ui: Ui = Ui(),  # noqa: B008  # it never changes
 ) -> None:
     """The main thread with a terminal: twelve frames a second, more while keys are pressed; only changed lines are sent."""
-    ui, lens = Ui(), Lens(source, past)
+    lens = Lens(source, past)
     frame_due = drawn = 0.0
     with Screen(inputs, options.no_color) as screen:
         while not inputs.received and is_alive():
@@ -615,8 +617,21 @@ def print_events(events: Follower) -> None:
         put(f"{time_stamp(event.time)} {event.kind} {event.node_id}: {event.text}")
 
 
+def run_replay(options: argparse.Namespace) -> int:
+    """A recording, on this terminal. Raises Failure."""
+    past, ui = opened(options.replay, options.speed)
+    if not is_screen() or options.headless or options.json:
+        raise Failure("--replay needs a terminal, and neither --headless nor --json: it is played on a screen")
+    about = About(options.replay.name, Joining(is_secure=False, addresses=()), is_here=False)
+    with Inputs(keyboard=True) as inputs:
+        show_screen(None, past, lambda: True, inputs, lambda: about, options, ui)
+    return inputs.exit_code()
+
+
 def run(options: argparse.Namespace, make_registry: Callable[..., Registry] = Registry) -> int:
     """The program after its command line. Raises Failure."""
+    if options.replay:
+        return run_replay(options)
     screen = is_screen() and not options.headless and not options.json
     # gRPC leaves a cycle with each call. A pass over the objects of ten thousand nodes takes half a second, and finds nothing else.
     gc.set_threshold(10_000, 50, 10_000)

@@ -33,6 +33,7 @@ LAYERS = (
     ("edge.fleet.filters",),
     ("edge.fleet.times", "edge.fleet.lookup"),
     ("edge.fleet.lens", "edge.fleet.events"),
+    ("edge.fleet.replay",),
     ("edge.fleet.keys", "edge.fleet.export"),
     ("edge.fleet.screen",),
     ("edge.fleet.token_command", "edge.fleet.options"),

@@ -16,7 +16,7 @@ from edge.fleet.lens import NO_JOURNAL, RANGES, Lens, Question, Ui
 from edge.fleet.metrics import METRICS, metric_after
 from edge.fleet.source import EVENTS_KEPT
 from edge.fleet.times import EXAMPLES as TIME_EXAMPLES
-from edge.fleet.times import Unreadable, parse_time, show_time
+from edge.fleet.times import Unreadable, parse_time
 from edge.keyboard import PASTE
 from edge.panels import WHEEL_LINES, Reach, scrolled
 
@@ -154,7 +154,8 @@ def go(turn: Turn, at: float) -> Ui:
     """To a moment of the past; what is played goes on from there, and what was frozen is left."""
     ui, lens = turn.ui, turn.lens
     playing_since = None if ui.playing_since is None else lens.clock()
-    return ui._replace(at=min(at, lens.today()), playing_since=playing_since, frozen=False, last_event=None)
+    at = min(at, lens.today()) if lens.has_now else at
+    return ui._replace(at=at, playing_since=playing_since, frozen=False, last_event=None)
 
 
 def step(turn: Turn) -> Ui:
@@ -194,6 +195,13 @@ def to_now(ui: Ui) -> Ui:
 def now_or(action: Callable[[Turn], Ui]) -> Callable[[Turn], Ui]:
     """What a key does, but in the past: there it first leads to now, if there is one."""
     return lambda turn: to_now(turn.ui) if turn.ui.at is not None and turn.lens.has_now else action(turn)
+
+
+def join(turn: Turn) -> Ui:
+    """How a box joins, where one can."""
+    if not turn.lens.has_now:
+        return turn.ui._replace(said="this is a recording: no box can join it")
+    return turn.ui._replace(join=True, scroll=0)
 
 
 def next_range(turn: Turn) -> Ui:
@@ -411,7 +419,7 @@ BINDINGS = (
     Binding(("f",), LISTS, forget, "f", FORGET_HELP, Footer(10, say("forget"))),
     Binding(("f",), (Place.PAGE,), forget, "f", "forget it, when it is lost or left"),
     Binding(("F",), LISTS, ask_to_forget, "F", FORGET_HELP),
-    Binding(("j",), VIEWS, change(join=True, scroll=0), "j", "how a box joins", Footer(12, say("join"))),
+    Binding(("j",), VIEWS, join, "j", "how a box joins", Footer(12, say("join"))),
     Binding(("?",), LISTS, change(help=True), "?", footer=Footer(1, say("help"))),
     Binding(("?",), (Place.PAGE, Place.EVENTS), change(help=True, scroll=0), "?", footer=Footer(11, say("help"))),
     Binding(("q",), LISTS, ask_to_quit, "q", "quit", Footer(0, say("quit"))),
@@ -486,9 +494,8 @@ def follow_time(ui: Ui, lens: Lens) -> Ui:
         return ui
     if ui.playing_since is None:
         return ui if lens.going_to is not None else ui._replace(at=min(max(ui.at, visit.first), visit.last))
-    if lens.position(ui) <= visit.last:
-        return ui
-    return ui._replace(at=visit.last, playing_since=None, said=f"nothing is kept after {show_time(visit.last)}")
+    is_over = visit.moment.wall() >= visit.last < lens.position(ui)
+    return ui._replace(at=visit.last, playing_since=None) if is_over else ui
 
 
 def bindings_in(place: Place) -> list[Binding]:

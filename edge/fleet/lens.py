@@ -221,9 +221,9 @@ class Lens:
         wall = visit.moment.wall()
         if wall > told.question:
             return f"nothing is kept before {show_time(wall)}"
-        was_there = before and before.answer and before.answer.moment.wall() == wall and before.question < told.question
-        if was_there and wall >= visit.last:
-            return f"nothing is kept after {show_time(wall)}" + (" yet: Esc is now" if self.has_now else ", the end")
+        is_forth = before and before.answer and before.question < told.question
+        if is_forth and told.question > visit.last:
+            return f"nothing is kept after {show_time(visit.last)}" + " yet: Esc is now" * self.has_now
         return ""
 
     def news(self) -> str:

@@ -55,6 +55,7 @@ HEADER_LINES, FOOTER_LINES = 2, 1
 KEYS_CELLS = 15  # of the help
 GLYPHS = {f"{glyph} " for glyph, _ in STATE_STYLES.values()}
 NOTHING_MATCHES: list[Line] = [[], [("Nothing matches the filter: Esc clears it.", "")]]
+NOBODY_THEN: list[Line] = [[], [("No node was here then.", "")]]
 GRID_CELLS = (26, 9, 2, 1)  # widths of a cell: with name and value, with its value, apart, side by side: the widest that fits all
 GRID_NAME_CELLS = 15  # of the widest
 GRID_STYLES = ("blue", "blue", "cyan", "cyan", "green", "green", "yellow", "bold red")
@@ -154,7 +155,7 @@ def render(view: View, width: int, height: int) -> list[Line]:
     elif view.ui.page:
         body = [[], [(f" {fit_name(view.ui.page, max(width - 20, 16))} was not here then.", "bold")]]
     else:
-        panel = empty_panel if not view.known_nodes else grid_panel if view.ui.grid else table_panel
+        panel = empty_panel if not view.known_nodes and not view.then else grid_panel if view.ui.grid else table_panel
         body = [*panel(view, width), *event_panel(view.events, width, event_panel_height(height))]
     return [*fit_lines([*header(view, width), *body], width, height - 1), footer(view, width)]
 
@@ -256,7 +257,8 @@ def totals_parts(view: View) -> list[Line]:
     totals = view.totals
     parts: list[Line] = [[(" matching:", "bold yellow")]] * view.is_filtered
     if not totals.states.get(State.ONLINE):
-        return [*(parts or [[(f" listening on {view.about.listening}:", "")]]), [(" no node is online", "")]]
+        listening: list[Line] = [] if view.then else [[(f" listening on {view.about.listening}:", "")]]
+        return [*(parts or listening), [(f" no node {'was' if view.then else 'is'} online", "")]]
     parts.append([(f" {totals.gpus:,} GPU{'s' * (totals.gpus != 1)}", "")])
     parts.append([(f" · utilization {show_percent(totals.utilization)}", "")])
     if totals.hottest:
@@ -318,7 +320,7 @@ def table_panel(view: View, width: int) -> list[Line]:
     lines: list[Line] = [[(titles, "bold dim")]]
     lines += [entry_line(entry, columns, view.ui) for entry in view.entries]
     if not view.matching:
-        lines += NOTHING_MATCHES
+        lines += NOTHING_MATCHES if view.known_nodes else NOBODY_THEN
     return box(panel_title(view), lines + [[]] * (view.room.lines + 1 - len(lines)), width)
 
 
@@ -368,7 +370,7 @@ def grid_panel(view: View, width: int) -> list[Line]:
     shown = [grid_cell(entry, cell_width, view.ui) for entry in view.entries]
     lines = [list(itertools.chain(*shown[start : start + per_line])) for start in range(0, len(shown), per_line)]
     if not view.matching:
-        lines += NOTHING_MATCHES
+        lines += NOTHING_MATCHES if view.known_nodes else NOBODY_THEN
     return box(panel_title(view), [grid_legend(view, width), *lines, *[[]] * (lines_most - len(lines))], width)
 
 
