@@ -377,7 +377,7 @@ def past_word(ui: Ui) -> str:
 
 def speed_word(ui: Ui) -> str:
     """How fast the past is played."""
-    return f"{ui.speed:g}×" if ui.playing_since is not None else ""
+    return f"{ui.speed:g}×" if ui.at is not None and (ui.playing_since is not None or ui.speed != 1) else ""
 
 
 BINDINGS = (

@@ -54,6 +54,7 @@ GAP_SECONDS = 30.0  # without a moment: the past has a hole there
 HEADER_LINES, FOOTER_LINES = 2, 1
 KEYS_CELLS = 15  # of the help
 GLYPHS = {f"{glyph} " for glyph, _ in STATE_STYLES.values()}
+CHANGE_GLYPHS = {state.value.lower(): glyph for state, (glyph, _) in STATE_STYLES.items()} | {"joined": "+"}
 NOTHING_MATCHES: list[Line] = [[], [("Nothing matches the filter: Esc clears it.", "")]]
 NOBODY_THEN: list[Line] = [[], [("No node was here then.", "")]]
 GRID_CELLS = (26, 9, 2, 1)  # widths of a cell: with name and value, with its value, apart, side by side: the widest that fits all
@@ -216,17 +217,18 @@ def past_line(view: View, then: Then, width: int) -> Line:
     """The whole line reversed, so that nobody takes it for now: which moment it is, how long ago, what happens meanwhile, and what
     there was by state."""
     ui, wide = view.ui, width >= 110
-    ago = show_seconds(then.ago_seconds)
-    moment = f"{time.strftime('%a ', time.localtime(then.wall)) * wide}{show_time(then.wall)}"
+    weekday = time.strftime("%a ", time.localtime(then.wall)) if wide else ""
+    moment = f"{weekday}{show_time(then.wall)[0 if width >= 50 else len('2026-') :]}"
     parts = [" PAST " if then.has_now else " REPLAY "]
     if not then.is_there:
         parts += ["· this is still now " * then.has_now]
     else:
-        parts += [f"{moment}, {ago} ago "]
+        parts += [f"{moment}, {show_seconds(then.ago_seconds)} ago "]
     if then.going_to is not None:
         parts += [f"· going to {show_time(then.going_to)} … "]
     if view.since:
-        parts += [f"· NOW {', '.join(f'{number:,} {word}' for word, number in view.since[: None if wide else 1])} "]
+        changes = [f"{number:,} {word if width >= 80 else CHANGE_GLYPHS[word]}" for word, number in view.since]
+        parts += [f"{'· ' * (width >= 80)}NOW {', '.join(changes if wide else changes[:1])} "]
     if ui.playing_since is not None:
         parts += [f"▶ {ui.speed:g}× "]
     if then.has_gap:

@@ -45,7 +45,7 @@ def parse_time(text: str, now: float) -> float:
     try:
         at = datetime.datetime.combine(date, datetime.time(hour, minute, second))
     except ValueError:
-        raise Unreadable(f"there is no {':'.join(filter(None, clock))} on a clock: hours go to 23, minutes to 59") from None
+        raise Unreadable(f"no clock shows {':'.join(filter(None, clock))}: try 03:12 or -2h") from None
     try:
         wall = at.timestamp()
         if wall > now and not day:

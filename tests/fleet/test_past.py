@@ -211,7 +211,7 @@ def test_a_time_that_can_t_be_read_is_said_and_stays() -> None:
     for width, height in SIZES:
         screen = screen_of(width, height)
         go(screen, *"t03:62", "enter")
-        assert "there is no 03:62 on a clock" in screen.text().splitlines()[-1]
+        assert "no clock shows 03:62" in screen.text().splitlines()[-1]
         assert screen.ui.time == "03:62"
         assert "03:62█" not in screen.text()
         assert "03:6█" in go(screen, "backspace").splitlines()[-1]
@@ -242,10 +242,10 @@ def test_the_first_line_says_that_it_is_the_past_and_is_reversed(size: tuple[int
         frame = screen.frame()
         assert exact(frame, *size)
         assert all("reverse" in style for _, style in frame[0])
-        assert re.match(rf" PAST (\w+ )?{show_time(screen.lens.wall)}, 1h30m ago", plain(frame))
+        assert re.match(rf" PAST (\w+ )?(2027-)?{show_time(screen.lens.wall)[5:]}, 1h30m ago", plain(frame))
 
 
-@pytest.mark.parametrize("size", SIZES[:3])
+@pytest.mark.parametrize("size", SIZES)
 def test_what_happens_now_is_told_in_the_past(size: tuple[int, int]) -> None:
     clock, registry = Clock(), now_of(0)
     registry.clock = clock
@@ -255,7 +255,7 @@ def test_what_happens_now_is_told_in_the_past(size: tuple[int, int]) -> None:
     go(screen, "[")
     assert "NOW" not in screen.text()
     clock.now += 20
-    assert "NOW 4 lost" in screen.text().splitlines()[0]
+    assert f"NOW 4 {'lost' if size[0] >= 80 else '✗'}" in screen.text().splitlines()[0]
     assert "NOW" not in go(screen, "escape").splitlines()[0]
 
 
