@@ -622,6 +622,8 @@ def run_replay(options: argparse.Namespace) -> int:
     past, ui = opened(options.replay, options.speed)
     if not is_screen() or options.headless or options.json:
         raise Failure("--replay needs a terminal, and neither --headless nor --json: it is played on a screen")
+    if not options.debug:
+        logging.getLogger().addHandler(logging.NullHandler())  # what can't be read is said on the screen
     about = About(options.replay.name, Joining(is_secure=False, addresses=()), is_here=False)
     with Inputs(keyboard=True) as inputs:
         show_screen(None, past, lambda: True, inputs, lambda: about, options, ui)

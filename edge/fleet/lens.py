@@ -160,6 +160,7 @@ class Lens:
         self._told: Answered[float, Visit] | None = None
         self.readings: tuple[Range, Readings] | None = None  # of the page's graphs; None: those that the row has
         self.refusal = ""  # why there are none
+        self._graph_of: tuple[str, int] | None = None  # page and range
         self._shape: tuple[object, ...] = ()  # what the order by name depends on
         self._by_name: list[EntryId] = []
         self._places: dict[EntryId, int] = {}
@@ -263,10 +264,12 @@ class Lens:
         """Of the range that is asked for. A row has its last two minutes itself, as long as it is now."""
         wanted = RANGES[ui.graph]
         if not ui.page or not self.past or (ui.at is None and not ui.graph):
-            self.readings, self.refusal = None, ""
+            self.readings, self.refusal, self._graph_of = None, "", None
             return
         end = self.wall if ui.at is not None else self.wall // wanted.refresh_seconds * wanted.refresh_seconds
-        told = self._graphs.ask((ui.page, end, ui.graph), is_patient=ui.playing_since is None)
+        is_new = self._graph_of != (ui.page, ui.graph)
+        self._graph_of = ui.page, ui.graph
+        told = self._graphs.ask((ui.page, end, ui.graph), is_patient=is_new and ui.playing_since is None)
         if told and (told.question[0], told.question[2]) == (ui.page, ui.graph):
             self.readings, self.refusal = (wanted, told.answer) if told.answer else None, told.refusal
         else:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import threading
 from collections.abc import Callable
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, TypeVar
 
 from edge.fleet.source import NoPast
 
@@ -14,7 +15,8 @@ Answer = TypeVar("Answer")
 PATIENCE_SECONDS = 0.1  # that a key waits: what comes within it needs no frame that says "wait"
 
 
-class Answered(NamedTuple, Generic[Question, Answer]):
+@dataclasses.dataclass(frozen=True)
+class Answered(Generic[Question, Answer]):
     """A question, and its answer: or why there is none."""
 
     question: Question

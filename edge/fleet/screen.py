@@ -78,7 +78,7 @@ class Then(NamedTuple):
     going_to: float | None  # the moment that is waited for
     is_there: bool  # whether any moment of the past is shown yet
     has_now: bool  # else it is a recording
-    has_gap: bool  # whether nothing was kept from the moment that is shown to the one that was asked for
+    gap_until: float | None  # the moment that was asked for, where nothing was kept for long before it
 
 
 class View(NamedTuple):
@@ -135,9 +135,9 @@ def then_of(lens: Lens, ui: Ui) -> Then | None:
         return None
     asked = lens.position(ui)
     ago_seconds = max(lens.today() - lens.wall, 0) if lens.has_now else max(time.time() - lens.wall, 0)
-    has_gap = lens.visit is not None and lens.wall < min(asked, lens.visit.last) - GAP_SECONDS
+    gap_until = asked if lens.visit and lens.wall < min(asked, lens.visit.last) - GAP_SECONDS else None
     going_to = lens.going_to if ui.playing_since is None else None
-    return Then(lens.wall, ago_seconds, going_to, lens.visit is not None, lens.has_now, has_gap)
+    return Then(lens.wall, ago_seconds, going_to, lens.visit is not None, lens.has_now, gap_until)
 
 
 def render(view: View, width: int, height: int) -> list[Line]:
@@ -231,8 +231,8 @@ def past_line(view: View, then: Then, width: int) -> Line:
         parts += [f"{'· ' * (width >= 80)}NOW {', '.join(changes if wide else changes[:1])} "]
     if ui.playing_since is not None:
         parts += [f"▶ {ui.speed:g}× "]
-    if then.has_gap:
-        parts += [f"· nothing kept until {show_time(ui.at or 0)} "]
+    if then.gap_until is not None:
+        parts += [f"· nothing kept until {show_time(then.gap_until)} "]
     parts += ["· Esc is now "] * then.has_now
     parts += [
         f"  {glyph} {number:,}" + f" {state.value.lower()}" * wide
