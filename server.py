@@ -696,6 +696,19 @@ def run(options: argparse.Namespace, make_registry: Callable[..., Registry] = Re
     return inputs.exit_code()
 
 
+def run_replay(options: argparse.Namespace) -> int:
+    """A recording, on this terminal. Raises Failure."""
+    past, ui = opened(options.replay, options.speed)
+    if not is_screen() or options.headless or options.json:
+        raise Failure("--replay needs a terminal, and neither --headless nor --json: it is played on a screen")
+    if not options.debug:
+        logging.getLogger().addHandler(logging.NullHandler())  # what can't be read is said on the screen
+    about = About(options.replay.name, Joining(is_secure=False, addresses=()), is_here=False)
+    with Inputs(keyboard=True) as inputs:
+        show_screen(None, past, lambda: True, inputs, lambda: about, options, ui)
+    return inputs.exit_code()
+
+
 def main(argv: Sequence[str] | None = None, make_registry: Callable[..., Registry] = Registry) -> int:
     """Run the server; return its exit code: 0, 1 for a failure, 2 for the command line, 128 + the signal that ended it."""
     arguments = sys.argv[1:] if argv is None else argv
