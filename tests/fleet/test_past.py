@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import pathlib
 import re
 import time
 from collections.abc import Iterator
 
 import pytest
 
+import node_pb2 as pb
 from edge.drawing import plain
+from edge.fleet.journal import Store
 from edge.fleet.keys import MAX_FILTER
 from edge.fleet.lens import NO_JOURNAL, RANGES, Lens, Ui
+from edge.fleet.moments import Kept
+from edge.fleet.row import State, state_of
 from edge.fleet.screen import About, look, render
-from edge.fleet.source import NoPast, Readings, Source
+from edge.fleet.source import EVENTS_KEPT, NoPast, Readings, Source
 from edge.fleet.times import show_time
 from edge.keyboard import PASTE
+from server import Registry
 from tests.fixtures.examples import OPEN, WALL, example_row
 from tests.fixtures.past import FIRST, LAST, Amnesia, Course, course, now_of
 from tests.fixtures.processes import eventually
@@ -377,3 +384,58 @@ def test_a_recording_has_no_now() -> None:
     assert text.startswith(f" REPLAY {show_time(FIRST)}, ")
     assert "Esc" not in text.splitlines()[0]
     assert "Node-1000" in text
+
+
+# ---- With what was sent ----
+
+
+def test_what_was_sent_is_what_is_stepped_back_to_value_by_value(tmp_path: pathlib.Path) -> None:
+    """Three nodes of one GPU at 1 Hz for three minutes: one is there all the time, one comes late, one falls silent."""
+    clock = Clock()
+    registry = Registry(1.0, 100, clock)
+    start = clock.now
+    registry.wall = lambda: WALL - 300 + clock.now - start
+    registry.log._wall = registry.wall
+    info = pb.NodeInfo(devices=[pb.DeviceInfo(name="GPU", memory_total_bytes=1000)])
+    lives = {"always": (0, 181), "late": (90, 181), "silent": (0, 61)}
+    sent: dict[int, dict[str, int]] = {}  # what each node was last heard to have, by the second
+    path = tmp_path / "journal.db"
+    with contextlib.closing(Store(path, None)) as store:
+        for second in range(181):
+            clock.now = start + second
+            sent[second] = dict(sent.get(second - 1, {}))
+            for number, (node_id, (first, end)) in enumerate(lives.items()):
+                if first <= second < end:
+                    sent[second][node_id] = (37 * second + 11 * number) % 101
+                    device = pb.DeviceSample(utilization_percent=sent[second][node_id], temperature_celsius=second % 90)
+                    process = pb.Process(device_index=0, pid=1 + second, name="job")
+                    request = pb.HeartbeatRequest(
+                        node_id=node_id, info=pb.NodeInfo(instance_id=node_id, devices=info.devices),
+                        sample=pb.Sample(sequence=second + 1, devices=[device]), processes=pb.ProcessList(processes=[process]),
+                    )  # fmt: skip
+                    registry.take_unary(request, "10.0.0.7")
+            registry.tick()
+            if second % 10 == 0:
+                now = clock.now
+                store.write(now, registry.wall(), 10.0, registry.snapshot(), registry.newest_events(EVENTS_KEPT), lambda: None)
+    screen = Screen(registry, past=Kept(path))
+    go(screen, "]", "[")
+    for second in range(170, -1, -10):
+        assert round(screen.lens.wall - (WALL - 300)) == second
+        rows = {row.node_id: row for row in screen.lens.rows(lives) if row}
+        assert {node_id: round(100 * (row.vitals.utilization or 0)) for node_id, row in rows.items()} == sent[second]
+        for node_id, row in rows.items():
+            silent = max(second - lives[node_id][1] + 1, 0)
+            heard = second - silent
+            assert screen.lens.now - row.heartbeat_at == pytest.approx(silent, abs=0.002)
+            assert state_of(row, screen.lens.now) is (State.LOST if silent > 10 else State.LATE if silent > 3 else State.ONLINE)
+            assert row.sample.devices[0].utilization_percent == sent[second][node_id]
+            assert row.sample.devices[0].temperature_celsius == row.vitals.celsius == heard % 90
+            assert [process.pid for process in row.processes] == [1 + heard]
+        kinds = [(event.kind, event.node_id) for event in screen.lens.events(EVENTS_KEPT)]
+        assert kinds.count(("joined", "always")) == 1
+        assert (("joined", "late") in kinds) == (second >= 90)
+        assert (("lost", "silent") in kinds) == (second > 70)
+        assert screen.lens.totals.states[State.ONLINE] == sum(first <= second < end + 3 for first, end in lives.values())
+        go(screen, "[")
+    assert "nothing is kept before" in screen.text().splitlines()[-1]
