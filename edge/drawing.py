@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from edge.history import NOT_REPORTED
@@ -143,6 +144,7 @@ def sparkline(values: bytes, width: int) -> str:
 
 
 GRAPH_CHARACTERS = dict(enumerate(" " + BLOCKS))
+SHADE = "░"  # from the lowest to the highest
 
 
 def graph(values: bytes, width: int, height: int, style: str) -> list[Line]:
@@ -157,6 +159,31 @@ def graph_table(height: int, level: int) -> bytes:
     """For each value of a history, how many eighths of a cell it fills at this level of a graph."""
     eighths = (round(min(value, 100) * height * 8 / 100) - level * 8 for value in range(NOT_REPORTED))
     return bytes(min(max(count, level == 0), 8) for count in eighths) + b"\0"
+
+
+@functools.lru_cache(maxsize=100)
+def band(lowest: bytes, highest: bytes, width: int, height: int, style: str) -> list[Line]:
+    """A graph of steps of time, each with the lowest and the highest that was read in it, in all of its width: solid up to the
+    lowest, shaded up to the highest, so that a spike of a second is seen in a week."""
+    low, high = stretched(lowest, width, min), stretched(highest, width, max)
+    lines: list[Line] = []
+    for level in range(height - 1, -1, -1):
+        table = graph_table(height, level)
+        cells_of_line = zip(low.translate(table), high.translate(table), strict=True)
+        text = "".join(
+            SHADE if up >= 4 and down <= 1 < up else GRAPH_CHARACTERS[max(down, up if down <= 1 else 0)]
+            for down, up in cells_of_line
+        )
+        lines.append([(text, style)])
+    return lines
+
+
+def stretched(values: bytes, width: int, pick: Callable[[Iterable[int]], int]) -> bytes:
+    """So many values, each picked from those that fall into its place; NOT_REPORTED where none does."""
+    count, ends = len(values), [place * len(values) // width for place in range(width + 1)]
+    groups = (values[start : max(end, start + 1)] for start, end in itertools.pairwise(ends))
+    reported = (group.replace(bytes([NOT_REPORTED]), b"") for group in groups)
+    return bytes(pick(group) if group else NOT_REPORTED for group in reported) if count else bytes([NOT_REPORTED]) * width
 
 
 def heat_style(degrees: float | None, limit: float | None) -> str:

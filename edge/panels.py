@@ -16,6 +16,7 @@ from edge.drawing import (
     Column,
     Line,
     align,
+    band,
     box,
     choose_columns,
     fit,
@@ -68,6 +69,8 @@ class Subject(NamedTuple):
     sample: pb.Sample
     processes: Sequence[pb.Process]
     history: bytes
+    highest: bytes = b""  # where each frame of the history is a step of time, with the lowest readings of it: the highest
+    past: str = ""  # how far back that goes
 
 
 class Reach(NamedTuple):
@@ -201,6 +204,7 @@ class Curve(NamedTuple):
     scale: str
     values: bytes
     style: str
+    highest: bytes = b""  # where the values are the lowest of each step
 
 
 def series(subject: Subject, device: int, column: int) -> bytes:
@@ -208,13 +212,19 @@ def series(subject: Subject, device: int, column: int) -> bytes:
     return history.series(subject.history, len(subject.info.devices), device, column)
 
 
+def curve(subject: Subject, name: str, scale: str, device: int, column: int, style: str) -> Curve:
+    """Of a reading of a device, or of the node itself."""
+    highest = history.series(subject.highest, len(subject.info.devices), device, column)
+    return Curve(name, scale, series(subject, device, column), style, highest)
+
+
 def device_curves(subject: Subject, device: int) -> list[Curve]:
     """Utilization and temperature."""
     info, sample = devices_of(subject)[device]
     style = heat_style(reported(sample, "temperature_celsius"), reported(info, "slowdown_temperature_celsius"))
     return [
-        Curve("utilization", ", 0 to 100%", series(subject, device, history.UTILIZATION), "green"),
-        Curve("temperature", ", 0 to 100°C", series(subject, device, history.TEMPERATURE), style),
+        curve(subject, "utilization", ", 0 to 100%", device, history.UTILIZATION, "green"),
+        curve(subject, "temperature", ", 0 to 100°C", device, history.TEMPERATURE, style),
     ]
 
 
@@ -222,16 +232,16 @@ def page_curves(subject: Subject) -> list[Curve]:
     """Of all devices; where there is none, what the host reports."""
     if subject.info.devices:
         return [
-            Curve(f"GPU {info.index}", "", series(subject, device, history.UTILIZATION), "green")
+            curve(subject, f"GPU {info.index}", "", device, history.UTILIZATION, "green")
             for device, info in enumerate(subject.info.devices)
         ]
     style = heat_style(reported(subject.sample.host, "temperature_celsius"), None)
     curves = [
-        Curve("cpu", ", 0 to 100%", series(subject, history.WHOLE_NODE, history.UTILIZATION), "green"),
-        Curve("memory", ", 0 to 100%", series(subject, history.WHOLE_NODE, history.MEMORY), "cyan"),
-        Curve("temperature", ", 0 to 100°C", series(subject, history.WHOLE_NODE, history.TEMPERATURE), style),
+        curve(subject, "cpu", ", 0 to 100%", history.WHOLE_NODE, history.UTILIZATION, "green"),
+        curve(subject, "memory", ", 0 to 100%", history.WHOLE_NODE, history.MEMORY, "cyan"),
+        curve(subject, "temperature", ", 0 to 100°C", history.WHOLE_NODE, history.TEMPERATURE, style),
     ]
-    return [curve for curve in curves if curve.values.strip(bytes([history.NOT_REPORTED]))]
+    return [one for one in curves if one.values.strip(bytes([history.NOT_REPORTED]))]
 
 
 def graphs_per_line(subject: Subject, width: int) -> int:
@@ -258,17 +268,24 @@ def graph_grid(subject: Subject, curves: Sequence[Curve], per_line: int, width: 
     lines: list[Line] = []
     for start in range(0, len(curves), per_line):
         graphs = [
-            [[(graph_title(subject, curve, each), "dim")], *graph(curve.values, each, height - 1, curve.style)]
+            [[(graph_title(subject, curve, each), "dim")], *curve_lines(curve, each, height - 1)]
             for curve in curves[start : start + per_line]
         ]
         lines += [[span for part in parts for span in [*part, ("  ", "")]][:-1] for parts in zip(*graphs, strict=True)]
     return lines
 
 
+def curve_lines(curve: Curve, width: int, height: int) -> list[Line]:
+    """As it is; where it has a lowest and a highest of each step, both of all steps."""
+    if curve.highest:
+        return band(curve.values, curve.highest, width, height, curve.style)
+    return graph(curve.values, width, height, curve.style)
+
+
 def graph_title(subject: Subject, curve: Curve, width: int) -> str:
     """What a graph of `width` cells shows, and how far it goes back: in time, where the node says how often it samples."""
     shown, milliseconds = min(len(curve.values), width), subject.info.sampling_interval_milliseconds
-    past = show_seconds(shown * milliseconds / 1000) if milliseconds else f"{shown} samples"
+    past = subject.past or (show_seconds(shown * milliseconds / 1000) if milliseconds else f"{shown} samples")
     titles = (f"{curve.name}{curve.scale} · last {past}", f"{curve.name} · last {past}", f"{curve.name}, {past}", curve.name)
     return fit(next((title for title in titles if len(title) <= width), titles[-1]), width)
 

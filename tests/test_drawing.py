@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from edge.drawing import (
     Column,
+    band,
     bar,
     box,
     cells,
@@ -17,8 +18,10 @@ from edge.drawing import (
     meter,
     plain,
     sparkline,
+    stretched,
     too_small,
 )
+from edge.history import NOT_REPORTED
 from edge.text import visible
 
 
@@ -97,3 +100,35 @@ def test_a_text_is_cut_and_padded_by_cells_whatever_it_is_made_of() -> None:
             assert cells(fit(shown, width)) == cells(fit(shown, width, ">")) == width
             assert sum(cells(text) for text, _ in fit_line([(shown, "bold"), ("tail", "")], width)) == width
             assert {sum(cells(text) for text, _ in line) for line in box(shown, [[(shown, "")]], width + 8)} == {width + 8}
+
+
+# ---- Lowest and highest ----
+
+
+def test_a_spike_of_one_step_is_seen_in_a_graph_of_many() -> None:
+    lowest, highest = bytes(2016), bytearray(2016)
+    highest[1000] = 100
+    lines = plain(band(lowest, bytes(highest), 60, 4, "")).splitlines()
+    assert [line.count("░") for line in lines] == [1, 1, 1, 1]
+    assert {line.index("░") for line in lines} == {1000 * 60 // 2016}
+    assert lines[3].replace("░", "▁") == "▁" * 60  # nothing is nothing, and 0 a thin line
+
+
+def test_a_graph_is_solid_up_to_the_lowest_and_shaded_up_to_the_highest() -> None:
+    assert plain(band(bytes([50] * 8), bytes([100] * 8), 8, 4, "")).split("\n") == ["░" * 8, "░" * 8, "█" * 8, "█" * 8]
+    assert plain(band(bytes([40] * 8), bytes([40] * 8), 8, 2, "")).split("\n") == [" " * 8, "▆" * 8]
+    assert plain(band(bytes([5] * 8), bytes([40] * 8), 8, 1, "")) == "▃" * 8  # both end in one cell: the highest
+
+
+def test_a_graph_fills_its_width_whatever_its_steps_and_leaves_out_what_is_not_kept() -> None:
+    hole = bytes([NOT_REPORTED])
+    for width in (1, 7, 60, 333, 1000):
+        for count in (0, 1, 7, 288, 360):
+            values = (bytes([30]) + hole)[:count] + bytes([30]) * max(count - 2, 0)
+            text = plain(band(values, values, width, 3, ""))
+            assert [len(line) for line in text.split("\n")] == [width] * 3
+            assert bool(text.strip()) == bool(count)
+    assert stretched(bytes([10]) + hole + bytes([30, 20]), 2, min) == bytes([10, 20])
+    assert stretched(bytes([10]) + hole + bytes([30, 20]), 2, max) == bytes([10, 30])
+    assert stretched(hole * 4, 2, max) == hole * 2
+    assert stretched(bytes([1, 2]), 4, max) == bytes([1, 1, 2, 2])

@@ -14,9 +14,11 @@ from edge.fleet.entry import EntryId
 from edge.fleet.events import event_lines, lowest_line
 from edge.fleet.filters import TERM
 from edge.fleet.groups import is_head
-from edge.fleet.lens import Lens, Question, Ui
+from edge.fleet.lens import NO_JOURNAL, RANGES, Lens, Question, Ui
 from edge.fleet.metrics import METRICS, metric_after
 from edge.fleet.source import EVENTS_KEPT
+from edge.fleet.times import EXAMPLES as TIME_EXAMPLES
+from edge.fleet.times import Unreadable, parse_time
 from edge.fleet.users import SORTED_BY as USERS_SORTED_BY
 from edge.fleet.users import sort_after
 from edge.keyboard import PASTE
@@ -24,6 +26,8 @@ from edge.panels import WHEEL_LINES, Reach, scrolled
 from edge.text import visible
 
 MAX_FILTER = 120  # characters
+STEP_SECONDS = {"[": -10, "]": 10, "{": -600, "}": 600}
+SPEEDS = (0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60, 300, 600, 3600)
 
 
 class Place(enum.Enum):
@@ -35,6 +39,7 @@ class Place(enum.Enum):
     EVENTS = "events"
     USERS = "users"
     FILTER = "filter"  # it is being typed
+    TIME = "time"  # the same, of the time to go to
     HELP = "help"
     JOIN = "join"  # how a box joins
     QUIT = "quit"  # the question is asked
@@ -67,8 +72,9 @@ class Footer(NamedTuple):
     """What the footer says of a key."""
 
     rank: int  # the smaller the further to the left; what does not fit is left out at the right
-    does: Callable[[Ui], str]
+    does: Callable[[Ui], str]  # nothing where it need not be said
     short_label: str = ""  # where the binding's own is too long
+    is_of_past: bool = False  # there it comes first
 
 
 class Binding(NamedTuple):
@@ -143,8 +149,81 @@ def next_metric(turn: Turn) -> Ui:
 
 
 def freeze(turn: Turn) -> Ui:
-    """The picture stands still, or goes on."""
-    return turn.ui._replace(frozen=not turn.ui.frozen)
+    """The picture stands still, or goes on: the past, too, which is played then."""
+    ui, lens = turn.ui, turn.lens
+    if ui.at is None:
+        return ui._replace(frozen=not ui.frozen)
+    return ui._replace(at=lens.position(ui), playing_since=lens.clock() if ui.playing_since is None else None)
+
+
+def play_at(turn: Turn) -> Ui:
+    """The past, faster or slower."""
+    ui, lens = turn.ui, turn.lens
+    if ui.at is None:
+        return ui._replace(said="only the past is played faster or slower: [ steps back, Space plays it from there")
+    others = [speed for speed in SPEEDS if (speed > ui.speed if turn.key == "+" else speed < ui.speed)]
+    return go(turn, lens.position(ui))._replace(speed=(others or [ui.speed])[0 if turn.key == "+" else -1])
+
+
+def go(turn: Turn, at: float) -> Ui:
+    """To a moment of the past; what is played goes on from there, and what was frozen is left."""
+    ui, lens = turn.ui, turn.lens
+    playing_since = None if ui.playing_since is None else lens.clock()
+    at = min(at, lens.today()) if lens.has_now else at
+    return ui._replace(at=at, playing_since=playing_since, frozen=False, last_event=None)
+
+
+def step(turn: Turn) -> Ui:
+    """Back or forth in time. Back is always to another moment, however far the one before it is."""
+    ui, lens, seconds = turn.ui, turn.lens, STEP_SECONDS[turn.key]
+    if not lens.past:
+        return ui._replace(said=NO_JOURNAL)
+    if seconds > 0 and ui.at is None and not ui.frozen:
+        return ui._replace(said="this is now: [ steps back")
+    at = lens.position(ui) + seconds
+    if seconds < 0 and ui.at is not None and lens.visit and lens.going_to is None:
+        at = min(at, lens.visit.moment.wall() - 0.001)
+    return go(turn, at)
+
+
+def ask_for_time(turn: Turn) -> Ui:
+    """To go to."""
+    return turn.ui._replace(time="") if turn.lens.past else turn.ui._replace(said=NO_JOURNAL)
+
+
+def go_to_time(turn: Turn) -> Ui:
+    """That was typed; one that can't be read stays, with what is wrong with it."""
+    ui, now = turn.ui, turn.lens.today()
+    try:
+        at = parse_time(ui.time or "", now)
+    except Unreadable as error:
+        return ui._replace(said=str(error))
+    ui = ui._replace(time=None)
+    return to_now(ui) if at >= now and turn.lens.has_now else go(turn._replace(ui=ui), at)
+
+
+def to_now(ui: Ui) -> Ui:
+    """From the past, or from a picture that is frozen."""
+    return ui._replace(at=None, playing_since=None, frozen=False, last_event=None)
+
+
+def now_or(action: Callable[[Turn], Ui]) -> Callable[[Turn], Ui]:
+    """What a key does, but in the past: there it first leads to now, if there is one."""
+    return lambda turn: to_now(turn.ui) if turn.ui.at is not None and turn.lens.has_now else action(turn)
+
+
+def join(turn: Turn) -> Ui:
+    """How a box joins, where one can."""
+    if not turn.lens.has_now:
+        return turn.ui._replace(said="this is a recording: no box can join it")
+    return turn.ui._replace(join=True, scroll=0)
+
+
+def next_range(turn: Turn) -> Ui:
+    """Of a page's graphs."""
+    if not turn.lens.past:
+        return turn.ui._replace(said=NO_JOURNAL)
+    return turn.ui._replace(graph=(turn.ui.graph + 1) % len(RANGES))
 
 
 def move(turn: Turn) -> Ui:
@@ -198,6 +277,8 @@ def forget(turn: Turn) -> Ui:
     ui, _, lens, _ = turn
     if not ui.selected or lens.place(ui.selected) is None:
         return ui
+    if ui.at is not None:
+        return ui._replace(said="nothing can be forgotten in the past")
     if not lens.forget(ui.selected.node_id):
         return ui._replace(said=f"{ui.selected.node_id} stays: it is neither lost nor left")
     there = turn._replace(ui=ui._replace(page=ui.selected.node_id), room=Room(1, 1))
@@ -215,6 +296,8 @@ def forget_all(turn: Turn) -> Ui:
 
 def ask_to_forget(turn: Turn) -> Ui:
     """All that are lost or left, of those that the filter matches."""
+    if turn.ui.at is not None:
+        return turn.ui._replace(said="nothing can be forgotten in the past")
     node_ids = turn.lens.forgettable()
     return turn.ui._replace(question=Question(Place.FORGET.value, node_ids)) if node_ids else turn.ui
 
@@ -272,12 +355,16 @@ def leave_events(turn: Turn) -> Ui:
 
 
 def filter_of(ui: Ui) -> str:
-    """The filter of what is shown: the events', or the table's and the grid's."""
+    """The filter of what is shown: the events', or the table's and the grid's. While a time is typed: that."""
+    if ui.time is not None:
+        return ui.time
     return ui.event_filter if ui.events else ui.filter
 
 
 def with_filter(ui: Ui, text: str) -> Ui:
     """Another one; the event view then follows its newest."""
+    if ui.time is not None:
+        return ui._replace(time=text)
     return ui._replace(event_filter=text, last_event=None) if ui.events else ui._replace(filter=text)
 
 
@@ -307,6 +394,7 @@ def drop_filter(turn: Turn) -> Ui:
 
 LISTS = (Place.TABLE, Place.GRID)
 VIEWS = (*LISTS, Place.PAGE, Place.EVENTS, Place.USERS)
+TYPED = (Place.FILTER, Place.TIME)
 WHEEL = ("wheel up", "wheel down")
 LINES = ("up", "down")
 PAGES = ("page up", "page down")
@@ -315,6 +403,7 @@ MOVES = (*LINES, *PAGES, *ENDS, *WHEEL)
 PAGE_HELP = "a node's page, and back; Esc clears the filter"  # keys with the same words share a line of the help
 BACK_HELP = "back"
 FORGET_HELP = "forget a lost or left node; all that the filter shows"
+FREEZE_HELP = "freeze the picture; play the past"
 SORT_HELP = "sort by the next column; turn it round"
 EXAMPLES = ("state:lost,late", *(metric.example for metric in METRICS), "mem>10GiB", "cpu>90", "gpus>=4", "age>2m", "user:ada")
 FILTER_HELP = (
@@ -325,6 +414,24 @@ FILTER_HELP = (
 USER_FILTER_HELP = "filter: the same as the table's: users of the nodes that it matches"
 EVENT_FILTER_HELP = "filter: words match kind, node and text\nkind:lost,late -kind:joined Node-7|Node-8"
 
+
+def freeze_word(ui: Ui) -> str:
+    """What `p` does then."""
+    if ui.at is not None:
+        return "play" if ui.playing_since is None else "stop"
+    return "go on" if ui.frozen else "freeze"
+
+
+def past_word(ui: Ui) -> str:
+    """What `[` does then."""
+    return "past" if ui.at is None else "10 s back"
+
+
+def speed_word(ui: Ui) -> str:
+    """How fast the past is played."""
+    return f"{ui.speed:g}×" if ui.at is not None and (ui.playing_since is not None or ui.speed != 1) else ""
+
+
 BINDINGS = (
     Binding(MOVES, (Place.TABLE,), move, "↑↓ PgUp End …", "move", Footer(2, say("move"), "↑↓")),
     Binding((*MOVES, "left", "right"), (Place.GRID,), move, "↑↓←→ PgUp End…", "move", Footer(2, say("move"), "↑↓")),
@@ -334,9 +441,9 @@ BINDINGS = (
     Binding(MOVES, (Place.USERS,), move_user, "↑↓ PgUp End …", "move", Footer(2, say("move"), "↑↓")),
     Binding(("enter",), LISTS, open_page, "Enter", PAGE_HELP, Footer(3, say("page"))),
     Binding(("enter",), (Place.USERS,), nodes_of_user, "Enter", "the nodes where this user holds a GPU", Footer(3, say("nodes"))),
-    Binding(("escape",), LISTS, clear_filter, "Esc", PAGE_HELP),
-    Binding(("escape",), (Place.PAGE,), change(page="", scroll=0), "Esc", BACK_HELP),
-    Binding(("escape",), (Place.EVENTS,), leave_events, "Esc", "clears the filter; back"),
+    Binding(("escape",), LISTS, now_or(clear_filter), "Esc", PAGE_HELP),
+    Binding(("escape",), (Place.PAGE,), now_or(change(page="", scroll=0)), "Esc", BACK_HELP),
+    Binding(("escape",), (Place.EVENTS,), now_or(leave_events), "Esc", "clears the filter; back"),
     Binding(("s",), (Place.TABLE,), sort_by_next, "s", SORT_HELP, Footer(5, lambda ui: f"sort: {ui.sort}")),
     Binding(("s",), (Place.GRID,), next_metric, "s", "the next metric", Footer(5, lambda ui: f"metric: {ui.metric}")),
     Binding(("s",), (Place.USERS,), sort_users, "s", SORT_HELP, Footer(5, lambda ui: f"sort: {ui.users_sort}")),
@@ -359,15 +466,25 @@ BINDINGS = (
     Binding(("u",), LISTS, change(users=True, scroll=0), "u", "users: who holds which GPUs", Footer(8, say("users"))),
     Binding(("u",), (Place.USERS,), change(users=False, scroll=0), "u", BACK_HELP),
     Binding(("q",), (Place.USERS,), change(users=False, scroll=0), "q", BACK_HELP, Footer(0, say("back"))),
-    Binding(("escape",), (Place.USERS,), change(users=False, scroll=0), "Esc", BACK_HELP),
+    Binding(("escape",), (Place.USERS,), now_or(change(users=False, scroll=0)), "Esc", BACK_HELP),
     Binding(("e",), LISTS, change(events=True, last_event=None), "e", "all events", Footer(8, say("events"))),
     Binding(("e",), (Place.PAGE,), change(events=True, last_event=None, scroll=0), "e", "all events", Footer(8, say("events"))),
     Binding(("e",), (Place.EVENTS,), change(events=False), "e", BACK_HELP),
-    Binding(("p",), VIEWS, freeze, "p", "freeze the picture", Footer(9, lambda ui: "go on" if ui.frozen else "freeze")),
+    Binding(("p", " "), VIEWS, freeze, "p Space", FREEZE_HELP, Footer(9, freeze_word, "p", is_of_past=True)),
+    Binding(
+        tuple(STEP_SECONDS), VIEWS, step,
+        "[ ] { }", "back in time and forth: 10 s; 10 min; Esc is now", Footer(12, past_word, "[", is_of_past=True),
+    ),
+    Binding(("t",), VIEWS, ask_for_time, "t", f"go to a time: {TIME_EXAMPLES}", Footer(13, say("time"), is_of_past=True)),
+    Binding(("+", "-"), VIEWS, play_at, "+ -", "play the past faster, slower", Footer(10, speed_word, is_of_past=True)),
+    Binding(
+        ("h",), (Place.PAGE,), next_range,
+        "h", "graphs over 2 minutes, 1 hour, 24 hours, 7 days", Footer(6, lambda ui: f"graphs: {RANGES[ui.graph].name}"),
+    ),
     Binding(("f",), LISTS, forget, "f", FORGET_HELP, Footer(10, say("forget"))),
     Binding(("f",), (Place.PAGE,), forget, "f", "forget it, when it is lost or left"),
     Binding(("F",), LISTS, ask_to_forget, "F", FORGET_HELP),
-    Binding(("j",), VIEWS, change(join=True, scroll=0), "j", "how a box joins", Footer(12, say("join"))),
+    Binding(("j",), VIEWS, join, "j", "how a box joins", Footer(12, say("join"))),
     Binding(("?",), LISTS, change(help=True), "?", footer=Footer(1, say("help"))),
     Binding(("?",), (Place.PAGE, Place.EVENTS, Place.USERS), change(help=True, scroll=0), "?", footer=Footer(11, say("help"))),
     Binding(("q",), LISTS, ask_to_quit, "q", "quit", Footer(0, say("quit"))),
@@ -375,9 +492,11 @@ BINDINGS = (
     Binding(("q",), (Place.EVENTS,), change(events=False), "q", BACK_HELP, Footer(0, say("back"))),
     Binding(("enter",), (Place.FILTER,), change(typing=False), "Enter", footer=Footer(0, say("keeps it"))),
     Binding(("escape",), (Place.FILTER,), drop_filter, "Esc", footer=Footer(1, say("clears it"))),
-    Binding(("backspace",), (Place.FILTER,), take_back, "Backspace", footer=Footer(2, say("takes a letter back"))),
-    Binding(("ctrl-u",), (Place.FILTER,), clear_filter, "Ctrl-U", footer=Footer(3, say("takes all back"))),
-    Binding((ANY,), (Place.FILTER,), type_text, "letters"),
+    Binding(("enter",), (Place.TIME,), go_to_time, "Enter", footer=Footer(0, say("goes"))),
+    Binding(("escape",), (Place.TIME,), change(time=None), "Esc", footer=Footer(1, say("stays"))),
+    Binding(("backspace",), TYPED, take_back, "Backspace", footer=Footer(2, say("takes a letter back"))),
+    Binding(("ctrl-u",), TYPED, clear_filter, "Ctrl-U", footer=Footer(3, say("takes all back"))),
+    Binding((ANY,), TYPED, type_text, "letters"),
     Binding(MOVES, (Place.HELP, Place.JOIN), scroll_or_close, "↑↓ PgUp End …"),
     Binding((ANY,), (Place.HELP, Place.JOIN), close, "any key", footer=Footer(0, say("goes back"))),
     Binding(("q", "y"), (Place.QUIT,), change(closed=True), "q or y", footer=Footer(0, say("ends the server"))),
@@ -393,6 +512,8 @@ def place_of(ui: Ui) -> Place:
     """Where the next key is pressed."""
     if ui.question:
         return Place(ui.question.about)
+    if ui.time is not None:
+        return Place.TIME
     return Place.FILTER if ui.typing else Place.HELP if ui.help else Place.JOIN if ui.join else behind_help(ui)
 
 
@@ -407,7 +528,7 @@ def press(ui: Ui, key: str, lens: Lens, room: Room) -> Ui:
     """The Ui after a key; the lens has followed it. What is pasted is text where text is typed, and nothing elsewhere."""
     place = place_of(ui)
     binding = HERE.get((place, key)) or HERE.get((place, ANY))
-    if binding and (place is Place.FILTER or not key.startswith(PASTE)):
+    if binding and (place in TYPED or not key.startswith(PASTE)):
         ui = binding.action(Turn(ui._replace(said=""), key, lens, room))
         lens.refresh(ui)
     return ui
@@ -415,7 +536,8 @@ def press(ui: Ui, key: str, lens: Lens, room: Room) -> Ui:
 
 def follow(ui: Ui, lens: Lens, room: Room) -> Ui:
     """The Ui with its selection on the screen: the selection stays on its node when rows move."""
-    if ui.page and lens.rows([ui.page]) == [None]:  # forgotten
+    ui = follow_time(ui, lens)
+    if ui.page and ui.at is None and lens.rows([ui.page]) == [None]:  # forgotten; one that was not there then, may be soon
         ui = ui._replace(page="", scroll=0)
     ui = ui._replace(scroll=min(ui.scroll, room.reach.most))
     names = [user.name for user in lens.users]
@@ -430,6 +552,23 @@ def follow(ui: Ui, lens: Lens, room: Room) -> Ui:
             first -= 1  # with what it belongs to
     first = max(min(first, len(lens.order) - room.entries + room.per_line - 1), 0)
     return ui._replace(first=first - first % room.per_line)
+
+
+def follow_time(ui: Ui, lens: Lens) -> Ui:
+    """The Ui within what is kept, and with what there is to say of it."""
+    if news := lens.news():
+        ui = ui._replace(said=news)
+    if lens.refusal and ui.graph:
+        ui = ui._replace(said=lens.refusal, graph=0)
+    visit = lens.visit
+    if lens.is_refused and (lens.has_now or visit):  # back to where one was
+        return ui._replace(at=visit.moment.wall() if visit else None, playing_since=None)
+    if ui.at is None or not visit:
+        return ui
+    if ui.playing_since is None:
+        return ui if lens.going_to is not None else ui._replace(at=min(max(ui.at, visit.first), visit.last))
+    is_over = visit.moment.wall() >= visit.last < lens.position(ui)
+    return ui._replace(at=visit.last, playing_since=None) if is_over else ui
 
 
 def bindings_in(place: Place) -> list[Binding]:
@@ -452,6 +591,6 @@ def help_lines(place: Place) -> list[tuple[str, str]]:
 
 def footer_of(ui: Ui, place: Place) -> list[tuple[str, str]]:
     """The keys that a footer names, and what they do."""
-    named = [(binding.footer, binding.label) for binding in bindings_in(place) if binding.footer]
-    named.sort(key=lambda pair: pair[0].rank)
+    named = [(binding.footer, binding.label) for binding in bindings_in(place) if binding.footer and binding.footer.does(ui)]
+    named.sort(key=lambda pair: (ui.at is None or not pair[0].is_of_past, pair[0].rank))
     return [(footer.short_label or label, footer.does(ui)) for footer, label in named]

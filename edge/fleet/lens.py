@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -15,14 +16,30 @@ from edge.fleet.entry import Entry, EntryId, ids_of, make_entries, name_of
 from edge.fleet.filters import asks_for_processes, parse_filter
 from edge.fleet.groups import grouped, is_head
 from edge.fleet.intake import device_vitals
+from edge.fleet.lookup import PATIENCE_SECONDS, Answered, Lookup
 from edge.fleet.metrics import METRICS
 from edge.fleet.row import Row, State, hanging_seconds, state_of
-from edge.fleet.source import Frozen, Past, Source, Wants
+from edge.fleet.source import Frozen, Moment, Past, Readings, Source, Wants
+from edge.fleet.times import show_time
 from edge.fleet.users import SORT_BY_GPUS, User, Users, sorted_users
 from edge.history import WHOLE_NODE
 
 MAX_OPEN = 256  # nodes whose details are asked for
-SINCE_SECONDS = 1.0  # from one look at what happens behind a frozen picture to the next
+SINCE_SECONDS = 1.0  # from one look at what happens behind a picture that stands still to the next
+LOOKS_PER_SECOND = 2.0  # into a past that is played
+NO_JOURNAL = "nothing is kept of this fleet: it has no journal"
+
+
+class Range(NamedTuple):
+    """A time that the graphs of a page show."""
+
+    name: str
+    seconds: int
+    steps: int
+    refresh_seconds: int  # from one look to the next, while it goes on
+
+
+RANGES = (Range("2m", 120, 120, 10), Range("1h", 3600, 360, 10), Range("24h", 86400, 288, 60), Range("7d", 604800, 336, 60))
 
 
 class Question(NamedTuple):
@@ -45,6 +62,11 @@ class Ui(NamedTuple):
     grid: bool = False
     metric: str = METRICS[0].name  # what colours the grid
     frozen: bool = False
+    at: float | None = None  # the moment of the past that is looked at, by the wall clock; None: now
+    playing_since: float | None = None  # by the lens' own clock: it goes on from there; None: it stands still
+    speed: float = 1.0  # of that
+    time: str | None = None  # the time to go to, while it is typed
+    graph: int = 0  # which of RANGES the graphs of a page show
     help: bool = False
     join: bool = False  # how a box joins
     page: str = ""  # the node whose page is open
@@ -60,6 +82,14 @@ class Ui(NamedTuple):
     question: Question | None = None
     said: str = ""  # what the last key could not do, until the next one
     closed: bool = False  # the user has left
+
+
+class Visit(NamedTuple):
+    """A moment of the past, and what is kept before and after it."""
+
+    moment: Source
+    first: float  # moment that is kept, by the wall clock
+    last: float
 
 
 class Totals(NamedTuple):
@@ -123,9 +153,11 @@ class Lens:
     tenth of the time; a frame costs only the rows that it shows.
     """
 
-    def __init__(self, source: Source, past: Past | None = None) -> None:
-        """`past`: what is kept of that fleet, where anything is."""
+    def __init__(self, source: Source | None, past: Past | None = None, patience_seconds: float = PATIENCE_SECONDS) -> None:
+        """`source`: the fleet now; None where there is no now, in a recording. `past`: what is kept of that fleet, where anything
+        is; a key waits so long for it at most."""
         self.past = past
+        self.has_now = source is not None
         self.order: list[EntryId] = []  # where there are groups, with the line of each
         self.groups: list[tuple[str, Totals]] = []  # the label's value, and what has it
         self.totals = Totals()  # of what the filter matches
@@ -136,9 +168,19 @@ class Lens:
         self.shown: Sequence[str] = ()  # the nodes that the last frame shows
         self.longest_name = 0  # in cells, whatever the filter matches
         self.users: list[User] = []  # of what the filter matches, in their order, while they are looked at
-        self.since: list[tuple[str, int]] = []  # what has happened behind a frozen picture
-        self._live = source
-        self._source = source
+        self.since: list[tuple[str, int]] = []  # what has happened now, behind a picture that stands still
+        self._live = source or Nothing()
+        self._source = self._live
+        self._left: Frozen | None = None  # now, as it was when it was left for a picture that stands still
+        self._visits = Lookup(self._visit, patience_seconds)
+        self._graphs = Lookup(self._read_graph, patience_seconds)
+        self.visit: Visit | None = None  # the moment of the past that is shown
+        self.going_to: float | None = None  # the one that is fetched, where it is another one
+        self._news = ""  # what the last visit could not do, until it is told
+        self._told: Answered[float, Visit] | None = None
+        self.readings: tuple[Range, Readings] | None = None  # of the page's graphs; None: those that the row has
+        self.refusal = ""  # why there are none
+        self._graph_of: tuple[str, int] | None = None  # page and range
         self._shape: tuple[object, ...] = ()  # what the order by name depends on
         self._by_name: list[EntryId] = []
         self._places: dict[EntryId, int] = {}
@@ -150,17 +192,13 @@ class Lens:
 
     def refresh(self, ui: Ui) -> None:
         """Follow the Ui and the time: called after each key and before each frame, and cheap when nothing is due."""
-        if ui.frozen != isinstance(self._source, Frozen):
-            self._source, self.since = Frozen(self._live) if ui.frozen else self._live, []
-            self._since_due = self._live.clock() + SINCE_SECONDS
-        if isinstance(self._source, Frozen) and self._live.clock() >= self._since_due:
-            self.since = self._source.since()
-            self._since_due = self._live.clock() + SINCE_SECONDS
+        self._look_at(ui)
         if (wants := self._wanted_for(ui)) != self._wants:
             self._wants = wants
             self._live.want(wants)
         self.now, self.wall = self._source.clock(), self._source.wall()
-        asked = (ui.sort, ui.descending, ui.filter, ui.by_gpu, ui.frozen)
+        self._look_up_graph(ui)
+        asked = (ui.sort, ui.descending, ui.filter, ui.by_gpu, self._source)
         asked_more = (ui.group, ui.grid, ui.users, ui.users_sort, ui.users_descending)
         if (asked, asked_more) != self._asked or self.now >= self._due:
             self._asked = asked, asked_more
@@ -174,6 +212,108 @@ class Lens:
         shown = [ui.page] * bool(ui.page) + list(self.shown) * ui.by_gpu
         processes = ui.users or asks_for_processes(ui.filter)
         return Wants(frozenset(shown[:MAX_OPEN]), details=ui.by_gpu or ui.users, processes=processes)
+
+    # ---- Now, a picture that is frozen, or the past ----
+
+    def _look_at(self, ui: Ui) -> None:
+        """Choose what is shown. What happens now is counted behind all that stands still."""
+        if ui.at is None and not ui.frozen:
+            self._source, self._left, self.since = self._live, None, []
+        elif self.has_now and not self._left:
+            self._left, self._since_due = Frozen(self._live), self._live.clock() + SINCE_SECONDS
+        if self._left and self._live.clock() >= self._since_due:
+            self.since = self._left.since()
+            self._since_due = self._live.clock() + SINCE_SECONDS
+        if ui.at is not None:
+            self._travel(ui, ui.at)
+        elif self._told or self.going_to is not None:
+            self._visits.drop()
+            self.visit = self.going_to = self._told = None
+        if ui.at is None and ui.frozen and self._left:
+            self._source = self._left
+
+    def _travel(self, ui: Ui, at: float) -> None:
+        """To the moment of the past, as soon as it is there."""
+        if ui.playing_since is not None:  # in steps: looking at each costs something
+            step_seconds = max(1.0, ui.speed / LOOKS_PER_SECOND)
+            at += (self.position(ui) - at) // step_seconds * step_seconds
+        told = self._visits.ask(at, is_patient=ui.playing_since is None)
+        self.going_to = None if told and told.question == at else at
+        if told and told is not self._told:
+            self._news = self._news_of(told)
+            self._told = told
+            if told.answer:
+                self.visit = told.answer
+                self._source = told.answer.moment
+
+    def _news_of(self, told: Answered[float, Visit]) -> str:
+        """What a visit could not do: it is at the last moment before the one that was asked for, if any is kept."""
+        before, visit = self._told, told.answer
+        if not visit:
+            return told.refusal
+        wall = visit.moment.wall()
+        if wall > told.question:
+            return f"nothing is kept before {show_time(wall)}"
+        is_forth = before and before.answer and before.question < told.question
+        if is_forth and told.question > visit.last:
+            return f"nothing is kept after {show_time(visit.last)}" + " yet: Esc is now" * self.has_now
+        return ""
+
+    def news(self) -> str:
+        """What the last visit could not do, told once."""
+        news, self._news = self._news, ""
+        return news
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether the moment that is asked for can't be had."""
+        return self._told is not None and self._told.answer is None and self.going_to is None
+
+    def _visit(self, at: float) -> Visit:
+        """In the lookup's thread. Raises NoPast."""
+        assert self.past
+        moment = self.past.moment(at)
+        first, last = self.past.span()  # after it: a moment that is kept meanwhile is the last one
+        return Visit(moment, first, last)
+
+    def position(self, ui: Ui) -> float:
+        """The moment that is asked for, by the wall clock: while the past is played, it goes on."""
+        if ui.at is None:
+            return self.wall
+        return ui.at if ui.playing_since is None else ui.at + (self.clock() - ui.playing_since) * ui.speed
+
+    def clock(self) -> float:
+        """That the past is played by, in seconds: it goes on, whatever is shown."""
+        return self._live.clock()
+
+    def today(self) -> float:
+        """What "ago" counts from, in seconds by the wall clock: now; in a recording its end, as far as it is known."""
+        return self._live.wall() if self.has_now or not self.visit else self.visit.last
+
+    # ---- The graphs of a page ----
+
+    def _look_up_graph(self, ui: Ui) -> None:
+        """Of the range that is asked for. A row has its last two minutes itself, as long as it is now."""
+        wanted = RANGES[ui.graph]
+        if not ui.page or not self.past or (ui.at is None and not ui.graph):
+            self.readings, self.refusal, self._graph_of = None, "", None
+            return
+        end = self.wall if ui.at is not None else self.wall // wanted.refresh_seconds * wanted.refresh_seconds
+        is_new = self._graph_of != (ui.page, ui.graph)
+        self._graph_of = ui.page, ui.graph
+        told = self._graphs.ask((ui.page, end, ui.graph), is_patient=is_new and ui.playing_since is None)
+        if told and (told.question[0], told.question[2]) == (ui.page, ui.graph):
+            self.readings, self.refusal = (wanted, told.answer) if told.answer else None, told.refusal
+        else:
+            self.readings, self.refusal = None, ""
+
+    def _read_graph(self, question: tuple[str, float, int]) -> Readings:
+        """In the lookup's thread. Raises NoPast."""
+        assert self.past
+        node_id, end, number = question
+        return self.past.graph(node_id, end, RANGES[number].seconds, RANGES[number].steps)
+
+    # ---- What is shown of it ----
 
     def place(self, entry_id: EntryId | None) -> int | None:
         """Where an entry stands in the order."""
@@ -260,3 +400,16 @@ def sorted_ids(entries: Iterable[Entry], ui: Ui) -> list[EntryId]:
     present = [pair for pair in valued if pair[1] is not None]
     present.sort(key=lambda pair: pair[1], reverse=ui.descending)
     return [entry_id for entry_id, _ in present] + [entry_id for entry_id, value in valued if value is None]
+
+
+class Nothing(Moment):
+    """Where there is no now: a fleet without a node, whose clock goes on."""
+
+    def __init__(self) -> None:
+        super().__init__(0.0, 0.0, (), ())
+
+    def clock(self) -> float:
+        return time.monotonic()
+
+    def wall(self) -> float:
+        return time.time()

@@ -33,10 +33,12 @@ from edge.fleet.events import draw_events, event_lines, lowest_line, newest_line
 from edge.fleet.groups import head_of, is_head
 from edge.fleet.joining import Joining, Step, details, named, steps, token_command
 from edge.fleet.keys import Place, Room, behind_help, filter_of, footer_of, help_lines, place_of
-from edge.fleet.lens import Lens, Totals, Ui
+from edge.fleet.lens import Lens, Range, Totals, Ui
 from edge.fleet.metrics import METRIC_NAMED, METRICS
 from edge.fleet.row import Row, State, hanging_seconds, reason_of, state_of
-from edge.fleet.source import EVENTS_KEPT
+from edge.fleet.source import EVENTS_KEPT, Readings
+from edge.fleet.times import EXAMPLES as TIME_EXAMPLES
+from edge.fleet.times import show_time
 from edge.fleet.users import User, draw_users, shown_name
 from edge.fleet.users import lay_out as lay_out_users
 from edge.panels import Reach, Subject, node_panels, reach_of
@@ -50,10 +52,13 @@ STATE_HELP = {
     State.LOST: f"no heartbeat for {LOST_SECONDS:g} s or {LOST_INTERVALS} intervals, whichever is longer",
     State.LEFT: "it said goodbye",
 }
+GAP_SECONDS = 30.0  # without a moment: the past has a hole there
 HEADER_LINES, FOOTER_LINES = 2, 1
 KEYS_CELLS = 15  # of the help
 GLYPHS = {f"{glyph} " for glyph, _ in STATE_STYLES.values()}
+CHANGE_GLYPHS = {state.value.lower(): glyph for state, (glyph, _) in STATE_STYLES.items()} | {"joined": "+"}
 NOTHING_MATCHES: list[Line] = [[], [("Nothing matches the filter: Esc clears it.", "")]]
+NOBODY_THEN: list[Line] = [[], [("No node was here then.", "")]]
 GRID_CELLS = (26, 9, 2, 1)  # widths of a cell: with name and value, with its value, apart, side by side: the widest that fits all
 GRID_NAME_CELLS = 15  # of the widest
 GRID_STYLES = ("blue", "blue", "cyan", "cyan", "green", "green", "yellow", "bold red")
@@ -65,6 +70,17 @@ class About(NamedTuple):
     listening: str  # where nodes report to
     joining: Joining
     is_here: bool = True  # this program is the server: it ends when the screen is left
+
+
+class Then(NamedTuple):
+    """Of the past, what its header says."""
+
+    wall: float  # the moment that is shown
+    ago_seconds: float
+    going_to: float | None  # the moment that is waited for
+    is_there: bool  # whether any moment of the past is shown yet
+    has_now: bool  # else it is a recording
+    gap_until: float | None  # the moment that was asked for, where nothing was kept for long before it
 
 
 class View(NamedTuple):
@@ -85,6 +101,8 @@ class View(NamedTuple):
     users: Sequence[User]  # of what the filter matches
     since: Sequence[tuple[str, int]]  # what has happened behind a frozen picture
     page: Row | None
+    readings: tuple[Range, Readings] | None  # of its graphs, where these are not what the row has
+    then: Then | None  # where a moment of the past is shown, or asked for
     now: float  # by the registry's clock
     wall: float
     about: About
@@ -114,11 +132,24 @@ def look(lens: Lens, ui: Ui, about: About, width: int, height: int) -> View:
         users=lens.users,
         since=lens.since,
         page=lens.rows([ui.page])[0] if ui.page else None,
+        readings=lens.readings,
+        then=then_of(lens, ui),
         now=lens.now,
         wall=lens.wall,
         about=about,
         events=lens.events(EVENTS_KEPT),
     )
+
+
+def then_of(lens: Lens, ui: Ui) -> Then | None:
+    """What a header says of the past that is looked at."""
+    if ui.at is None:
+        return None
+    asked = lens.position(ui)
+    ago_seconds = max(lens.today() - lens.wall, 0) if lens.has_now else max(time.time() - lens.wall, 0)
+    gap_until = asked if lens.visit and lens.wall < min(asked, lens.visit.last) - GAP_SECONDS else None
+    going_to = lens.going_to if ui.playing_since is None else None
+    return Then(lens.wall, ago_seconds, going_to, lens.visit is not None, lens.has_now, gap_until)
 
 
 def render(view: View, width: int, height: int) -> list[Line]:
@@ -135,9 +166,11 @@ def render(view: View, width: int, height: int) -> list[Line]:
     elif view.ui.users:
         body = user_view(view, width)
     elif view.page:
-        body = page_panels(view.page, view.now, width, room, view.ui.scroll)
+        body = page_panels(view.page, view.now, width, room, view.ui.scroll, view.readings)
+    elif view.ui.page:
+        body = [[], [(f" {fit_name(view.ui.page, max(width - 20, 16))} was not here then.", "bold")]]
     else:
-        panel = empty_panel if not view.known_nodes else grid_panel if view.ui.grid else table_panel
+        panel = empty_panel if not view.known_nodes and not view.then else grid_panel if view.ui.grid else table_panel
         body = [*panel(view, width), *event_panel(view.events, width, event_panel_height(height))]
     return [*fit_lines([*header(view, width), *body], width, height - 1), footer(view, width)]
 
@@ -163,7 +196,7 @@ def room_of(ui: Ui, lens: Lens, joining: Joining, width: int, height: int) -> Ro
     elif ui.users:
         reach = Reach(max(len(lens.users) - (view_lines - 3), 0), view_lines - 3)
     elif page := ui.page and lens.rows([ui.page])[0]:
-        reach = reach_of(subject_of(page), width, view_lines - len(page_head(page, lens.now, width, view_lines)))
+        reach = reach_of(subject_of(page, lens.readings), width, view_lines - len(page_head(page, lens.now, width, view_lines)))
     rooms = [Room(lines, max((width - 4) // cell, 1), reach) for cell in GRID_CELLS] if ui.grid else [Room(lines, 1, reach)]
     return next((room for room in rooms if room.entries >= len(lens.order)), rooms[-1])
 
@@ -190,8 +223,39 @@ def header(view: View, width: int) -> list[Line]:
     for state, (glyph, style) in STATE_STYLES.items():
         if number := view.totals.states.get(state):
             parts.append([(f"  {glyph} {number:,}" + f" {state.value.lower()}" * wide, style)])
+    if view.then:
+        return [past_line(view, view.then, width), fit_parts(totals_parts(view), width)]
     right = clock_span(view, width)
     return [[*fit_parts(parts, width - cells(right[0])), right], fit_parts(totals_parts(view), width)]
+
+
+def past_line(view: View, then: Then, width: int) -> Line:
+    """The whole line reversed, so that nobody takes it for now: which moment it is, how long ago, what happens meanwhile, and what
+    there was by state."""
+    ui, wide = view.ui, width >= 110
+    weekday = time.strftime("%a ", time.localtime(then.wall)) if wide else ""
+    moment = f"{weekday}{show_time(then.wall)[0 if width >= 50 else len('2026-') :]}"
+    parts = [" PAST " if then.has_now else " REPLAY "]
+    if not then.is_there:
+        parts += ["· this is still now " * then.has_now]
+    else:
+        parts += [f"{moment}, {show_seconds(then.ago_seconds)} ago "]
+    if then.going_to is not None:
+        parts += [f"· going to {show_time(then.going_to)} … "]
+    if view.since:
+        changes = [f"{number:,} {word if width >= 80 else CHANGE_GLYPHS[word]}" for word, number in view.since]
+        parts += [f"{'· ' * (width >= 80)}NOW {', '.join(changes if wide else changes[:1])} "]
+    if ui.playing_since is not None:
+        parts += [f"▶ {ui.speed:g}× "]
+    if then.gap_until is not None:
+        parts += [f"· nothing kept until {show_time(then.gap_until)} "]
+    parts += ["· Esc is now "] * then.has_now
+    parts += [
+        f"  {glyph} {number:,}" + f" {state.value.lower()}" * wide
+        for state, (glyph, _) in STATE_STYLES.items()
+        if (number := view.totals.states.get(state))
+    ]
+    return [(text, "bold reverse") for text, _ in fit_parts([[(part, "")] for part in parts], width)]
 
 
 def clock_span(view: View, width: int) -> Span:
@@ -211,7 +275,8 @@ def totals_parts(view: View) -> list[Line]:
     totals = view.totals
     parts: list[Line] = [[(" matching:", "bold yellow")]] * view.is_filtered
     if not totals.states.get(State.ONLINE):
-        return [*(parts or [[(f" listening on {view.about.listening}:", "")]]), [(" no node is online", "")]]
+        listening: list[Line] = [] if view.then else [[(f" listening on {view.about.listening}:", "")]]
+        return [*(parts or listening), [(f" no node {'was' if view.then else 'is'} online", "")]]
     return [*parts, *sums(totals)]
 
 
@@ -251,6 +316,10 @@ def footer(view: View, width: int) -> Line:
             typed = typed[1:]
         keys = ", ".join(f"{label} {does}" for label, does in named)
         return fit_line([(" /", "bold"), (typed, ""), ("█", ""), (f"  {keys}", "dim")], width)
+    if ui.time is not None and not ui.said:
+        hint = "" if ui.time else f" {TIME_EXAMPLES}"
+        keys = ", ".join(f"{label} {does}" for label, does in named)
+        return fit_line([(" go to the time ", "bold"), (ui.time, ""), ("█", ""), (hint, "dim"), (f"  {keys}", "dim")], width)
     if ui.question:
         count = len(ui.question.node_ids)
         nodes = f"{count:,} node{'s' * (count != 1)}"
@@ -279,7 +348,7 @@ def table_panel(view: View, width: int) -> list[Line]:
     for at, value, totals in view.groups:
         lines.insert(at + 1, group_line(view.ui.group, value, totals, width - 4))
     if not view.matching:
-        lines += NOTHING_MATCHES
+        lines += NOTHING_MATCHES if view.known_nodes else NOBODY_THEN
     return box(panel_title(view), lines + [[]] * (view.room.lines + 1 - len(lines)), width)
 
 
@@ -339,7 +408,7 @@ def grid_panel(view: View, width: int) -> list[Line]:
     shown = [grid_cell(entry, cell_width, view.ui) for entry in view.entries]
     lines = [list(itertools.chain(*shown[start : start + per_line])) for start in range(0, len(shown), per_line)]
     if not view.matching:
-        lines += NOTHING_MATCHES
+        lines += NOTHING_MATCHES if view.known_nodes else NOBODY_THEN
     return box(panel_title(view), [grid_legend(view, width), *lines, *[[]] * (lines_most - len(lines))], width)
 
 
@@ -443,17 +512,22 @@ def rule(title: str, width: int) -> Line:
 # ---- A node's page, the help, the events ----
 
 
-def page_panels(row: Row, now: float, width: int, room: int, scroll: int) -> list[Line]:
+def page_panels(
+    row: Row, now: float, width: int, room: int, scroll: int, readings: tuple[Range, Readings] | None = None
+) -> list[Line]:
     """A node's page: its session, and the panels of its own screen, so far scrolled; all grey when it is not online."""
     head = page_head(row, now, width, room)
-    panels = node_panels(subject_of(row), width, room - len(head), scroll)
+    panels = node_panels(subject_of(row, readings), width, room - len(head), scroll)
     if state_of(row, now) is not State.ONLINE or hanging_seconds(row, now) is not None:
         panels = [[(text, "dim") for text, _ in line] for line in panels]
     return [*head, *panels]
 
 
-def subject_of(row: Row) -> Subject:
-    """What the panels show."""
+def subject_of(row: Row, readings: tuple[Range, Readings] | None) -> Subject:
+    """What the panels show. `readings`: of its graphs, where these are not what the row has."""
+    if readings and readings[1].devices == len(row.capacities.devices):
+        span, (_, lowest, highest) = readings
+        return Subject(row.info, row.sample, row.processes, lowest, highest, span.name)
     return Subject(row.info, row.sample, row.processes, row.history)
 
 

@@ -9,10 +9,11 @@ import pytest
 
 import node_pb2 as pb
 from edge.fleet.entry import EntryId
-from edge.fleet.keys import ANY, BINDINGS, WHEEL, Binding, Place, change, footer_of, help_lines
+from edge.fleet.keys import ANY, BINDINGS, TYPED, WHEEL, Binding, Place, change, footer_of, help_lines
 from edge.fleet.lens import Ui
 from edge.keyboard import CONTROLS, FINAL_NAMES, NUMBER_NAMES, PASTE, Keyboard
 from tests.fixtures.examples import SECURE, example_registry, example_row
+from tests.fixtures.past import Course
 from tests.fixtures.screens import Screen, exact
 
 # ---- The selection ----
@@ -105,7 +106,7 @@ def test_the_filter_narrows_as_one_types_and_keys_are_text_then() -> None:
 def test_random_keys_never_break_the_screen() -> None:
     chance = random.Random(1)
     keys = [
-        *"sSgvpfFe?/qy0a>j",
+        *"sSgvpfFe?/qy0a>j[]{}t +-h2",
         f"{PASTE}q\nq",
         *WHEEL,
         "up",
@@ -121,7 +122,7 @@ def test_random_keys_never_break_the_screen() -> None:
         "backspace",
     ]
     for size in ((160, 45), (50, 15)):
-        screen = Screen(example_registry(40), *size)
+        screen = Screen(example_registry(28), *size, past=Course())
         for _ in range(400):
             frame = screen.press(chance.choice(keys)).frame()
             assert exact(frame, *size)
@@ -136,6 +137,7 @@ WAYS = {  # the keys that lead to each place, with an entry selected
     Place.USERS: ("down", "u"),
     Place.HELP: ("down", "?"),
     Place.JOIN: ("down", "j"),
+    Place.TIME: ("down", "t"),
     Place.QUIT: ("down", "q"),
     Place.FORGET: ("down", "F"),
 }
@@ -154,16 +156,18 @@ def bound(place: Place) -> list[Binding]:
     return [binding for binding in BINDINGS if place in binding.places]
 
 
-@pytest.mark.parametrize("place", [*EXPLAINED, Place.FILTER])
+@pytest.mark.parametrize("place", [*EXPLAINED, *TYPED])
 def test_a_key_without_a_binding_does_nothing(place: Place) -> None:
     keys = {key for binding in bound(place) for key in binding.keys}
     registry = example_registry()
     for key in set(ALL_KEYS) - keys:
-        screen = Screen(registry, 250).press(*WAYS[place])
+        screen = Screen(registry, 250, past=Course()).press(*WAYS[place])
         before = screen.ui
         after = screen.press(key).ui
         if place is Place.FILTER and len(key) == 1:
             assert after == before._replace(filter=key)
+        elif place is Place.TIME and len(key) == 1:
+            assert after == before._replace(time=key)
         else:
             assert after == before, key
 
@@ -199,9 +203,9 @@ def test_how_a_box_joins_is_scrolled_where_it_is_cut() -> None:
     assert screen.press("j").ui == Ui(EntryId("Node-1000"), page="Node-1000")
 
 
-@pytest.mark.parametrize("place", [*EXPLAINED, Place.FILTER])
+@pytest.mark.parametrize("place", [*EXPLAINED, *TYPED])
 def test_every_key_that_works_is_named_in_help_or_footer(place: Place) -> None:
-    screen = Screen(example_registry(), 250).press(*WAYS[place])
+    screen = Screen(example_registry(), 250, past=Course()).press(*WAYS[place])
     footer = screen.text().splitlines()[-1]
     named = {label for label, does in footer_of(screen.ui, place) if f"{label} {does}" in footer}
     assert len(named) == len(footer_of(screen.ui, place))  # none is cut off
@@ -269,7 +273,7 @@ def test_q_ends_at_once_where_no_node_is_online() -> None:
     assert "1 node reports here" in screen.text()
 
 
-@pytest.mark.parametrize("place", [place for place in Place if place is not Place.FILTER])
+@pytest.mark.parametrize("place", [place for place in Place if place not in TYPED])
 def test_what_is_pasted_is_never_taken_for_keys(place: Place) -> None:
     screen = Screen(example_registry()).press(*WAYS[place])
     before = screen.ui

@@ -24,6 +24,7 @@ from edge.hardware.screen import Link
 from edge.hardware.screen import View as NodeView
 from edge.hardware.screen import render as render_node
 from tests.fixtures.examples import OPEN, SECURE, WALL, example_registry, example_row, example_view, shared_registry
+from tests.fixtures.past import Course, now_of
 from tests.fixtures.processes import ROOT, Program, Terminal, eventually
 from tests.fixtures.screens import Screen, exact, frame_of
 from tests.fixtures.sessions import Stream, unary
@@ -54,6 +55,9 @@ SCREENS: dict[str, tuple[str, ...]] = {
     "events": ("e",),
     "question": ("q",),
     "join": ("j",),
+    "past": (*"t-90m", "enter"),
+    "past-page": ("down", *"t-90m", "enter", "enter", "h"),
+    "time": ("t", *"yes"),
 }
 SHARED: dict[str, tuple[str, ...]] = {  # of a fleet with labels and users
     "users": ("u", "down"),
@@ -67,7 +71,7 @@ SHARED: dict[str, tuple[str, ...]] = {  # of a fleet with labels and users
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("screen", SCREENS)
 def test_a_frame_has_exactly_its_size(screen: str, size: tuple[int, int]) -> None:
-    frame = Screen(example_registry(), *size).press(*SCREENS[screen]).frame()
+    frame = Screen(now_of(), *size, past=Course()).press(*SCREENS[screen]).frame()
     assert len(frame) == size[1]
     assert {sum(cells(text) for text, _ in line) for line in frame} <= {size[0]}
 
@@ -357,7 +361,8 @@ def golden_frames() -> dict[str, str]:
     frames = {}
     for width, height in SIZES[:3]:
         for name, keys in SCREENS.items():
-            frames[f"server-{name}-{width}x{height}.txt"] = Screen(example_registry(), width, height).press(*keys).text()
+            screen = Screen(now_of(), width, height, past=Course())
+            frames[f"server-{name}-{width}x{height}.txt"] = screen.press(*keys).text()
         for name, keys in SHARED.items():
             frames[f"server-{name}-{width}x{height}.txt"] = Screen(shared_registry(), width, height).press(*keys).text()
         for joining, name in ((OPEN, "open"), (SECURE, "secure")):
