@@ -513,8 +513,10 @@ class Network:
         await server.start()
         self._bound.set_result(bound)
         ticking = asyncio.create_task(self._tick(Crowd(connections)))
+        feeding = asyncio.create_task(self._service.feed.run())
         await self._stop.wait()
         ticking.cancel()
+        feeding.cancel()
         closing = asyncio.create_task(server.stop(GOODBYE_SECONDS / 2))  # no new connections from here on
         await self._service.close()
         await closing

@@ -26,6 +26,7 @@ LAYERS = (
     ("edge.fleet.row", "edge.fleet.listening", "edge.fleet.joining", "edge.fleet.certificates"),
     ("edge.fleet.intake", "edge.fleet.admission", "edge.fleet.tokens"),
     ("edge.fleet.entry", "edge.fleet.guard", "edge.fleet.source", "edge.fleet.wire"),
+    ("edge.fleet.watch",),
     ("edge.fleet.service",),
     ("edge.fleet.metrics",),
     ("edge.fleet.columns",),

@@ -21,7 +21,7 @@ def summary_of(vitals: Vitals) -> pb.Summary:
     partial = vitals.with_memory < vitals.devices
     return pb.Summary(
         utilization_permille=None if vitals.utilization is None else round(1000 * vitals.utilization),
-        memory_permille=None if vitals.memory is None else round(1000 * vitals.memory),
+        memory_permille=None if vitals.memory is None else most(1000 * vitals.memory),
         memory_used_bytes=vitals.memory_used_bytes,
         memory_total_bytes=vitals.memory_total_bytes if partial else 0,
         temperature_celsius=None if vitals.celsius is None else round(vitals.celsius),
@@ -115,8 +115,7 @@ def is_only_a_beat(before: Row, row: Row) -> bool:
         and row.sample_at is not None
         and (before.session is None, before.address, before.left, before.reason, before.token_id, before.interval_seconds)
         == (row.session is None, row.address, row.left, row.reason, row.token_id, row.interval_seconds)
-        and (before.round_trip_seconds, before.extremes, before.awaited_until)
-        == (row.round_trip_seconds, row.extremes, row.awaited_until)
+        and (before.extremes, before.awaited_until) == (row.extremes, row.awaited_until)
         and (old.errors, old.with_utilization, old.with_memory, old.with_power, old.hottest, old.memory_total_bytes)
         == (new.errors, new.with_utilization, new.with_memory, new.with_power, new.hottest, new.memory_total_bytes)
     )
@@ -131,15 +130,21 @@ def beats_of(pairs: Iterable[tuple[int, Row]], now: float) -> pb.Beats:
         heartbeat_age_milliseconds=[milliseconds(now - row.heartbeat_at) for row in rows],
         sample_lag_milliseconds=[milliseconds(row.heartbeat_at - (row.sample_at or 0)) for row in rows],
         utilization_permille=[0 if one.utilization is None else 1 + round(1000 * one.utilization) for one in vitals],
-        memory_permille=[0 if one.memory is None else 1 + round(1000 * one.memory) for one in vitals],
-        memory_used_mebibytes=[one.memory_used_bytes // MEBIBYTE for one in vitals],
+        memory_permille=[0 if one.memory is None else most(1000 * one.memory + 1) for one in vitals],
+        memory_used_mebibytes=[min(one.memory_used_bytes // MEBIBYTE, 2**32 - 1) for one in vitals],
         temperature_celsius=[0 if one.celsius is None else KELVIN + round(one.celsius) for one in vitals],
         power_milliwatts=[0 if one.milliwatts is None else 1 + one.milliwatts for one in vitals],
         cpu_percent=[0 if one.cpu_percent is None else 1 + one.cpu_percent for one in vitals],
         energy_joules=[0 if one.energy_joules is None else 1 + one.energy_joules for one in vitals],
+        round_trip_microseconds=[0 if row.round_trip_seconds is None else most(1e6 * row.round_trip_seconds + 1) for row in rows],
     )
 
 
 def milliseconds(seconds: float) -> int:
     """Of a time that is over, as far as a message can say it."""
-    return min(max(round(1000 * seconds), 0), 2**32 - 1)
+    return max(most(1000 * seconds), 0)
+
+
+def most(value: float) -> int:
+    """A number, rounded, as far as a message can say it: a node may report a memory of one byte, and a million times its use."""
+    return min(round(value), 2**32 - 1)
