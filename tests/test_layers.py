@@ -17,7 +17,7 @@ LAYERS = (
     ("edge.program", "edge.files", "edge.errors"),
     ("edge.protocol",),
     ("edge.history", "edge.event_log"),
-    ("edge.command_line", "edge.drawing"),
+    ("edge.command_line", "edge.drawing", "edge.summary", "edge.fleet.checks"),
     ("edge.terminal", "edge.panels", "edge.trust"),
     ("edge.hardware.base", "edge.hardware.export", "edge.hardware.screen", "edge.hardware.round_trips"),
     ("edge.hardware.identity", "edge.hardware.disks", "edge.hardware.network"),

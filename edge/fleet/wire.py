@@ -6,7 +6,8 @@ from collections.abc import Iterable
 
 import node_pb2 as pb
 from edge import history
-from edge.fleet.intake import capacities_of, check_info, labels_of, vitals_from
+from edge.fleet.checks import check_info
+from edge.fleet.intake import capacities_of, labels_of, vitals_from
 from edge.fleet.row import Row, Session, Vitals
 from edge.protocol import MAX_NODE_ID, MAX_TEXT, check_node_id
 from edge.text import visible
