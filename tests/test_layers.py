@@ -27,6 +27,7 @@ LAYERS = (
     ("edge.fleet.intake", "edge.fleet.admission", "edge.fleet.tokens"),
     ("edge.fleet.entry", "edge.fleet.guard", "edge.fleet.source", "edge.fleet.wire"),
     ("edge.fleet.watch",),
+    ("edge.fleet.recall",),
     ("edge.fleet.service",),
     ("edge.fleet.metrics",),
     ("edge.fleet.columns",),
