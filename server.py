@@ -24,6 +24,7 @@ import gc
 import logging
 import math
 import os
+import pathlib
 import random
 import signal
 import sys
@@ -46,7 +47,15 @@ from edge.fleet.intake import after, identify
 from edge.fleet.joining import Joining, own_addresses, told
 from edge.fleet.keys import follow, press
 from edge.fleet.lens import Lens, Ui
-from edge.fleet.listening import Crowd, default_endpoint, most_connections, too_few_files, why_not_bound
+from edge.fleet.listening import (
+    Crowd,
+    bind_socket,
+    default_endpoint,
+    most_connections,
+    socket_folders,
+    too_few_files,
+    why_not_bound,
+)
 from edge.fleet.options import parse_options
 from edge.fleet.row import End, Refused, Row, Session, State, hanging_seconds, reason_of, state_of
 from edge.fleet.screen import About, look, render, room_of
@@ -429,10 +438,13 @@ class Network:
         listen: Sequence[Endpoint] | None,
         first_message_seconds: float = FIRST_MESSAGE_SECONDS,
         guard: Guard | None = None,
+        past: Past | None = None,
+        socket_folder: pathlib.Path | None = None,
     ) -> None:
-        """Without a guard it listens in plain text, to whoever comes."""
+        """Without a guard it listens in plain text, to whoever comes. `socket_folder`: for this machine's own user's socket."""
         self._registry = registry
-        self._service = Service(registry, first_message_seconds, guard)
+        self._service = Service(registry, first_message_seconds, guard, past)
+        self._socket_folder = socket_folder
         self._guard = guard
         if guard:
             registry.is_over = guard.tokens.why_over
@@ -474,6 +486,9 @@ class Network:
         if self._guard:
             server.add_generic_rpc_handlers([self._service.other_handlers()])
         bound = [self._bind(server, endpoint) for endpoint in self._listen or (default_endpoint(),)]
+        self._service.feed.addresses = own_addresses(bound)
+        if self._socket_folder and (warning := bind_socket(server.add_insecure_port, self._socket_folder, bound[0].port)):
+            self._registry.complain("warning", "server", warning)
         await server.start()
         self._bound.set_result(bound)
         ticking = asyncio.create_task(self._tick(Crowd(connections)))
@@ -588,7 +603,7 @@ def run(options: argparse.Namespace, make_registry: Callable[..., Registry] = Re
     gc.set_threshold(10_000, 50, 10_000)
     registry = make_registry(options.interval, options.max_nodes)
     guard = Guard(options.state, options.tls_cert, options.tls_key, options.client_ca) if options.secure else None
-    network = Network(registry, options.listen, guard=guard)
+    network = Network(registry, options.listen, guard=guard, socket_folder=next(socket_folders(options.state)))
     if options.debug:
         logging.basicConfig(level=logging.ERROR)
     logging.getLogger().addHandler(ErrorEvents(registry))

@@ -28,6 +28,7 @@ LAYERS = (
     ("edge.fleet.entry", "edge.fleet.guard", "edge.fleet.source"),
     ("edge.fleet.wire",),
     ("edge.fleet.watch", "edge.fleet.mirror"),
+    ("edge.fleet.recall",),
     ("edge.fleet.service",),
     ("edge.fleet.metrics",),
     ("edge.fleet.columns",),

@@ -21,9 +21,11 @@ from edge.fleet.certificates import Client
 from edge.fleet.guard import Guard
 from edge.fleet.intake import heartbeat_of
 from edge.fleet.listening import peer_address
+from edge.fleet.recall import Recall, is_of_the_past
 from edge.fleet.row import GOING_AWAY, End, Refused, Session
+from edge.fleet.source import Past
 from edge.fleet.watch import Feed, Fleet, Viewer
-from edge.protocol import GOODBYE_SECONDS, HEALTH, MAX_NODE_ID, MAX_OPEN_NODES, MAX_WATCH_BYTES
+from edge.protocol import GOODBYE_SECONDS, HEALTH, MAX_NODE_ID, MAX_OPEN_NODES, MAX_VIEWERS, MAX_VIEWERS_ELSEWHERE, MAX_WATCH_BYTES
 
 UNARY_PER_SECOND, UNARY_OF_ONE = 3000, 2500  # heartbeats without a stream that are answered: of all, and of one network
 TOO_MANY_UNARY = f"over {UNARY_OF_ONE} unary heartbeats a second of one network, or {UNARY_PER_SECOND} of all: use StreamHeartbeats"
@@ -33,6 +35,8 @@ LOCAL_PEER = "unix:"  # by a socket in a folder that is this user's alone
 ONLY_LOOKING = End("this socket is for looking: nodes report to an address", grpc.StatusCode.PERMISSION_DENIED)
 NOT_FROM_AFAR = End("nodes are forgotten on the server's own machine alone", grpc.StatusCode.PERMISSION_DENIED)
 WATCHES_PER_SECOND, WATCHES_OF_ONE = 40, 20  # that begin: of all, and of one network
+PAST_SECONDS = 60.0  # that an answer of the past may take, with all its messages
+TOO_SLOW = End(f"the answer took more than {PAST_SECONDS:g} s", grpc.StatusCode.DEADLINE_EXCEEDED)
 REQUEST_SECONDS = 0.05  # from one message of a viewer that is read to the next
 MAX_WAITING = 800  # calls whose first message has not come, 26 KiB each: of a fleet that comes back some hundreds are on the way
 
@@ -65,11 +69,16 @@ class Others(grpc.GenericRpcHandler):
 class Service(node_pb2_grpc.NodeServiceServicer):
     """The calls of node.proto. All take bytes: what is too much is refused before it is parsed, or even read."""
 
-    def __init__(self, registry: Sessions, first_message_seconds: float, guard: Guard | None = None) -> None:
-        """Without a guard whoever comes may report."""
+    def __init__(
+        self, registry: Sessions, first_message_seconds: float, guard: Guard | None = None, past: Past | None = None
+    ) -> None:
+        """Without a guard whoever comes may report, and look; without a past, none is told."""
         self._registry = registry
         self._guard = guard
-        self.feed = Feed(registry)
+        self._recall = Recall(past, registry.clock)
+        self._recalling: set[int] = set()  # calls that ask for the past
+        self.feed = Feed(registry, self._recall.status)
+        self.feed.is_secure = guard is not None
         self._let_in_by: dict[str, set[int]] = {}  # calls by number, of each token's id
         self._certified: dict[int, Client] = {}  # calls by number, and the certificate that lets each in
         self._unary = RateLimit(1, UNARY_PER_SECOND, UNARY_OF_ONE)
@@ -221,30 +230,49 @@ class Service(node_pb2_grpc.NodeServiceServicer):
                 self._guard.visitors.leave(context.peer())
 
     async def _show(self, context: Any, stream: int, _token_id: str) -> None:
-        """Until the viewer goes. One that half-closes looks on, and asks for nothing more."""
+        """Until the viewer goes, or has what it asked of the past."""
         peer = context.peer()
         address, is_local = peer_address(peer), peer.startswith(LOCAL_PEER)
         try:
             if not is_local and not self._watches.takes(network_of(address), self._registry.clock()):
                 raise Refused("too many come to look, in this second", grpc.StatusCode.RESOURCE_EXHAUSTED)
             first = watch_request_of(await self._first_bytes(context, stream, address))
-            viewer = self.feed.join(first, is_local)
-            writer = asyncio.create_task(self.feed.follow(viewer, functools.partial(self._send, context, stream)))
-            writer.add_done_callback(functools.partial(self._cease, stream))
-            try:
-                self._forget(viewer, first)
-                while (raw := await context.read()) is not grpc.aio.EOF:
-                    request = watch_request_of(raw)
-                    self._forget(viewer, request)
-                    viewer.want(request)
-                    await asyncio.sleep(REQUEST_SECONDS)
-                await writer
-            finally:
-                self.feed.leave(viewer)
-                writer.cancel()
+            if is_of_the_past(first):
+                await self._tell_past(context, stream, first, is_local)
+            else:
+                await self._tell(context, stream, first, is_local)
         except Refused as error:
             self._log_refusal("", address, error)
             raise
+
+    async def _tell_past(self, context: Any, stream: int, request: pb.WatchRequest, is_local: bool) -> None:
+        if len(self._recalling) >= (MAX_VIEWERS if is_local else MAX_VIEWERS_ELSEWHERE):
+            raise Refused("too many ask for the past: try again", grpc.StatusCode.RESOURCE_EXHAUSTED)
+        self._recalling.add(stream)
+        limit = asyncio.get_running_loop().call_later(PAST_SECONDS, self._end_stream, stream, TOO_SLOW)
+        try:
+            async for message in self._recall.answer(request, self.feed.epoch):
+                await self._send(context, stream, message)
+        finally:
+            limit.cancel()
+            self._recalling.discard(stream)
+
+    async def _tell(self, context: Any, stream: int, first: pb.WatchRequest, is_local: bool) -> None:
+        """Until the viewer goes. One that half-closes looks on, and asks for nothing more."""
+        viewer = self.feed.join(first, is_local)
+        writer = asyncio.create_task(self.feed.follow(viewer, functools.partial(self._send, context, stream)))
+        writer.add_done_callback(functools.partial(self._cease, stream))
+        try:
+            self._forget(viewer, first)
+            while (raw := await context.read()) is not grpc.aio.EOF:
+                request = watch_request_of(raw)
+                self._forget(viewer, request)
+                viewer.want(request)
+                await asyncio.sleep(REQUEST_SECONDS)
+            await writer
+        finally:
+            self.feed.leave(viewer)
+            writer.cancel()
 
     def _forget(self, viewer: Viewer, request: pb.WatchRequest) -> None:
         if request.forget and not viewer.is_local:
@@ -315,7 +343,7 @@ class Service(node_pb2_grpc.NodeServiceServicer):
 
     def calls(self) -> int:
         """How many are under way, without those who look."""
-        return len(self._streams) - self.feed.viewers()
+        return len(self._streams) - self.feed.viewers() - len(self._recalling)
 
     def tick(self) -> None:
         """Follow the tokens and certificates as they are now: called once in a second or so."""

@@ -15,7 +15,7 @@ import collections
 import logging
 import secrets
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import grpc
 
@@ -36,6 +36,7 @@ NODES_A_SLICE = 1000  # that are compared at once: heartbeats come in between
 NODES_A_MESSAGE = 500
 MESSAGE_BYTES = 2**20  # or so, of nodes in a message
 MILLISECONDS = 1000
+M = TypeVar("M", pb.NodeRow, pb.NodeDetails)
 
 
 class Fleet(Protocol):
@@ -106,8 +107,11 @@ class Viewer:
 class Feed:
     """The versions of a fleet, for all who look. In the network thread alone."""
 
-    def __init__(self, fleet: Fleet) -> None:
-        self._fleet = fleet
+    def __init__(self, fleet: Fleet, past_status: Callable[[], pb.ServerStatus]) -> None:
+        """`past_status`: what there is of the past."""
+        self._fleet, self._past_status = fleet, past_status
+        self.is_secure = False
+        self.addresses: Sequence[str] = ()  # that nodes report to
         self._viewers: set[Viewer] = set()
         self._publishing = asyncio.Lock()
         self._left_at = fleet.clock()  # when the last viewer left
@@ -218,13 +222,21 @@ class Feed:
         status = self._status(viewer)
         if (told := status.SerializeToString(deterministic=True)) != viewer.status:
             viewer.status = told
-            yield self._update(version=viewer.version, server=status)
+            yield self._update(self._fleet.clock(), version=viewer.version, server=status)
         if viewer.version != self.version:
             yield from self._changes(viewer)
         yield from self._details(viewer)
 
     def _status(self, viewer: Viewer) -> pb.ServerStatus:
-        return pb.ServerStatus(version=VERSION, may_forget=viewer.is_local, journal="; ".join(self._fleet.notices()))
+        status = pb.ServerStatus(
+            version=VERSION,
+            is_secure=self.is_secure,
+            may_forget=viewer.is_local,
+            journal="; ".join(self._fleet.notices()),
+            addresses=self.addresses,
+        )
+        status.MergeFrom(self._past_status())
+        return status
 
     def _changes(self, viewer: Viewer) -> Iterator[bytes]:
         """The fleet whole, or what changed since the version of a viewer; then it has this one. What is much comes in pieces, and
@@ -232,7 +244,7 @@ class Feed:
         base = known = viewer.version
         if not self._remembers(base):
             base = known = self.version
-            yield self._update(is_snapshot=True, events=messages_of(self._events(0, base)))
+            yield self._update(self._fleet.clock(), is_snapshot=True, events=messages_of(self._events(0, base)))
             yield from self._rows(0)
         elif sum(seen.whole_at > base for seen in self._slots if seen) > NODES_A_MESSAGE:
             known = self.version
@@ -250,9 +262,13 @@ class Feed:
 
     def _rows(self, base: int) -> Iterator[bytes]:
         """The nodes of which more than readings have changed since a version."""
-        waiting: Iterator[Seen] = (seen for seen in self._slots_as_they_are() if seen.whole_at > base)
-        while rows := self._some(waiting, base):
-            yield self._update(rows=rows)
+        waiting = (seen for seen in self._slots_as_they_are() if seen.whole_at > base)
+        while True:
+            now = self._fleet.clock()
+            rows = piece_of(seen.message(base, now) for seen in waiting)
+            if not rows:
+                return
+            yield self._update(now, rows=rows)
 
     def _slots_as_they_are(self) -> Iterator[Seen]:
         number = 0
@@ -260,14 +276,6 @@ class Feed:
             if seen := self._slots[number]:
                 yield seen
             number += 1
-
-    def _some(self, waiting: Iterator[Seen], base: int) -> list[pb.NodeRow]:
-        rows: list[pb.NodeRow] = []
-        now, size = self._fleet.clock(), 0
-        while len(rows) < NODES_A_MESSAGE and size < MESSAGE_BYTES and (seen := next(waiting, None)):
-            rows.append(seen.message(base, now))
-            size += rows[-1].ByteSize()
-        return rows
 
     def _sum(self, base: int, known: int) -> bytes:
         """What changed since version `base`; of nodes that were sent whole since, up to version `known`, their readings alone."""
@@ -278,6 +286,7 @@ class Feed:
             beats = [(seen.number, seen.row) for seen in changed if seen.whole_at <= known and seen.row.sample_at is not None]
             versions = [self._versions[at - self.version - 1] for at in range(base + 1, self.version + 1)]
             total = self._shared[base, known] = self._update(
+                now,
                 version=self.version,
                 rows=[seen.message(known, now) for seen in changed if seen.whole_at > known],
                 beats=beats_of(beats, now) if beats else None,
@@ -293,32 +302,18 @@ class Feed:
             return self._fleet.log.newest(EVENTS_KEPT, end)
         return self._fleet.log.since(self._versions[base - self.version - 1].events, end)[1][-EVENTS_KEPT:]
 
-    def _update(self, **parts: object) -> bytes:
-        """A message, as of now."""
-        update = pb.WatchUpdate(
-            epoch=self.epoch,
-            clock_milliseconds=int(MILLISECONDS * self._fleet.clock()),
-            unix_milliseconds=round(MILLISECONDS * self._fleet.wall()),
-            **parts,  # type: ignore[arg-type]
-        )
-        packed: bytes = update.SerializeToString()
-        return packed
+    def _update(self, now: float, **parts: Any) -> bytes:
+        return update_of(self.epoch, now, self._fleet.wall(), **parts)
 
     # ---- What it alone is told ----
 
     def _details(self, viewer: Viewer) -> Iterator[bytes]:
         """What it has asked for, and its clock."""
         waiting = self._wanted(viewer)
-        while True:
-            details: list[pb.NodeDetails] = []
-            size = 0
-            while len(details) < NODES_A_MESSAGE and size < MESSAGE_BYTES and (one := next(waiting, None)):
-                details.append(one)
-                size += one.ByteSize()
-            if not details and not viewer.echo_milliseconds:
-                return
+        while (details := piece_of(waiting)) or viewer.echo_milliseconds:
             echo, viewer.echo_milliseconds = viewer.echo_milliseconds, 0
-            yield self._update(version=viewer.version, details=details, echoed_clock_milliseconds=echo)
+            parts = {"details": details, "echoed_clock_milliseconds": echo}
+            yield self._update(self._fleet.clock(), version=viewer.version, **parts)
 
     def _wanted(self, viewer: Viewer) -> Iterator[pb.NodeDetails]:
         """What has changed since the last time, of the nodes that the viewer knows by now."""
@@ -339,6 +334,23 @@ class Feed:
             if opened and opened.new_at <= viewer.version and (told is None or told[0] is not opened or told[1] is not opened.row):
                 viewer.open[node_id] = opened, opened.row
                 yield details_of(opened, told[1] if told and told[0] is opened else None)
+
+
+def update_of(epoch: int, now: float, wall: float, **parts: Any) -> bytes:
+    """A message. `now`: when it was made, by the server's clock; nothing in it may be older than that says."""
+    clock, unix = int(MILLISECONDS * now), round(MILLISECONDS * wall)
+    packed: bytes = pb.WatchUpdate(epoch=epoch, clock_milliseconds=clock, unix_milliseconds=unix, **parts).SerializeToString()
+    return packed
+
+
+def piece_of(messages: Iterator[M]) -> list[M]:
+    """The next of these, as many as are sent at once."""
+    taken: list[M] = []
+    size = 0
+    while len(taken) < NODES_A_MESSAGE and size < MESSAGE_BYTES and (one := next(messages, None)) is not None:
+        taken.append(one)
+        size += one.ByteSize()
+    return taken
 
 
 def details_of(seen: Seen, before: Row | None) -> pb.NodeDetails:
