@@ -41,6 +41,7 @@ import node_pb2 as pb
 from edge.command_line import Endpoint, target_of
 from edge.event_log import Event, EventLog, Follower
 from edge.fleet.admission import PLENTY, Lines, Memory, Places, network_of
+from edge.fleet.attach import attach
 from edge.fleet.export import snapshot_json
 from edge.fleet.guard import Guard
 from edge.fleet.intake import after, identify
@@ -543,7 +544,7 @@ def show_screen(
     options: argparse.Namespace,
 ) -> None:
     """The main thread with a terminal: twelve frames a second, more while keys are pressed; only changed lines are sent."""
-    ui, lens = Ui(), Lens(source, past)
+    ui, lens = Ui(), Lens(source, past, about().is_here)
     frame_due = drawn = 0.0
     with Screen(inputs, options.no_color) as screen:
         while not inputs.received and is_alive():
@@ -596,8 +597,33 @@ def print_events(events: Follower) -> None:
         put(f"{time_stamp(event.time)} {event.kind} {event.node_id}: {event.text}")
 
 
+def look_elsewhere(options: argparse.Namespace) -> int:
+    """The program with --attach: the same screen, of other servers. Raises Failure."""
+    screen = is_screen() and not options.headless and not options.json
+    with Inputs(keyboard=screen) as inputs, attach(options) as attached:
+        names = ", ".join(link.name for link in attached.links)
+
+        def about() -> About:
+            return About(names, attached.joining(), is_here=False)
+
+        try:
+            if screen:
+                show_screen(attached, attached, attached.is_alive, inputs, about, options)
+            else:
+                attached.want(Wants(details=options.json))
+                while options.json and not attached.is_known() and not inputs.received and attached.is_alive():
+                    inputs.wait(PRINT_SECONDS)  # a fleet that is not known yet is not an empty one
+                first = [f"{time_stamp(time.time())} looking at {names}"]
+                run_headless(attached, attached.log.follow(), attached.is_alive, inputs, first, options.json)
+        except OutputClosed as closed:
+            inputs.take(closed)
+    return inputs.exit_code()
+
+
 def run(options: argparse.Namespace, make_registry: Callable[..., Registry] = Registry) -> int:
     """The program after its command line. Raises Failure."""
+    if options.attach is not None:
+        return look_elsewhere(options)
     screen = is_screen() and not options.headless and not options.json
     # gRPC leaves a cycle with each call. A pass over the objects of ten thousand nodes takes half a second, and finds nothing else.
     gc.set_threshold(10_000, 50, 10_000)

@@ -29,7 +29,7 @@ LAYERS = (
     ("edge.fleet.wire",),
     ("edge.fleet.watch", "edge.fleet.mirror"),
     ("edge.fleet.recall",),
-    ("edge.fleet.service",),
+    ("edge.fleet.service", "edge.fleet.attach"),
     ("edge.fleet.metrics",),
     ("edge.fleet.columns",),
     ("edge.fleet.filters",),

@@ -35,7 +35,7 @@ from edge.fleet.joining import Joining, Step, details, named, steps, token_comma
 from edge.fleet.keys import Place, Room, behind_help, filter_of, footer_of, help_lines, place_of
 from edge.fleet.lens import Lens, Totals, Ui
 from edge.fleet.metrics import METRIC_NAMED, METRICS
-from edge.fleet.row import Row, State, hanging_seconds, reason_of, state_of
+from edge.fleet.row import Row, State, hanging_seconds, is_outdated, reason_of, state_of
 from edge.fleet.source import EVENTS_KEPT
 from edge.panels import Reach, Subject, node_panels, reach_of
 from edge.protocol import LATE_INTERVALS, LOST_INTERVALS, LOST_SECONDS
@@ -83,6 +83,7 @@ class View(NamedTuple):
     wall: float
     about: About
     events: Sequence[Event]
+    notices: Sequence[str] = ()  # what is wrong with where all this comes from
 
 
 def look(lens: Lens, ui: Ui, about: About, width: int, height: int) -> View:
@@ -106,6 +107,7 @@ def look(lens: Lens, ui: Ui, about: About, width: int, height: int) -> View:
         wall=lens.wall,
         about=about,
         events=lens.events(EVENTS_KEPT),
+        notices=lens.notices(),
     )
 
 
@@ -175,7 +177,19 @@ def header(view: View, width: int) -> list[Line]:
         if number := view.totals.states.get(state):
             parts.append([(f"  {glyph} {number:,}" + f" {state.value.lower()}" * wide, style)])
     right = clock_span(view, width)
-    return [[*fit_parts(parts, width - cells(right[0])), right], fit_parts(totals_parts(view), width)]
+    totals = fit_parts([*notice_parts(view, width), *totals_parts(view)], width)
+    return [[*fit_parts(parts, width - cells(right[0])), right], totals]
+
+
+def notice_parts(view: View, width: int) -> list[Line]:
+    """What is wrong, before the totals: several sentences where there is room, else how many there are more."""
+    if not view.notices:
+        return []
+    first, *more = view.notices
+    rest = f" (and {len(more)} more)" if more else ""
+    if cells(" · ".join(view.notices)) + 2 <= width // 2:
+        first, rest = " · ".join(view.notices), ""
+    return [[(f" {fit(first, min(cells(first), width - cells(rest) - 2))}{rest} ", "bold yellow")]]
 
 
 def clock_span(view: View, width: int) -> Span:
@@ -195,7 +209,8 @@ def totals_parts(view: View) -> list[Line]:
     totals = view.totals
     parts: list[Line] = [[(" matching:", "bold yellow")]] * view.is_filtered
     if not totals.states.get(State.ONLINE):
-        return [*(parts or [[(f" listening on {view.about.listening}:", "")]]), [(" no node is online", "")]]
+        where = f" {'listening on' if view.about.is_here else 'looking at'} {view.about.listening}:"
+        return [*(parts or [[(where, "")]]), [(" no node is online", "")]]
     parts.append([(f" {totals.gpus:,} GPU{'s' * (totals.gpus != 1)}", "")])
     parts.append([(f" · utilization {show_percent(totals.utilization)}", "")])
     if totals.hottest:
@@ -411,7 +426,7 @@ def page_panels(row: Row, now: float, width: int, room: int, scroll: int) -> lis
     """A node's page: its session, and the panels of its own screen, so far scrolled; all grey when it is not online."""
     head = page_head(row, now, width, room)
     panels = node_panels(subject_of(row), width, room - len(head), scroll)
-    if state_of(row, now) is not State.ONLINE or hanging_seconds(row, now) is not None:
+    if state_of(row, now) is not State.ONLINE or hanging_seconds(row, now) is not None or is_outdated(row, now):
         panels = [[(text, "dim") for text, _ in line] for line in panels]
     return [*head, *panels]
 
@@ -439,7 +454,7 @@ def page_facts(row: Row, now: float, width: int) -> list[Line]:
     info = row.info
     trip = "" if row.round_trip_seconds is None else f"round trip {row.round_trip_seconds * 1000:.1f} ms"
     facts = [
-        f"from {row.address}",
+        f"from {row.address}" + f" at {row.server}" * bool(row.server),
         f"token {row.token_id}" if row.token_id else "",
         f"agent {visible(info.agent_version)}" if info.agent_version.strip() else "",
         f"heartbeat {show_seconds(now - row.heartbeat_at)} ago",

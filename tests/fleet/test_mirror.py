@@ -36,7 +36,7 @@ class Looking:
         self.registry.wall = lambda: 1_800_000_000.0 + self.server_clock.now
         self.log = EventLog(EVENTS_KEPT)
         self.mirror = Mirror(self.log, name, self.clock, lambda: 5.0)
-        self.feed = Feed(self.registry)
+        self.feed = Feed(self.registry, pb.ServerStatus)
         self.begin()
 
     def begin(self, **wants: Any) -> None:
