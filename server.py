@@ -25,6 +25,7 @@ import gc
 import logging
 import math
 import os
+import pathlib
 import random
 import signal
 import sys
@@ -41,6 +42,7 @@ import node_pb2 as pb
 from edge.command_line import Endpoint, target_of
 from edge.event_log import Event, EventLog, Follower
 from edge.fleet.admission import PLENTY, Lines, Memory, Places, network_of
+from edge.fleet.attach import attach
 from edge.fleet.export import snapshot_json
 from edge.fleet.extremes import new_extremes
 from edge.fleet.guard import Guard
@@ -49,7 +51,15 @@ from edge.fleet.joining import Joining, own_addresses, told
 from edge.fleet.journal import Journal, journal_in, recording_to, restored
 from edge.fleet.keys import follow, press
 from edge.fleet.lens import Lens, Ui
-from edge.fleet.listening import Crowd, default_endpoint, most_connections, too_few_files, why_not_bound
+from edge.fleet.listening import (
+    Crowd,
+    bind_socket,
+    default_endpoint,
+    most_connections,
+    socket_folders,
+    too_few_files,
+    why_not_bound,
+)
 from edge.fleet.options import parse_options
 from edge.fleet.replay import opened
 from edge.fleet.row import End, Refused, Row, Session, State, hanging_seconds, reason_of, state_of
@@ -449,10 +459,13 @@ class Network:
         listen: Sequence[Endpoint] | None,
         first_message_seconds: float = FIRST_MESSAGE_SECONDS,
         guard: Guard | None = None,
+        past: Past | None = None,
+        socket_folder: pathlib.Path | None = None,
     ) -> None:
-        """Without a guard it listens in plain text, to whoever comes."""
+        """Without a guard it listens in plain text, to whoever comes. `socket_folder`: for this machine's own user's socket."""
         self._registry = registry
-        self._service = Service(registry, first_message_seconds, guard)
+        self._service = Service(registry, first_message_seconds, guard, past)
+        self._socket_folder = socket_folder
         self._guard = guard
         if guard:
             registry.is_over = guard.tokens.why_over
@@ -494,11 +507,16 @@ class Network:
         if self._guard:
             server.add_generic_rpc_handlers([self._service.other_handlers()])
         bound = [self._bind(server, endpoint) for endpoint in self._listen or (default_endpoint(),)]
+        self._service.feed.addresses = own_addresses(bound)
+        if self._socket_folder and (warning := bind_socket(server.add_insecure_port, self._socket_folder, bound[0].port)):
+            self._registry.complain("warning", "server", warning)
         await server.start()
         self._bound.set_result(bound)
         ticking = asyncio.create_task(self._tick(Crowd(connections)))
+        feeding = asyncio.create_task(self._service.feed.run())
         await self._stop.wait()
         ticking.cancel()
+        feeding.cancel()
         closing = asyncio.create_task(server.stop(GOODBYE_SECONDS / 2))  # no new connections from here on
         await self._service.close()
         await closing
@@ -547,7 +565,7 @@ def show_screen(
     ui: Ui = Ui(),  # noqa: B008  # it never changes
 ) -> None:
     """The main thread with a terminal: twelve frames a second, more while keys are pressed; only changed lines are sent."""
-    lens = Lens(source, past)
+    lens = Lens(source, past, about().is_here)
     frame_due = drawn = 0.0
     with Screen(inputs, options.no_color) as screen:
         while not inputs.received and is_alive():
@@ -618,16 +636,41 @@ def keep(registry: Registry, options: argparse.Namespace, ending: contextlib.Exi
     return kept[0].past if kept else None
 
 
+def look_elsewhere(options: argparse.Namespace) -> int:
+    """The program with --attach: the same screen, of other servers. Raises Failure."""
+    screen = is_screen() and not options.headless and not options.json
+    with Inputs(keyboard=screen) as inputs, attach(options) as attached:
+        names = ", ".join(link.name for link in attached.links)
+
+        def about() -> About:
+            return About(names, attached.joining(), is_here=False)
+
+        try:
+            if screen:
+                show_screen(attached, attached, attached.is_alive, inputs, about, options)
+            else:
+                attached.want(Wants(details=options.json))
+                while options.json and not attached.is_known() and not inputs.received and attached.is_alive():
+                    inputs.wait(PRINT_SECONDS)  # a fleet that is not known yet is not an empty one
+                first = [f"{time_stamp(time.time())} looking at {names}"]
+                run_headless(attached, attached.log.follow(), attached.is_alive, inputs, first, options.json)
+        except OutputClosed as closed:
+            inputs.take(closed)
+    return inputs.exit_code()
+
+
 def run(options: argparse.Namespace, make_registry: Callable[..., Registry] = Registry) -> int:
     """The program after its command line. Raises Failure."""
     if options.replay:
         return run_replay(options)
+    if options.attach is not None:
+        return look_elsewhere(options)
     screen = is_screen() and not options.headless and not options.json
     # gRPC leaves a cycle with each call. A pass over the objects of ten thousand nodes takes half a second, and finds nothing else.
     gc.set_threshold(10_000, 50, 10_000)
     registry = make_registry(options.interval, options.max_nodes)
     guard = Guard(options.state, options.tls_cert, options.tls_key, options.client_ca) if options.secure else None
-    network = Network(registry, options.listen, guard=guard)
+    network = Network(registry, options.listen, guard=guard, socket_folder=next(socket_folders(options.state)))
     if options.debug:
         logging.basicConfig(level=logging.ERROR)
     logging.getLogger().addHandler(ErrorEvents(registry))

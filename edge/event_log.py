@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import heapq
 import itertools
+import math
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable
@@ -36,9 +37,13 @@ class EventLog:
 
     def add(self, kind: str, text: str, node_id: str = "") -> None:
         """Note what happens now."""
+        self.put(Event(self._wall(), kind, node_id, text))
+
+    def put(self, event: Event) -> None:
+        """Note what has happened elsewhere."""
         with self._lock:
-            room = self._rooms.setdefault(kind, collections.deque(maxlen=self._kept))
-            room.append((self._count, Event(self._wall(), kind, node_id, text)))
+            room = self._rooms.setdefault(event.kind, collections.deque(maxlen=self._kept))
+            room.append((self._count, event))
             self._count += 1
 
     def miss(self) -> None:
@@ -46,24 +51,25 @@ class EventLog:
         with self._lock:
             self._count += 1
 
-    def newest(self, count: int) -> list[Event]:
-        """The last `count` events, the newest last. What comes in masses leaves half of them to what does not."""
+    def newest(self, count: int, end: float = math.inf) -> list[Event]:
+        """The last `count` of the first `end` events, the newest last. What comes in masses leaves half to what does not."""
         with self._lock:
-            rare = self._last(count, (room for kind, room in self._rooms.items() if kind not in self._plenty))
-            plenty = self._last(count, (room for kind, room in self._rooms.items() if kind in self._plenty))
+            rare = self._last(count, end, (room for kind, room in self._rooms.items() if kind not in self._plenty))
+            plenty = self._last(count, end, (room for kind, room in self._rooms.items() if kind in self._plenty))
         least = min(len(rare), count // 2)
         rest = sorted([*rare[least:], *plenty], reverse=True)[: count - least]
         return [event for _, event in sorted([*rare[:least], *rest])]
 
     @staticmethod
-    def _last(count: int, rooms: Iterable[collections.deque[tuple[int, Event]]]) -> list[tuple[int, Event]]:
-        return list(itertools.islice(heapq.merge(*map(reversed, rooms), reverse=True), count))
+    def _last(count: int, end: float, rooms: Iterable[collections.deque[tuple[int, Event]]]) -> list[tuple[int, Event]]:
+        newest = heapq.merge(*map(reversed, rooms), reverse=True)
+        return list(itertools.islice((numbered for numbered in newest if numbered[0] < end), count))
 
-    def since(self, count: int) -> tuple[int, list[Event]]:
-        """The number of events so far, and those after the first `count`, as far as they are kept."""
+    def since(self, count: int, end: float = math.inf) -> tuple[int, list[Event]]:
+        """The number of events so far, and those after the first `count` of the first `end`, as far as they are kept."""
         with self._lock:
             rooms = [itertools.takewhile(lambda numbered: numbered[0] >= count, reversed(room)) for room in self._rooms.values()]
-            return self._count, [event for _, event in sorted(itertools.chain(*rooms))]
+            return self._count, [event for number, event in sorted(itertools.chain(*rooms)) if number < end]
 
     def follow(self) -> Follower:
         """A reader, from the first event that is kept."""

@@ -31,6 +31,11 @@ MAX_LABELS, MAX_LABEL_NAME, MAX_LABEL_VALUE = 16, 32, 64  # of a node; character
 MAX_CORES = 24  # bytes of a heartbeat: a host with more processors reports means of groups
 BACKLOG_SAMPLES = 300  # that a node keeps while no server acknowledges them
 MAX_STREAMS = 128  # of one connection: a node needs one, a proxy may carry many nodes
+MAX_VIEWERS, MAX_VIEWERS_ELSEWHERE = 16, 14  # that look at the fleet at once: in all, and not by this machine's own socket
+MAX_OPEN_NODES = 256  # whose details a viewer may ask for in one message
+MAX_WATCH_BYTES = 2**17  # of a viewer's message
+MAX_GRAPH_SECONDS, MAX_GRAPH_STEPS = 31 * 24 * 3600, 1000
+MAX_UPDATE_BYTES = 2**24  # from the server to a viewer; of nodes a megabyte comes at a time, and the rest is 22 bytes a node
 MAX_PENDING = 9000  # calls of each kind that wait their turn, 16 KiB each: of 10,000 in a second a tenth is served meanwhile
 
 # ---- Timings ----

@@ -26,6 +26,7 @@ STATE_STYLES = {
 }
 METER_CELLS = 8
 MAX_SPARKS = 60
+SERVER = "SERVER"  # the column that is there where rows are of several servers
 LONGER_NAMES = ("HARDWARE", "HOSTNAME", "NODE")  # get what is left over, in this order
 MIN_SPARKS = 6  # cells, its space counted, of a sparkline that is worth its room
 
@@ -73,6 +74,11 @@ def hostname_spans(entry: Entry, width: int, tail: int = 0) -> Line:
 def hostname_value(entry: Entry) -> Any:
     """None, which sorts last, where there is none."""
     return natural(entry.info.hostname) if entry.info.hostname else None
+
+
+def server_spans(entry: Entry, width: int) -> Line:
+    """The server that the node reports to."""
+    return [(fit_name(entry.row.server, width), "")]
 
 
 def hardware_value(entry: Entry) -> Any:
@@ -141,6 +147,7 @@ def metric_column(metric: Metric) -> TableColumn:
 TABLE = (
     TableColumn(Column("NODE", 16, 0), "name", lambda entry: natural_id(entry.id.node_id), name_spans),
     TableColumn(Column("HOSTNAME", 14, 4), "hostname", hostname_value, hostname_spans),
+    TableColumn(Column(SERVER, 14, 3), "server", lambda entry: natural(entry.row.server) or None, server_spans),
     TableColumn(
         Column("STATE", 12, 6), "state",
         lambda entry: -list(State).index(entry.state),
@@ -154,18 +161,24 @@ SORTED_BY = {column.sort: column for column in TABLE}
 SORT_BY_NAME = TABLE[0].sort  # kept while the fleet is the same: the usual order costs nothing
 
 
-def column_after(sort: str) -> TableColumn:
-    """The next one to sort by, round and round."""
-    sorts = list(SORTED_BY)
+def column_after(sort: str, has_servers: bool = False) -> TableColumn:
+    """The next one to sort by, round and round; by the server only where there are several."""
+    sorts = [column.sort for column in TABLE if has_servers or column.layout.title != SERVER or column.sort == sort]
     return SORTED_BY[sorts[(sorts.index(sort) + 1) % len(sorts)]]
 
 
 def lay_out(entries: Sequence[Entry], longest_name: int, width: int) -> list[TableColumn]:
     """The columns that fit, as wide as they get, for these entries. Names come before everything that is not yet there: up to a
     quarter of the width before another column, up to two fifths before meters and graphs."""
+    servers = max((cells(entry.row.server) for entry in entries), default=0)
     hostnames = max((cells(hostname_of(entry)) for entry in entries), default=0)
-    needs = {"NODE": longest_name + 2, "HOSTNAME": -(-hostnames // 4) * 4}  # by fours: it moves less while one scrolls
+    needs = {
+        "NODE": longest_name + 2,
+        "HOSTNAME": -(-hostnames // 4) * 4,
+        SERVER: servers,
+    }  # by fours: it moves less while one scrolls
     table = [widened(TABLE[0], max(TABLE[0].layout.width, min(needs["NODE"], width // 4))), *TABLE[1:]]
+    table = [column for column in table if servers or column.layout.title != SERVER]
     chosen = choose_columns([column.layout for column in table], width)
     columns = [column for column in table if column.layout in chosen]
     widths = widths_of(columns, width, needs)

@@ -22,6 +22,7 @@ def row_json(row: Row, now: float) -> dict[str, Any]:
     state, info = state_of(row, now), row.info
     return {
         "node_id": row.node_id,
+        **({"server": row.server} if row.server else {}),
         "hostname": info.hostname,
         "state": state.value,
         "reason": reason_of(row, state, now),

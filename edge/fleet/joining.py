@@ -39,6 +39,7 @@ class Joining(NamedTuple):
     needs_ca: bool = False  # the server's certificate is the user's own: a node needs --ca FILE
     needs_certificate: bool = False  # --client-ca: a node needs --tls-cert FILE --tls-key FILE --id NAME, and no token
     state_folder: str = ""  # --state, where it was given: another folder has other tokens
+    is_here: bool = True  # this program is the server: its tokens are at hand
 
 
 def steps(joining: Joining) -> list[Step]:
@@ -56,6 +57,8 @@ def steps(joining: Joining) -> list[Step]:
         found.append(Step("Or in a script:", f"EDGE_TOKEN={joining.node_token} {command}"))
     elif joining.needs_certificate:
         found.append(Step("NAME is one that stands in that certificate: the server takes no other."))
+    elif not joining.is_here:
+        found.append(Step("Its prompt wants a token, which that server's machine tells:", token_command(joining, "list")))
     else:
         found.append(Step("No node token is valid. Make one here:", token_command(joining, "new --role node")))
     return found
@@ -69,7 +72,7 @@ def details(joining: Joining) -> list[Step]:
     if joining.view_token:
         name = named(joining.view_token_name)
         found.append(Step(f"The view token{name} lets a person see the fleet, and report nothing:", joining.view_token))
-    if joining.is_secure:
+    if joining.is_secure and joining.is_here:
         found.append(Step("All tokens (new makes one more, revoke ends one):", token_command(joining, "list")))
     return found
 

@@ -16,7 +16,7 @@ from edge.fleet.filters import TERM
 from edge.fleet.groups import is_head
 from edge.fleet.lens import NO_JOURNAL, RANGES, Lens, Question, Ui
 from edge.fleet.metrics import METRICS, metric_after
-from edge.fleet.source import EVENTS_KEPT
+from edge.fleet.source import EVENTS_KEPT, MayNot
 from edge.fleet.times import EXAMPLES as TIME_EXAMPLES
 from edge.fleet.times import Unreadable, parse_time
 from edge.fleet.users import SORTED_BY as USERS_SORTED_BY
@@ -125,7 +125,7 @@ def open_page(turn: Turn) -> Ui:
 
 def sort_by_next(turn: Turn) -> Ui:
     """By the next column, its largest first where that is what one looks for."""
-    column = column_after(turn.ui.sort)
+    column = column_after(turn.ui.sort, turn.lens.has_servers)
     return turn.ui._replace(sort=column.sort, descending=column.largest_first)
 
 
@@ -279,8 +279,11 @@ def forget(turn: Turn) -> Ui:
         return ui
     if ui.at is not None:
         return ui._replace(said="nothing can be forgotten in the past")
-    if not lens.forget(ui.selected.node_id):
-        return ui._replace(said=f"{ui.selected.node_id} stays: it is neither lost nor left")
+    try:
+        if not lens.forget(ui.selected.node_id):
+            return ui._replace(said=f"{ui.selected.node_id} stays: it is neither lost nor left")
+    except MayNot as reason:
+        return ui._replace(said=str(reason))
     there = turn._replace(ui=ui._replace(page=ui.selected.node_id), room=Room(1, 1))
     moved = (move(there._replace(key=key)) for key in ("down", "up"))
     neighbour = next((other for other in moved if other.page != ui.selected.node_id), ui)
@@ -289,9 +292,13 @@ def forget(turn: Turn) -> Ui:
 
 def forget_all(turn: Turn) -> Ui:
     """The nodes that were counted for the question; one that has come back since stays."""
+    said = ""
     for node_id in turn.ui.question.node_ids if turn.ui.question else ():
-        turn.lens.forget(node_id)
-    return turn.ui._replace(question=None)
+        try:
+            turn.lens.forget(node_id)
+        except MayNot as reason:
+            said = str(reason)
+    return turn.ui._replace(question=None, said=said)
 
 
 def ask_to_forget(turn: Turn) -> Ui:

@@ -18,7 +18,7 @@ from edge.fleet.groups import grouped, is_head
 from edge.fleet.intake import device_vitals
 from edge.fleet.lookup import PATIENCE_SECONDS, Answered, Lookup
 from edge.fleet.metrics import METRICS
-from edge.fleet.row import Row, State, hanging_seconds, state_of
+from edge.fleet.row import Row, State, hanging_seconds, is_outdated, state_of
 from edge.fleet.source import Frozen, Moment, Past, Readings, Source, Wants
 from edge.fleet.times import show_time
 from edge.fleet.users import SORT_BY_GPUS, User, Users, sorted_users
@@ -120,7 +120,7 @@ def count_totals(rows: Iterable[Row], now: float) -> Totals:
     for row in rows:
         state = state_of(row, now)
         states[state] += 1
-        if state is not State.ONLINE or hanging_seconds(row, now) is not None:
+        if state is not State.ONLINE or hanging_seconds(row, now) is not None or is_outdated(row, now):
             continue
         vitals = row.vitals
         gpus += len(row.capacities.devices)
@@ -153,11 +153,15 @@ class Lens:
     tenth of the time; a frame costs only the rows that it shows.
     """
 
-    def __init__(self, source: Source | None, past: Past | None = None, patience_seconds: float = PATIENCE_SECONDS) -> None:
+    def __init__(
+        self, source: Source | None, past: Past | None = None, is_here: bool = True, patience_seconds: float = PATIENCE_SECONDS
+    ) -> None:
         """`source`: the fleet now; None where there is no now, in a recording. `past`: what is kept of that fleet, where anything
-        is; a key waits so long for it at most."""
+        is; a key waits so long for it at most. `is_here`: its nodes report to this program."""
         self.past = past
         self.has_now = source is not None
+        self.has_servers = False  # rows are of several servers
+        self._is_here = is_here
         self.order: list[EntryId] = []  # where there are groups, with the line of each
         self.groups: list[tuple[str, Totals]] = []  # the label's value, and what has it
         self.totals = Totals()  # of what the filter matches
@@ -332,8 +336,14 @@ class Lens:
         self._asked = ()
         return self._source.forget(node_id)
 
+    def notices(self) -> Sequence[str]:
+        """What is wrong with where all this comes from."""
+        return self._live.notices()
+
     def reporting(self) -> list[str]:
-        """The nodes that are online now, whatever is shown."""
+        """The nodes that are online now and report here, whatever is shown."""
+        if not self._is_here:
+            return []
         now = self._live.clock()
         return [row.node_id for row in self._live.snapshot() if state_of(row, now) is State.ONLINE]
 
@@ -354,6 +364,7 @@ class Lens:
             if tests:
                 entries = [entry for entry in entries if all(test(entry) for test in tests)]
             order = [entry.id for entry in entries] if ui.sort == SORT_BY_NAME else sorted_ids(entries, ui)
+        self.has_servers = any(row.server for row in rows)
         self.is_filtered, self.known_nodes, self.known_entries = bool(tests), len(rows), len(self._by_name)
         self.totals = count_totals(matched_rows(entries) if tests else rows, self.now)
         self.users = sorted_users(self._users.of(entries if ui.users else ()), ui.users_sort, ui.users_descending)

@@ -5,16 +5,22 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import pathlib
 import socket
-from collections.abc import Callable
-from urllib.parse import unquote
+from collections.abc import Callable, Iterator
+from urllib.parse import quote, unquote
 
 from edge.command_line import Endpoint
+from edge.files import reason
 from edge.limits import allow_open_files
 from edge.protocol import DEFAULT_PORT
+from edge.state_folder import make_folder, state_folder
 from edge.text import visible
 
 OTHER_FILES = 32  # that the server has open beside its connections
+FOLDER_NAME = "edge-compute-node"  # of a folder in that of all programs
+SERVICE_FOLDER = pathlib.Path("/run", FOLDER_NAME)  # as the README has the service made
+MAX_SOCKET_PATH = 103  # bytes: 107 with Linux
 CROWDED = 0.9  # of all connections that are let in
 CROWD_SECONDS = 60.0  # from one look at how many there are to the next
 
@@ -37,15 +43,58 @@ def why_not_bound(endpoint: Endpoint) -> str:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
             probe.listen()
-        reason = "gRPC gives no reason"
+        why = "gRPC gives no reason"
     except socket.gaierror:
         return f"cannot resolve {endpoint.host}: give --listen an address of this machine"
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
+        why = (error.strerror or str(error)).lower()
         if error.errno == errno.EADDRINUSE:
             other = Endpoint(endpoint.host, endpoint.port + 1 if endpoint.port < 65535 else DEFAULT_PORT)
             return f"port {endpoint.port} is in use: is a server running already? Else try --listen {other}"
-    return f"cannot listen on {endpoint}: {reason}; give --listen another address or port"
+    return f"cannot listen on {endpoint}: {why}; give --listen another address or port"
+
+
+def socket_folders(state: pathlib.Path | None) -> Iterator[pathlib.Path]:
+    """Where the socket of a server may be, by which its own user looks at it. A server makes it in the first of these; who looks
+    may run with other variables than a service does. `state`: the folder of --state."""
+    if given := os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]:  # systemd sets it
+        yield pathlib.Path(given)
+    if home := os.environ.get("XDG_RUNTIME_DIR"):
+        yield pathlib.Path(home) / FOLDER_NAME
+    with contextlib.suppress(OSError):  # this user has no home
+        yield state or state_folder()
+    yield SERVICE_FOLDER
+
+
+def socket_path(folder: pathlib.Path, port: int) -> pathlib.Path:
+    """In a folder of its own, since systemd lets others look into that of a service."""
+    return folder / "watch" / f"{port}.sock"
+
+
+def socket_target(path: pathlib.Path) -> str:
+    """What gRPC calls it."""
+    return f"unix:{quote(str(path.absolute()))}"
+
+
+def bind_socket(bind: Callable[[str], object], folder: pathlib.Path, port: int) -> str:
+    """Make the socket by which this server's own user looks, as `bind` does with gRPC's name of it: in a folder that is this user's
+    alone, since whoever gets at the socket may look. Returns a warning where that can't be; empty else."""
+    if os.name != "posix":
+        return ""
+    path = socket_path(folder, port)
+    try:
+        make_folder(path.parent)
+        status = path.parent.stat()
+        if status.st_uid != os.geteuid() or status.st_mode & 0o077:
+            why = f"{path.parent} is not this user's alone: chmod 700 {path.parent}"
+        elif len(os.fsencode(path.absolute())) > MAX_SOCKET_PATH:
+            why = f"the path {path} is too long for a socket"
+        else:
+            bind(socket_target(path))
+            return ""
+    except (OSError, RuntimeError) as error:
+        why = f"no socket can be made at {path}: {reason(error)}"
+    return f"--attach on this machine needs an address: {why}"
 
 
 def files_for(max_nodes: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 
 from edge.command_line import (
@@ -17,10 +18,12 @@ from edge.command_line import (
     parse_size,
     parse_speed,
 )
+from edge.trust import parse_tokens
 
 
 def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line. Exits with 2 when it can't be understood."""
+    secret = os.environ.pop("EDGE_TOKEN", "")  # no child inherits it
     parser = Options(
         prog="server",
         description="The orchestrator of Edge Compute Node: one live table of all your GPU and edge boxes.",
@@ -79,4 +82,12 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     options.secure = options.secure or bool(options.tls_cert)
     if options.attach is not None and options.replay:
         parser.error("argument --replay: it plays a file, and --attach looks at a server: give one of them")
+    if options.attach is not None:
+        own = {"--listen": options.listen, "--secure": options.secure, "--client-ca": options.client_ca}
+        if given := [flag for flag, value in own.items() if value]:
+            parser.error(f"argument {given[0]}: it is for a server here, and --attach looks at one elsewhere: give one of them")
+    try:
+        options.tokens = [] if options.token_file or options.attach is None else parse_tokens(secret)
+    except ValueError as error:
+        parser.error(f"EDGE_TOKEN: {error}")
     return options

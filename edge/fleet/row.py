@@ -193,6 +193,11 @@ def state_of(row: Row, now: float) -> State:
     return State.LATE if age > late_after_seconds(row.interval_seconds) else State.ONLINE
 
 
+def is_outdated(row: Row, now: float) -> bool:
+    """Whether what is known of a node is old, whatever it was then: its server is not heard any more."""
+    return now > row.known_until
+
+
 def hanging_seconds(row: Row, now: float) -> float | None:
     """Age of the newest sample where heartbeats come and readings do not: the sensors hang. None: they do not."""
     if row.sample_at is None:
@@ -202,9 +207,7 @@ def hanging_seconds(row: Row, now: float) -> float | None:
 
 
 def reason_of(row: Row, state: State, now: float) -> str:
-    """Why a node is not online, in words; empty when it is."""
-    if state is State.ONLINE:
-        return ""
-    if state in (State.LEFT, State.DISCONNECTED):
-        return row.reason
-    return "; ".join(filter(None, (f"no heartbeat for {show_seconds(now - row.heartbeat_at)}", row.reason)))
+    """Why a node is not online, in words; empty when it is. Of a server that is not heard any more, that comes first."""
+    unheard = f"its server has not been heard for {show_seconds(now - row.known_until)}" if is_outdated(row, now) else ""
+    silent = f"no heartbeat for {show_seconds(now - row.heartbeat_at)}" if state in (State.LATE, State.LOST) else ""
+    return "; ".join(filter(None, (unheard, silent, row.reason if state is not State.ONLINE else "")))

@@ -35,7 +35,7 @@ from edge.fleet.joining import Joining, Step, details, named, steps, token_comma
 from edge.fleet.keys import Place, Room, behind_help, filter_of, footer_of, help_lines, place_of
 from edge.fleet.lens import Lens, Range, Totals, Ui
 from edge.fleet.metrics import METRIC_NAMED, METRICS
-from edge.fleet.row import Row, State, hanging_seconds, reason_of, state_of
+from edge.fleet.row import Row, State, hanging_seconds, is_outdated, reason_of, state_of
 from edge.fleet.source import EVENTS_KEPT, Readings
 from edge.fleet.times import EXAMPLES as TIME_EXAMPLES
 from edge.fleet.times import show_time
@@ -107,6 +107,7 @@ class View(NamedTuple):
     wall: float
     about: About
     events: Sequence[Event]
+    notices: Sequence[str] = ()  # what is wrong with where all this comes from
 
 
 def look(lens: Lens, ui: Ui, about: About, width: int, height: int) -> View:
@@ -138,6 +139,7 @@ def look(lens: Lens, ui: Ui, about: About, width: int, height: int) -> View:
         wall=lens.wall,
         about=about,
         events=lens.events(EVENTS_KEPT),
+        notices=lens.notices(),
     )
 
 
@@ -226,7 +228,19 @@ def header(view: View, width: int) -> list[Line]:
     if view.then:
         return [past_line(view, view.then, width), fit_parts(totals_parts(view), width)]
     right = clock_span(view, width)
-    return [[*fit_parts(parts, width - cells(right[0])), right], fit_parts(totals_parts(view), width)]
+    totals = fit_parts([*notice_parts(view, width), *totals_parts(view)], width)
+    return [[*fit_parts(parts, width - cells(right[0])), right], totals]
+
+
+def notice_parts(view: View, width: int) -> list[Line]:
+    """What is wrong, before the totals: several sentences where there is room, else how many there are more."""
+    if not view.notices:
+        return []
+    first, *more = view.notices
+    rest = f" (and {len(more)} more)" if more else ""
+    if cells(" · ".join(view.notices)) + 2 <= width // 2:
+        first, rest = " · ".join(view.notices), ""
+    return [[(f" {fit(first, min(cells(first), width - cells(rest) - 2))}{rest} ", "bold yellow")]]
 
 
 def past_line(view: View, then: Then, width: int) -> Line:
@@ -275,7 +289,8 @@ def totals_parts(view: View) -> list[Line]:
     totals = view.totals
     parts: list[Line] = [[(" matching:", "bold yellow")]] * view.is_filtered
     if not totals.states.get(State.ONLINE):
-        listening: list[Line] = [] if view.then else [[(f" listening on {view.about.listening}:", "")]]
+        where = f" {'listening on' if view.about.is_here else 'looking at'} {view.about.listening}:"
+        listening: list[Line] = [] if view.then else [[(where, "")]]
         return [*(parts or listening), [(f" no node {'was' if view.then else 'is'} online", "")]]
     return [*parts, *sums(totals)]
 
@@ -518,7 +533,7 @@ def page_panels(
     """A node's page: its session, and the panels of its own screen, so far scrolled; all grey when it is not online."""
     head = page_head(row, now, width, room)
     panels = node_panels(subject_of(row, readings), width, room - len(head), scroll)
-    if state_of(row, now) is not State.ONLINE or hanging_seconds(row, now) is not None:
+    if state_of(row, now) is not State.ONLINE or hanging_seconds(row, now) is not None or is_outdated(row, now):
         panels = [[(text, "dim") for text, _ in line] for line in panels]
     return [*head, *panels]
 
@@ -549,7 +564,7 @@ def page_facts(row: Row, now: float, width: int) -> list[Line]:
     info = row.info
     trip = "" if row.round_trip_seconds is None else f"round trip {row.round_trip_seconds * 1000:.1f} ms"
     facts = [
-        f"from {row.address}",
+        f"from {row.address}" + f" at {row.server}" * bool(row.server),
         f"token {row.token_id}" if row.token_id else "",
         f"agent {visible(info.agent_version)}" if info.agent_version.strip() else "",
         f"heartbeat {show_seconds(now - row.heartbeat_at)} ago",

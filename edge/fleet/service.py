@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
+import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol, cast
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 
 import node_pb2 as pb
 import node_pb2_grpc
@@ -18,20 +21,28 @@ from edge.fleet.certificates import Client
 from edge.fleet.guard import Guard
 from edge.fleet.intake import heartbeat_of
 from edge.fleet.listening import peer_address
+from edge.fleet.recall import Recall, is_of_the_past
 from edge.fleet.row import GOING_AWAY, End, Refused, Session
-from edge.protocol import GOODBYE_SECONDS, HEALTH
+from edge.fleet.source import Past
+from edge.fleet.watch import Feed, Fleet, Viewer
+from edge.protocol import GOODBYE_SECONDS, HEALTH, MAX_NODE_ID, MAX_OPEN_NODES, MAX_VIEWERS, MAX_VIEWERS_ELSEWHERE, MAX_WATCH_BYTES
 
 UNARY_PER_SECOND, UNARY_OF_ONE = 3000, 2500  # heartbeats without a stream that are answered: of all, and of one network
 TOO_MANY_UNARY = f"over {UNARY_OF_ONE} unary heartbeats a second of one network, or {UNARY_PER_SECOND} of all: use StreamHeartbeats"
 OF_TRUST = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)  # their names tell people nothing more
 NO_SUCH_METHOD = End("this server has no such method", grpc.StatusCode.UNIMPLEMENTED)
+LOCAL_PEER = "unix:"  # by a socket in a folder that is this user's alone
+ONLY_LOOKING = End("this socket is for looking: nodes report to an address", grpc.StatusCode.PERMISSION_DENIED)
+NOT_FROM_AFAR = End("nodes are forgotten on the server's own machine alone", grpc.StatusCode.PERMISSION_DENIED)
+WATCHES_PER_SECOND, WATCHES_OF_ONE = 40, 20  # that begin: of all, and of one network
+PAST_SECONDS = 60.0  # that an answer of the past may take, with all its messages
+TOO_SLOW = End(f"the answer took more than {PAST_SECONDS:g} s", grpc.StatusCode.DEADLINE_EXCEEDED)
+REQUEST_SECONDS = 0.05  # from one message of a viewer that is read to the next
 MAX_WAITING = 800  # calls whose first message has not come, 26 KiB each: of a fleet that comes back some hundreds are on the way
 
 
-class Sessions(Protocol):
+class Sessions(Fleet, Protocol):
     """What the calls need of the registry."""
-
-    clock: Callable[[], float]
 
     def open(
         self, request: pb.HeartbeatRequest, address: str, close: Callable[[End], object] | None = None, token_id: str = ""
@@ -41,6 +52,7 @@ class Sessions(Protocol):
     def acknowledgement(self, session: Session) -> pb.HeartbeatResponse: ...
     def stream_ended(self, session: Session, reason: str) -> None: ...
     def complain(self, kind: str, node_id: str, text: str, stranger: str = "") -> None: ...
+    def forget(self, node_id: str) -> bool: ...
 
 
 class Others(grpc.GenericRpcHandler):
@@ -55,15 +67,22 @@ class Others(grpc.GenericRpcHandler):
 
 
 class Service(node_pb2_grpc.NodeServiceServicer):
-    """The two calls of node.proto. Both take bytes: what is too much is refused before it is parsed, or even read."""
+    """The calls of node.proto. All take bytes: what is too much is refused before it is parsed, or even read."""
 
-    def __init__(self, registry: Sessions, first_message_seconds: float, guard: Guard | None = None) -> None:
-        """Without a guard whoever comes may report."""
+    def __init__(
+        self, registry: Sessions, first_message_seconds: float, guard: Guard | None = None, past: Past | None = None
+    ) -> None:
+        """Without a guard whoever comes may report, and look; without a past, none is told."""
         self._registry = registry
         self._guard = guard
+        self._recall = Recall(past, registry.clock)
+        self._recalling: set[int] = set()  # calls that ask for the past
+        self.feed = Feed(registry, self._recall.status)
+        self.feed.is_secure = guard is not None
         self._let_in_by: dict[str, set[int]] = {}  # calls by number, of each token's id
         self._certified: dict[int, Client] = {}  # calls by number, and the certificate that lets each in
         self._unary = RateLimit(1, UNARY_PER_SECOND, UNARY_OF_ONE)
+        self._watches = RateLimit(1, WATCHES_PER_SECOND, WATCHES_OF_ONE)
         # Calls by number, and why the server ends those that it ends. A call's frames do not hold its task: the task keeps
         # the error that ended it, and that the frames. Such cycles wait for a garbage collection, with all that they hold.
         self._streams: dict[int, asyncio.Task[None]] = {}
@@ -80,6 +99,7 @@ class Service(node_pb2_grpc.NodeServiceServicer):
         return {
             "Heartbeat": grpc.stream_unary_rpc_method_handler(self.Heartbeat, None, serialize),
             "StreamHeartbeats": grpc.stream_stream_rpc_method_handler(self.StreamHeartbeats, None, serialize),
+            "Watch": grpc.stream_stream_rpc_method_handler(self.Watch),
         }
 
     def other_handlers(self) -> grpc.GenericRpcHandler:
@@ -116,7 +136,15 @@ class Service(node_pb2_grpc.NodeServiceServicer):
         del requests, context
         await call
 
-    async def _call(self, context: Any, body: Callable[..., Awaitable[pb.HeartbeatResponse | None]]) -> pb.HeartbeatResponse | None:
+    async def Watch(self, requests: object, context: Any) -> None:
+        """A viewer: until it goes."""
+        call = self._call(context, self._show, Role.VIEW)
+        del requests, context
+        await call
+
+    async def _call(
+        self, context: Any, body: Callable[..., Awaitable[pb.HeartbeatResponse | None]], role: Role = Role.NODE
+    ) -> pb.HeartbeatResponse | None:
         """A call, and its status where `body` is refused or the server ends it."""
         stream = next(self._numbers)
         self._streams[stream] = cast("asyncio.Task[None]", asyncio.current_task())
@@ -124,15 +152,18 @@ class Service(node_pb2_grpc.NodeServiceServicer):
             self._ends[stream] = GOING_AWAY
         token_id = ""
         try:
-            if self._guard:
-                token_id = self._admit(self._guard, context)
+            if context.peer().startswith(LOCAL_PEER):
+                if role is not Role.VIEW:
+                    raise Refused(*ONLY_LOOKING)
+            elif self._guard:
+                token_id = self._admit(self._guard, context, role)
                 if token_id:
                     self._let_in_by.setdefault(token_id, set()).add(stream)
             return await body(context, stream, token_id)
         except Refused as error:
             end = error.end
         except asyncio.CancelledError:
-            if stream not in self._ends or stream in self._answering:  # the node is gone; or does not read, and can be told nothing
+            if stream not in self._ends or stream in self._answering:  # the peer is gone; or does not read, and can be told nothing
                 raise
             end = self._ends[stream]
         finally:
@@ -148,12 +179,12 @@ class Service(node_pb2_grpc.NodeServiceServicer):
         await abort
         raise AssertionError("abort raises")
 
-    def _admit(self, guard: Guard, context: Any) -> str:
+    def _admit(self, guard: Guard, context: Any, role: Role) -> str:
         """The token's id. Nothing has been read yet of who is refused."""
         peer = context.peer()
         guard.visitors.call(peer)
         try:
-            return guard.admit(context.invocation_metadata(), Role.NODE)
+            return guard.admit(context.invocation_metadata(), role)
         except Refused as error:
             self._log_refusal("", peer_address(peer), error, is_stranger=True)
             raise
@@ -198,13 +229,74 @@ class Service(node_pb2_grpc.NodeServiceServicer):
             if self._guard:
                 self._guard.visitors.leave(context.peer())
 
-    async def _first_message(self, context: Any, stream: int, address: str) -> pb.HeartbeatRequest:
+    async def _show(self, context: Any, stream: int, _token_id: str) -> None:
+        """Until the viewer goes, or has what it asked of the past."""
+        peer = context.peer()
+        address, is_local = peer_address(peer), peer.startswith(LOCAL_PEER)
+        try:
+            if not is_local and not self._watches.takes(network_of(address), self._registry.clock()):
+                raise Refused("too many come to look, in this second", grpc.StatusCode.RESOURCE_EXHAUSTED)
+            first = watch_request_of(await self._first_bytes(context, stream, address))
+            if is_of_the_past(first):
+                await self._tell_past(context, stream, first, is_local)
+            else:
+                await self._tell(context, stream, first, is_local)
+        except Refused as error:
+            self._log_refusal("", address, error)
+            raise
+
+    async def _tell_past(self, context: Any, stream: int, request: pb.WatchRequest, is_local: bool) -> None:
+        if len(self._recalling) >= (MAX_VIEWERS if is_local else MAX_VIEWERS_ELSEWHERE):
+            raise Refused("too many ask for the past: try again", grpc.StatusCode.RESOURCE_EXHAUSTED)
+        self._recalling.add(stream)
+        limit = asyncio.get_running_loop().call_later(PAST_SECONDS, self._end_stream, stream, TOO_SLOW)
+        try:
+            async for message in self._recall.answer(request, self.feed.epoch):
+                await self._send(context, stream, message)
+        finally:
+            limit.cancel()
+            self._recalling.discard(stream)
+
+    async def _tell(self, context: Any, stream: int, first: pb.WatchRequest, is_local: bool) -> None:
+        """Until the viewer goes. One that half-closes looks on, and asks for nothing more."""
+        viewer = self.feed.join(first, is_local)
+        writer = asyncio.create_task(self.feed.follow(viewer, functools.partial(self._send, context, stream)))
+        writer.add_done_callback(functools.partial(self._cease, stream))
+        try:
+            self._forget(viewer, first)
+            while (raw := await context.read()) is not grpc.aio.EOF:
+                request = watch_request_of(raw)
+                self._forget(viewer, request)
+                viewer.want(request)
+                await asyncio.sleep(REQUEST_SECONDS)
+            await writer
+        finally:
+            self.feed.leave(viewer)
+            writer.cancel()
+
+    def _forget(self, viewer: Viewer, request: pb.WatchRequest) -> None:
+        if request.forget and not viewer.is_local:
+            raise Refused(*NOT_FROM_AFAR)
+        for node_id in request.forget:
+            self._registry.forget(node_id)
+
+    def _cease(self, stream: int, writer: asyncio.Task[None]) -> None:
+        """Nothing more is sent on a stream: then it ends."""
+        if not writer.cancelled() and (error := writer.exception()):
+            logging.getLogger(__name__).error("a viewer was sent nothing more", exc_info=error)
+        if stream in self._streams:
+            self._streams[stream].cancel()
+
+    async def _first_bytes(self, context: Any, stream: int, address: str) -> bytes:
         self._waiting.enter(stream, address)
         raw = await context.read()
         self._waiting.leave(stream)
         if raw is grpc.aio.EOF:
             raise Refused("the stream ended before its first message")
-        request = heartbeat_of(raw)
+        return cast("bytes", raw)
+
+    async def _first_message(self, context: Any, stream: int, address: str) -> pb.HeartbeatRequest:
+        request = heartbeat_of(await self._first_bytes(context, stream, address))
         if self._guard and (client := self._guard.check_name(context.auth_context(), request.node_id)):
             self._certified[stream] = client
         return request
@@ -214,14 +306,18 @@ class Service(node_pb2_grpc.NodeServiceServicer):
         self._end_stream(stream, end)
 
     async def _answer(self, context: Any, stream: int, session: Session) -> None:
-        """Acknowledge. A node that does not read keeps this waiting, until its stream ends."""
+        """Acknowledge."""
+        await self._send(context, stream, self._registry.acknowledgement(session))
+
+    async def _send(self, context: Any, stream: int, message: pb.HeartbeatResponse | bytes) -> None:
+        """Who does not read keeps this waiting, until the stream ends."""
         self._answering.add(stream)
         try:
-            await context.write(self._registry.acknowledgement(session))
+            await context.write(message)
         except asyncio.CancelledError:
             self.has_unheard = True
             raise
-        except grpc.aio.InternalError as error:  # the node is gone: nothing to be said, and no news
+        except grpc.aio.InternalError as error:  # the peer is gone: nothing to be said, and no news
             raise asyncio.CancelledError from error
         self._answering.discard(stream)
         if stream in self._ends:  # meanwhile
@@ -246,8 +342,8 @@ class Service(node_pb2_grpc.NodeServiceServicer):
                 self._streams[stream].cancel()
 
     def calls(self) -> int:
-        """How many are under way."""
-        return len(self._streams)
+        """How many are under way, without those who look."""
+        return len(self._streams) - self.feed.viewers() - len(self._recalling)
 
     def tick(self) -> None:
         """Follow the tokens and certificates as they are now: called once in a second or so."""
@@ -273,3 +369,19 @@ class Service(node_pb2_grpc.NodeServiceServicer):
             self._end_stream(stream, GOING_AWAY)
         if tasks:
             await asyncio.wait(tasks, timeout=GOODBYE_SECONDS / 2)
+
+
+def watch_request_of(raw: bytes) -> pb.WatchRequest:
+    """What a viewer sent. Raises Refused."""
+    if len(raw) > MAX_WATCH_BYTES:
+        raise Refused(f"a message of {len(raw)} bytes: it may have {MAX_WATCH_BYTES}", grpc.StatusCode.RESOURCE_EXHAUSTED)
+    try:
+        request = pb.WatchRequest.FromString(raw)
+    except (DecodeError, UnicodeDecodeError) as error:
+        raise Refused(f"this is no request to look: {error}") from error
+    for field, names in (("open", request.open), ("forget", request.forget)):
+        if len(names) > MAX_OPEN_NODES:
+            raise Refused(f"{field} has {len(names)} nodes: it may have {MAX_OPEN_NODES}", grpc.StatusCode.RESOURCE_EXHAUSTED)
+        if any(len(name) > MAX_NODE_ID for name in names):
+            raise Refused(f"{field} has a name of more than {MAX_NODE_ID} characters")
+    return request

@@ -13,6 +13,10 @@ EVENTS_KEPT = 1000
 CHANGES = ("lost", "disconnected", "late", "left", "joined")  # since a picture was frozen, the most important first
 
 
+class MayNot(Exception):
+    """What the user may not do here; the text says why, for people."""
+
+
 class Wants(NamedTuple):
     """What is looked at beside the sums of all nodes."""
 
@@ -40,7 +44,7 @@ class Source(Protocol):
         """The last `count` events, the newest last."""
 
     def forget(self, node_id: str) -> bool:
-        """Remove a node that is lost or left; any other stays. Tells whether it is gone."""
+        """Remove a node that is lost or left; any other stays. Tells whether it is gone, or goes. Raises MayNot."""
 
     def want(self, wants: Wants) -> None:
         """What is looked at from now on. Where all is at hand, nothing has to be fetched."""
