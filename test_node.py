@@ -92,6 +92,9 @@ class Shaky:
         self.readings += 1
         return [pb.DeviceSample(error="GPU is lost" if self.readings == 2 else "")]
 
+    def energies(self) -> list[int | None]:
+        return []
+
     def processes(self) -> list[pb.Process]:
         return []
 
