@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -32,7 +33,7 @@ class Energy:
         the first sample; None while none has said anything of its power."""
         before = self._meters if len(self._meters) == len(devices) else [Meter()] * len(devices)
         seconds, self._at, self._meters = now - self._at, now, []
-        for last, device, counter in zip(before, devices, counters, strict=True):
+        for last, device, counter in zip(before, devices, itertools.chain(counters, itertools.repeat(None)), strict=False):
             milliwatts = reported(device, "power_milliwatts")
             used = 0.0
             counted = -1 if counter is None or last.millijoules is None else counter - last.millijoules
