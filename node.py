@@ -44,6 +44,7 @@ from edge.backoff import MAX_BACKOFF_SECONDS, backoff
 from edge.errors import Distrust, SessionEnded
 from edge.event_log import Event, EventLog, Follower
 from edge.hardware.base import SLOW_READING_SECONDS
+from edge.hardware.energy import Energy
 from edge.hardware.export import reading_json, reading_text
 from edge.hardware.identity import Identity, machine_text, simulated_text
 from edge.hardware.machine import Machine, open_machine
@@ -99,9 +100,12 @@ class NodeState:
                 self._told.add(notice)
                 self.log(notice, "warning")
 
-    def publish(self, sample: pb.Sample, info: pb.NodeInfo | None = None) -> None:
-        """A new sample: into the history, and to the server with the next heartbeat; so what the box is, where that has changed."""
+    def publish(self, sample: pb.Sample, info: pb.NodeInfo | None = None, joules: int | None = None) -> None:
+        """A new sample: into the history, and to the server with the next heartbeat; so what the box is, where that has changed.
+        `joules`: what all devices have used."""
         summary = box_summary(info or self._info, sample)
+        if joules is not None:
+            summary.energy_joules = joules
         with self._changed:
             if info and info != self._info:
                 if len(info.devices) != len(self._info.devices):
@@ -243,7 +247,7 @@ def keep_sampling(machine: Machine, state: NodeState, interval_seconds: float) -
     """Body of the telemetry thread: a sample each interval, whatever the link does. A reading that takes longer skips beats."""
     due = slow_due = state.clock()
     info, notices, errors = state.view().info, list[str](), list[str]()
-    sequence = 0
+    sequence, energy = 0, Energy()
     while not state.is_closed():
         sequence += 1
         sample = take_sample(machine, sequence, state.started_at, state.clock)
@@ -251,7 +255,7 @@ def keep_sampling(machine: Machine, state: NodeState, interval_seconds: float) -
         state.tell(found)
         notices = found if is_slow else list(dict.fromkeys([*notices, *found]))  # told at once, taken back with the slow readings
         info = machine.described(info, notices)
-        state.publish(sample, info)
+        state.publish(sample, info, energy.add(sample.taken_milliseconds / 1000, sample.devices, machine.energies()))
         if is_slow:
             state.publish_processes(pb.ProcessList(processes=machine.processes()))
             slow_due = state.clock() + SLOW_READING_SECONDS

@@ -26,6 +26,7 @@ import pytest
 import node
 import node_pb2 as pb
 import node_pb2_grpc
+from bench.messages import BOXES, Box
 from edge import history, limits
 from edge.drawing import cells, plain
 from edge.errors import SessionEnded
@@ -91,6 +92,9 @@ class Shaky:
     def device_samples(self) -> list[pb.DeviceSample]:
         self.readings += 1
         return [pb.DeviceSample(error="GPU is lost" if self.readings == 2 else "")]
+
+    def energies(self) -> list[int | None]:
+        return []
 
     def processes(self) -> list[pb.Process]:
         return []
@@ -333,6 +337,12 @@ def test_a_first_heartbeat_brings_all_and_the_next_ones_what_is_new() -> None:
     state.publish_processes(pb.ProcessList())
     assert session._heartbeat() == pb.HeartbeatRequest(clock_milliseconds=2500, processes=pb.ProcessList())
     assert session_of(state)._heartbeat().info.session_number == 6
+
+
+def test_a_heartbeat_of_8_gpus_is_small_on_the_wire() -> None:
+    """With what HTTP/2 and gRPC add to it, of a box that is a day old."""
+    largest = max(len(beat.frame) for seed in range(BOXES) for beat in Box(8, seed).beats)
+    assert 300 < largest < 345
 
 
 def test_a_round_trip_is_shown_here_and_told_to_the_server() -> None:

@@ -61,7 +61,7 @@ def agent_headless(port: int) -> Iterator[Figure]:
             few = gpus == 1
             yield Figure("agent", f"{name}: processor", 100 * used / 2 / WINDOW_SECONDS, "% of a core", 0.3 if few else None)
             yield Figure("agent", f"{name}: memory", program.megabytes(), "MB RSS", 40 if few else None)
-            yield Figure("agent", f"{name}: wire a heartbeat", (relay.bytes_up - up) / beats, "bytes up", 120 if few else 350)
+            yield Figure("agent", f"{name}: wire a heartbeat", (relay.bytes_up - up) / beats, "bytes up", 160 if few else 350)
             yield Figure("agent", f"{name}: answers a heartbeat", (relay.bytes_down - down) / beats, "bytes down")
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 
 import node_pb2 as pb
 from bench.http2 import DATA_OVERHEAD, data_frame
 from edge.hardware.machine import simulated
 from edge.hardware.simulated import CATALOGUE
+from edge.summary import box_summary
 from node import make_info, take_sample
 
 DAY = 86_400  # the nodes are a day old: their counters have the length they will keep
@@ -31,11 +31,11 @@ class Beat:
 
     __slots__ = ("clock_at", "frame", "sequence_at", "stamp_at", "taken_at")
 
-    def __init__(self, host: pb.HostSample, devices: Sequence[pb.DeviceSample]) -> None:
-        sample = pb.Sample(sequence=SEQUENCE_MARK, taken_milliseconds=CLOCK_MARK, host=host, devices=devices)
-        sample.host.network_received_bytes_per_second = STAMP_MARK
-        message = pb.HeartbeatRequest(sample=sample, clock_milliseconds=CLOCK_MARK).SerializeToString()
-        self.frame = bytearray(data_frame(message))
+    def __init__(self, sample: pb.Sample, summary: pb.Summary) -> None:
+        request = pb.HeartbeatRequest(sample=sample, summary=summary, clock_milliseconds=CLOCK_MARK)
+        request.sample.sequence, request.sample.taken_milliseconds = SEQUENCE_MARK, CLOCK_MARK
+        request.sample.host.network_received_bytes_per_second = STAMP_MARK
+        self.frame = bytearray(data_frame(request.SerializeToString()))
         self.sequence_at = self._find(LOW[SEQUENCE_MARK & 0x3FFF] + bytes([SEQUENCE_MARK >> 14]))
         self.stamp_at = self._find(LOW[STAMP_MARK & 0x3FFF] + HIGH[STAMP_MARK >> 14])
         clock = LOW[CLOCK_MARK & 0x3FFF] + HIGH[CLOCK_MARK >> 14]
@@ -68,10 +68,14 @@ def course(gpus: int, seed: int) -> list[pb.HeartbeatRequest]:
         return now
 
     machine, requests = simulated(SEEDS[gpus] + seed * len(CATALOGUE), clock), []
+    info = make_info(machine, "0" * 16)
     for sequence in range(BEATS):
         now = 20.0 * sequence
-        requests.append(pb.HeartbeatRequest(sample=take_sample(machine, DAY + sequence, 0, clock)))
-    requests[0].info.CopyFrom(make_info(machine, "0" * 16))
+        request = pb.HeartbeatRequest(sample=take_sample(machine, DAY + sequence, 0, clock))
+        request.summary.CopyFrom(box_summary(info, request.sample))
+        request.summary.energy_joules = DAY * request.summary.power_milliwatts // 1000
+        requests.append(request)
+    requests[0].info.CopyFrom(info)
     return requests
 
 
@@ -81,7 +85,7 @@ class Box:
     def __init__(self, gpus: int, seed: int, backlog: int = 0) -> None:
         requests = course(gpus, seed)
         self._info = requests[0].info
-        self.beats = [Beat(request.sample.host, request.sample.devices) for request in requests]
+        self.beats = [Beat(request.sample, request.summary) for request in requests]
         self._backlog = pb.HeartbeatRequest(backlog=[request.sample for request in requests[:backlog]]).SerializeToString()
 
     def opening(self, name: str, instance: str, beat: bytearray) -> bytes:

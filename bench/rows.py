@@ -75,9 +75,9 @@ class FullRegistry(server.Registry):
         return session
 
     def _beat(self, session: Session) -> None:
-        sample = pb.Sample()
-        sample.CopyFrom(random.choice(random.choice(self._boxes)).sample)
-        self.heartbeat(session, pb.HeartbeatRequest(sample=sample, clock_milliseconds=sample.taken_milliseconds))
+        drawn = random.choice(random.choice(self._boxes))
+        clock = drawn.sample.taken_milliseconds
+        self.heartbeat(session, pb.HeartbeatRequest(sample=drawn.sample, summary=drawn.summary, clock_milliseconds=clock))
 
     def _feed(self) -> None:
         while True:

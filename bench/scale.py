@@ -152,7 +152,7 @@ def time_heartbeats(program: Program, load: Load, path: pathlib.Path) -> Iterato
 
 def cost(options: argparse.Namespace) -> Iterator[Figure]:
     """What a heartbeat costs, and how that grows: 1 and 8 GPUs; a hundredth, a tenth, and all of the nodes."""
-    for gpus, at_most in ((1, 120), (8, 350)):
+    for gpus, at_most in ((1, 160), (8, 350)):
         for nodes in (options.nodes // 100, options.nodes // 10, options.nodes):
             say(f"cost: server.py --headless, {nodes:,} nodes with {gpus} GPU{'s' * (gpus > 1)}")
             ours, lost = measure_fleet(nodes, gpus, headless)

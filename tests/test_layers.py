@@ -19,7 +19,7 @@ LAYERS = (
     ("edge.history", "edge.event_log"),
     ("edge.command_line", "edge.drawing", "edge.summary", "edge.fleet.checks"),
     ("edge.terminal", "edge.panels", "edge.trust"),
-    ("edge.hardware.base", "edge.hardware.export", "edge.hardware.screen", "edge.hardware.round_trips"),
+    ("edge.hardware.base", "edge.hardware.export", "edge.hardware.screen", "edge.hardware.round_trips", "edge.hardware.energy"),
     ("edge.hardware.identity", "edge.hardware.disks", "edge.hardware.network"),
     ("edge.hardware.servers", "edge.hardware.host", "edge.hardware.nvml", "edge.hardware.simulated"),
     ("edge.hardware.machine",),

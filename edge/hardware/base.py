@@ -54,6 +54,10 @@ class Accelerators(Protocol):
     def device_samples(self) -> list[pb.DeviceSample]:
         """What changes all the time, in the order of `device_infos` after this call; the error of a device that can't be read."""
 
+    def energies(self) -> list[int | None]:
+        """What each device's own counter says, in millijoules since some time, as of the last `device_samples`; None: it has none.
+        Where it is empty, no device has one."""
+
     def processes(self) -> list[pb.Process]:
         """What runs on them: device_index is the place in `device_infos`. Without a name, the host is asked for it."""
 
@@ -148,6 +152,7 @@ class BoundedAccelerators:
         self.backend = source.backend
         self._source = source
         self._infos = source.device_infos()
+        self._energies: list[int | None] = []
         self._timeout_seconds = timeout_seconds
         self._samples, self._processes = BoundedCalls(timeout_seconds), BoundedCalls(timeout_seconds)
         self._readings = Readings()
@@ -161,15 +166,19 @@ class BoundedAccelerators:
     def device_samples(self) -> list[pb.DeviceSample]:
         samples: list[pb.DeviceSample]
         try:
-            begun_at, samples, self._infos = self._samples.call(self._read)
+            begun_at, samples, self._infos, self._energies = self._samples.call(self._read)
             if time.monotonic() - begun_at > self._timeout_seconds:  # it hung: what has come at last is old
-                _, samples, self._infos = self._samples.call(self._read)
+                _, samples, self._infos, self._energies = self._samples.call(self._read)
         except Exception as error:
+            self._energies = []
             return [pb.DeviceSample(error=reason(error)) for _ in self._infos]
         return samples
+
+    def energies(self) -> list[int | None]:
+        return self._energies
 
     def processes(self) -> list[pb.Process]:
         return self._readings.take("processes", self._processes.call, self._source.processes) or []
 
-    def _read(self) -> tuple[float, list[pb.DeviceSample], list[pb.DeviceInfo]]:
-        return time.monotonic(), self._source.device_samples(), self._source.device_infos()
+    def _read(self) -> tuple[float, list[pb.DeviceSample], list[pb.DeviceInfo], list[int | None]]:
+        return time.monotonic(), self._source.device_samples(), self._source.device_infos(), self._source.energies()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -22,6 +23,7 @@ class Machine:
         self._host = host
         self._accelerators = accelerators
         self._notices = tuple(notices)
+        self._energies: list[int | None] = []
         self._readings = Readings()  # of whole sources: their own readings have boundaries of their own
 
     @property
@@ -70,14 +72,21 @@ class Machine:
         """What changes all the time: the devices in the order of `info` after this call."""
         host = self._readings.take("the host's load", self._host.host_sample) or pb.HostSample()
         devices: list[pb.DeviceSample] = []
+        self._energies = []
         for source in self._accelerators:
             samples = source.device_samples()
-            for info, device in zip(source.device_infos(), samples, strict=False):
+            counters = itertools.chain(source.energies(), itertools.repeat(None))
+            for info, device, counter in zip(source.device_infos(), samples, counters, strict=False):
+                self._energies.append(counter)
                 is_the_hosts = info.unified_memory and not device.error and not device.HasField("memory_used_bytes")
                 if is_the_hosts and host.HasField("memory_used_bytes"):
                     device.memory_used_bytes = host.memory_used_bytes
                 devices.append(device)
         return host, devices
+
+    def energies(self) -> list[int | None]:
+        """What the own counters of the last sample's devices say, in millijoules; None: it has none, or was not read."""
+        return self._energies
 
     def processes(self) -> list[pb.Process]:
         """What runs on the devices, MAX_PROCESSES at most."""

@@ -34,6 +34,7 @@ class Gpu:
         self.info = pb.DeviceInfo(index=index, name=f"GPU {index}")
         self.readings = Readings(f"GPU {index}: ")
         self.handle: Any = None
+        self.millijoules: int | None = None  # of its counter, which starts with the driver
         self._nvml = nvml
         self._is_failed = False
         self._answered = False  # a field in this round
@@ -81,6 +82,8 @@ class Gpu:
                 sm_clock_mhz=within(self._ask("clock", nvml.nvmlDeviceGetClockInfo, nvml.NVML_CLOCK_SM), 0, 10_000),
                 throttle_reasons=within(self._ask("throttling", nvml.nvmlDeviceGetCurrentClocksThrottleReasons), 0, 2**32 - 1),
             )
+            energy = self._ask("energy", nvml.nvmlDeviceGetTotalEnergyConsumption)
+            self.millijoules = within(energy, 0, 2**62)
         except Exception as error:  # GpuFailed, or something that pynvml makes of what the driver says
             return self.failed(reason(error))
         if self._failure and not self._answered:
@@ -91,6 +94,7 @@ class Gpu:
     def failed(self, error: str) -> pb.DeviceSample:
         """The sample of a device that can't be read at all, which need not be told of each field."""
         self._is_failed = True
+        self.millijoules = None
         self.readings.forget()
         return pb.DeviceSample(error=error)
 
@@ -232,6 +236,9 @@ class NvmlAccelerators:
                 self._open()
                 samples = self._samples()
             return samples
+
+    def energies(self) -> list[int | None]:
+        return [gpu.millijoules for gpu in self._gpus]
 
     def processes(self) -> list[pb.Process]:
         with self._lock:

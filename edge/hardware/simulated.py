@@ -218,6 +218,9 @@ class SimulatedBox:
             samples[self._failed] = pb.DeviceSample(error="GPU is lost (simulated)")
         return samples
 
+    def energies(self) -> list[int | None]:
+        return []  # it adds up from the power
+
     def owner(self, pid: int) -> tuple[str, str]:
         return "", ""  # `processes` names them
 

@@ -564,7 +564,7 @@ def test_every_key_in_a_real_terminal(fleet: Terminal) -> None:
         ("ssss", "by utilization ↓"),
         ("S", "by utilization ↑"),
         ("b", r"── rack=a1  ● 1  8 GPUs · .*\n.* box-1 .*\n.*── rack=a2  ● 1  1 GPU · "),
-        ("\r", r"agent .* rack=a\d"),
+        ("\r", r"agent .* energy \d+ Wh · rack=a\d"),
         ("\x1b", "b group: rack "),
         ("b", "b group "),
         ("u", "USER +GPUS↓ +IDLE"),

@@ -88,6 +88,9 @@ class Hanging:
         self.goes.wait(60)
         return [pb.DeviceSample(utilization_percent=1), pb.DeviceSample(utilization_percent=2)]
 
+    def energies(self) -> list[int | None]:
+        return [70, None]
+
     def processes(self) -> list[pb.Process]:
         self.goes.wait(60)
         return [pb.Process(pid=7)]
@@ -114,6 +117,7 @@ def test_a_bounded_source_is_the_source_while_it_answers() -> None:
     assert bounded.notices() == source.notices()
     assert bounded.device_infos() == source.device_infos()
     assert bounded.device_samples() == source.device_samples()
+    assert bounded.energies() == source.energies()
     assert bounded.processes() == source.processes()
 
 
@@ -125,7 +129,7 @@ def test_a_source_that_hangs_costs_its_timeout_and_says_so_for_each_device() -> 
     samples, processes = bounded.device_samples(), bounded.processes()
     assert time.monotonic() - begun < 5
     assert [sample.error for sample in samples] == ["no answer from the driver for 0s"] * 2
-    assert processes == []
+    assert bounded.energies() == processes == []
     assert [info.name for info in bounded.device_infos()] == ["one", "two"]
     source.goes.set()
     assert eventually(lambda: [sample.utilization_percent for sample in bounded.device_samples()] == [1, 2])

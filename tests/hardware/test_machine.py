@@ -56,6 +56,9 @@ class FakeMaker:
         self.goes.wait(60)
         return [pb.DeviceSample(utilization_percent=10 + index) for index in range(len(self.devices))]
 
+    def energies(self) -> list[int | None]:
+        return []
+
     def processes(self) -> list[pb.Process]:
         self.goes.wait(60)
         return [pb.Process(device_index=index, pid=100 + index) for index in range(len(self.devices))]
