@@ -39,13 +39,13 @@ def summarize(
 def add_devices(summary: pb.Summary, devices: Sequence[pb.DeviceSample], memories_bytes: Sequence[int]) -> None:
     """Write the sums of devices. A field is asked whether it is set only when it is 0: this may run for each heartbeat."""
     utilization = with_utilization = used = total = with_memory = milliwatts = with_power = failed = hottest = 0
-    fullest = celsius = None
-    readings: list[int | None] = []
+    share, fullest, celsius = -1.0, (0, 0), None
+    readings: list[int] = []
     for place, (device, memory) in enumerate(zip(devices, memories_bytes, strict=False)):
         busy, part, degrees, power = (
             device.utilization_percent, device.memory_used_bytes, device.temperature_celsius, device.power_milliwatts,
         )  # fmt: skip
-        load = full = heat = None
+        load = full = heat = history.NOT_REPORTED
         if busy or device.HasField("utilization_percent"):
             load = busy
             utilization += busy
@@ -55,17 +55,17 @@ def add_devices(summary: pb.Summary, devices: Sequence[pb.DeviceSample], memorie
             total += memory
             with_memory += 1
             full = percent(part, memory)
-            share = permille(part, memory)
-            if fullest is None or share > fullest:
-                fullest = share
+            if part / memory > share:
+                share, fullest = part / memory, (part, memory)
         if degrees or device.HasField("temperature_celsius"):
-            heat = degrees
+            heat = history.BYTES[degrees]
             if celsius is None or degrees > celsius:
                 celsius, hottest = degrees, place
         if power or device.HasField("power_milliwatts"):
             milliwatts += power
             with_power += 1
-        failed += bool(device.error)
+        if device.error:
+            failed += 1
         readings += load, full, heat
     count = len(memories_bytes)
     summary.failed_devices, summary.hottest_device = failed, hottest
@@ -76,13 +76,13 @@ def add_devices(summary: pb.Summary, devices: Sequence[pb.DeviceSample], memorie
         summary.memory_total_bytes = total
     if with_utilization:
         summary.utilization_permille = 10 * utilization // with_utilization
-    if fullest is not None:
-        summary.memory_permille = fullest
+    if with_memory:
+        summary.memory_permille = permille(*fullest)
     if celsius is not None:
         summary.temperature_celsius = celsius
     if with_power:
         summary.power_milliwatts = milliwatts
-    summary.readings = history.encode(readings).ljust(len(history.COLUMNS) * count, bytes([history.NOT_REPORTED]))
+    summary.readings = bytes(readings).ljust(len(history.COLUMNS) * count, bytes([history.NOT_REPORTED]))
 
 
 def permille(used: int, total: int) -> int:

@@ -138,6 +138,17 @@ def test_sensors_that_hang_and_devices_that_fail_are_told_once() -> None:
     ]
 
 
+def test_devices_that_fail_are_told_by_the_summary_whatever_the_sample_says() -> None:
+    registry = Registry(1.0, 10, Clock())
+    info = pb.NodeInfo(instance_id="a", devices=[pb.DeviceInfo(), pb.DeviceInfo()])
+    session = registry.open(pb.HeartbeatRequest(node_id="box", info=info), "10.0.0.7", lambda _end: None)
+    nonsense = pb.Sample(devices=[pb.DeviceSample(error="x" * 300)])
+    for failed in (2, 0):
+        registry.heartbeat(session, pb.HeartbeatRequest(sample=nonsense, summary=pb.Summary(failed_devices=failed)))
+    told = [event.text for event in registry.log.newest(2)]
+    assert told == ["2 of 2 GPUs can't be read: it does not say why", "all its GPUs are read again"]
+
+
 def test_a_refused_heartbeat_does_not_bring_a_node_back() -> None:
     clock = Clock()
     registry = Registry(1.0, 10, clock)

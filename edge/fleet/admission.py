@@ -130,12 +130,13 @@ class Lines:
 
     def tell_devices(self, before: Row | None, row: Row) -> None:
         """A line where more or fewer devices than before can't be read."""
-        if row.vitals.errors == (before.vitals.errors if before else 0):
+        failed = row.vitals.errors
+        if failed == (before.vitals.errors if before else 0):
             return
-        errors = [device.error for device in row.sample.devices if device.error]
         kind, text = "back", "all its GPUs are read again"
-        if errors:
-            kind, text = "failed", f"{len(errors)} of {len(row.capacities.devices)} GPUs can't be read: {visible(errors[0])}"
+        if failed:
+            why = next((device.error for device in row.sample.devices if device.error), "it does not say why")
+            kind, text = "failed", f"{failed} of {len(row.capacities.devices)} GPUs can't be read: {visible(why)}"
         self.add(kind, text, row.node_id, row.heartbeat_at, row.address)
 
     def tell_sensors(self, row: Row, now: float) -> None:
