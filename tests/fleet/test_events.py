@@ -85,7 +85,8 @@ def test_the_panel_looks_at_no_more_than_it_shows() -> None:
 @pytest.mark.parametrize("width", [36, 46, 76, 156])
 def test_event_text_is_padded_by_cells(width: int) -> None:
     names = ["日本語ノード", "Node-1", "🚀", "gpu-rack07-eu-west-1.cluster.example.com-node-0002", "机" * 63]
-    lines = draw_events(event_lines([Event(number, "lost", name, "why it is") for number, name in enumerate(names)], ""), width, 0.0)
+    events = [Event(number, "lost", name, "why it is") for number, name in enumerate(names)]
+    lines = draw_events(event_lines(events, ""), width, 0.0)
     columns = {cells(plain([line]).partition("why")[0]) for line in lines}
     assert len(columns) == 1
     assert columns.pop() < width
