@@ -30,6 +30,7 @@ EVENT_STYLES = {
     "left": "dim",
     "forgotten": "dim",
 }
+DATES_WIDTH = 70  # from which on there is room for dates
 MANY = 4  # events of one kind within a second
 
 
@@ -96,23 +97,26 @@ def lowest_line(lines: Sequence[EventLine], last_event: Event | None) -> int:
     return places[-1] if places else sum(line.first.time <= last_event.time for line in lines) - 1  # it is no longer kept
 
 
-def draw_events(lines: Sequence[EventLine], width: int) -> list[Line]:
-    """Time, what, who, and why; who in a column as wide as these lines need."""
+def draw_events(lines: Sequence[EventLine], width: int, wall: float) -> list[Line]:
+    """Time, what, who, and why; who in a column as wide as these lines need. Dates too, where one is not that of `wall`."""
+    today = time.localtime(wall)[:3]
+    has_dates = width >= DATES_WIDTH and any(time.localtime(line.first.time)[:3] != today for line in lines)
+    stamp = "%m-%d %H:%M:%S " if has_dates else "%H:%M:%S "
     longest = max((cells(line.first.node_id) for line in lines if not line.node_ids), default=0)
-    return [draw_event(line, width, min(max(longest, 9), max(width // 4, 12))) for line in lines]
+    return [draw_event(line, width, min(max(longest, 9), max(width // 4, 12)), stamp) for line in lines]
 
 
-def draw_event(line: EventLine, width: int, name_width: int) -> Line:
+def draw_event(line: EventLine, width: int, name_width: int, stamp: str) -> Line:
     """One line; of many nodes as many names as there is room for, and how many more there are."""
     event, style = line.first, EVENT_STYLES.get(line.first.kind, "")
-    drawn: Line = [(time.strftime("%H:%M:%S ", time.localtime(event.time)), "dim")]
+    drawn: Line = [(time.strftime(stamp, time.localtime(event.time)), "dim")]
     if not line.node_ids:
         name = fit(fit_name(event.node_id, name_width), name_width)
         return [*drawn, (fit(event.kind, 13), style), (f"{name} {event.text}", "")]
     count = f"{line.number:,} {event.kind}"
     said = f" · {line.said}" if line.said else ""
     said = said if cells(said) <= width // 2 else ""
-    room, names, left = width - 9 - cells(count) - 2 - cells(said), "", len(line.node_ids)
+    room, names, left = width - cells(drawn[0][0]) - cells(count) - 2 - cells(said), "", len(line.node_ids)
     for node_id in line.node_ids:
         more = f"{', ' if names else ''}{fit_name(node_id, 24)}"
         if cells(names + more) + (cells(f", +{left - 1:,}") if left > 1 else 0) > room:

@@ -34,10 +34,14 @@ class Lookup(Generic[Question, Answer]):
         self._changed = threading.Condition()
         self._wanted: Question | None = None
         self._newest: Answered[Question, Answer] | None = None
-        self._is_running = False
+        self._is_running = False  # the thread
+        self._is_busy = False  # with a question
 
     def ask(self, question: Question, is_patient: bool = True) -> Answered[Question, Answer] | None:
-        """The newest answer, with its question: to this one, where it was asked before or comes soon. None: there is none yet."""
+        """The newest answer, with its question: to this one, where it was asked before or comes soon. None: there is none yet.
+
+        Nobody waits for a question that comes after another one: a key that is held down asks faster than a slow past answers.
+        """
         with self._changed:
             if question != self._wanted:
                 self._wanted = question
@@ -45,7 +49,7 @@ class Lookup(Generic[Question, Answer]):
                 if not self._is_running:
                     self._is_running = True
                     threading.Thread(target=self._run, name="past", daemon=True).start()
-                if is_patient:
+                if is_patient and not self._is_busy:
                     self._changed.wait_for(lambda: self._newest and self._newest.question == question, self._patience_seconds)
             return self._newest
 
@@ -61,9 +65,10 @@ class Lookup(Generic[Question, Answer]):
                 if self._wanted is None or (self._newest and self._newest.question == self._wanted):
                     self._is_running = False
                     return
-                question = self._wanted
+                question, self._is_busy = self._wanted, True
             answered = self._answered(question)
             with self._changed:
+                self._is_busy = False
                 if self._wanted is not None:
                     self._newest = answered
                 self._changed.notify_all()

@@ -173,7 +173,7 @@ def render(view: View, width: int, height: int) -> list[Line]:
         body = [[], [(f" {fit_name(view.ui.page, max(width - 20, 16))} was not here then.", "bold")]]
     else:
         panel = empty_panel if not view.known_nodes and not view.then else grid_panel if view.ui.grid else table_panel
-        body = [*panel(view, width), *event_panel(view.events, width, event_panel_height(height))]
+        body = [*panel(view, width), *event_panel(view.events, view.wall, width, event_panel_height(height))]
     return [*fit_lines([*header(view, width), *body], width, height - 1), footer(view, width)]
 
 
@@ -620,12 +620,12 @@ def user_view(view: View, width: int) -> list[Line]:
     return box(title, lines + [[]] * (room + 1 - len(lines)), width)
 
 
-def event_panel(events: Sequence[Event], width: int, height: int) -> list[Line]:
+def event_panel(events: Sequence[Event], wall: float, width: int, height: int) -> list[Line]:
     """The newest events, the newest last."""
     if not height:
         return []
     newest = list(itertools.islice(newest_lines(events), height - 2))
-    lines = draw_events(newest[::-1], width - 4)
+    lines = draw_events(newest[::-1], width - 4, wall)
     return box("Events", lines + [[]] * (height - 2 - len(lines)), width)
 
 
@@ -637,7 +637,7 @@ def event_view(view: View, width: int, height: int) -> list[Line]:
     start = max(end - room, 0)
     title = f"Events {start + 1:,} to {end:,} of {len(lines):,}" if end - start < len(lines) else "Events"
     title += f" · {len(lines) - end:,} newer below" if end < len(lines) else ""
-    drawn = draw_events(lines[start:end], width - 4)
+    drawn = draw_events(lines[start:end], width - 4, view.wall)
     if not lines:
         drawn = NOTHING_MATCHES if ui.event_filter else [[], [("Nothing has happened yet.", "")]]
     title += filter_title(ui.event_filter, parse_event_filter(ui.event_filter)[1])

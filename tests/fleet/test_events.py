@@ -45,15 +45,24 @@ def shown(screen: Screen) -> list[str]:
 
 def test_many_of_a_kind_within_a_second_are_one_line() -> None:
     events = [Event(99, "joined", "Node-1", "why"), *lost(200), Event(101, "left", "Node-2", "said goodbye")]
-    text = plain(draw_events(event_lines(events, ""), 90))
+    text = plain(draw_events(event_lines(events, ""), 90, 0.0))
     assert text.splitlines() == [
         "00:01:39 joined       Node-1    why",
         "00:01:40 200 lost: Node-1001, Node-1002, Node-1003, Node-1004, +196 · no heartbeat for 10s",
         "00:01:41 left         Node-2    said goodbye",
     ]
     differing = [event._replace(text=f"{index}") for index, event in enumerate(lost(200))]
-    assert plain(draw_events(event_lines(differing, ""), 60)) == "00:01:40 200 lost: Node-1001, Node-1002, Node-1003, +197"
-    assert plain(event_panel(events, 74, 7)).count("lost") == 1
+    assert plain(draw_events(event_lines(differing, ""), 60, 0.0)) == "00:01:40 200 lost: Node-1001, Node-1002, Node-1003, +197"
+    assert plain(event_panel(events, 0.0, 74, 7)).count("lost") == 1
+
+
+def test_what_was_on_another_day_has_its_date() -> None:
+    events = [Event(99, "joined", "Node-1", "why"), Event(86_400, "left", "Node-1", "said goodbye")]
+    lines = event_lines(events, "")
+    assert plain(draw_events(lines, 90, 86_500.0)).splitlines()[0].startswith("01-01 00:01:39 joined")
+    assert plain(draw_events(lines, 90, 86_500.0)).splitlines()[1].startswith("01-02 00:00:00 left")
+    assert plain(draw_events(lines[1:], 90, 86_500.0)).startswith("00:00:00 left")
+    assert plain(draw_events(lines, 46, 86_500.0)).startswith("00:01:39 joined")  # no room
 
 
 def test_few_of_a_kind_and_those_of_another_second_stand_alone() -> None:
@@ -61,7 +70,7 @@ def test_few_of_a_kind_and_those_of_another_second_stand_alone() -> None:
     assert len(event_lines([*lost(10), *lost(10, 101.0)], "")) == 2
     assert len(event_lines([Event(100, "warning", "server", f"{number}") for number in range(10)], "")) == 10
     refused = [Event(100, "refused", "box", "taken") for _ in range(10)]
-    assert plain(draw_events(event_lines(refused, ""), 70)) == "00:01:40 10 refused: box · taken"
+    assert plain(draw_events(event_lines(refused, ""), 70, 0.0)) == "00:01:40 10 refused: box · taken"
     mixed = [
         event for pair in zip(lost(20), [one._replace(kind="disconnected") for one in lost(20)], strict=True) for event in pair
     ]
@@ -76,7 +85,8 @@ def test_the_panel_looks_at_no_more_than_it_shows() -> None:
 @pytest.mark.parametrize("width", [36, 46, 76, 156])
 def test_event_text_is_padded_by_cells(width: int) -> None:
     names = ["日本語ノード", "Node-1", "🚀", "gpu-rack07-eu-west-1.cluster.example.com-node-0002", "机" * 63]
-    lines = draw_events(event_lines([Event(number, "lost", name, "why it is") for number, name in enumerate(names)], ""), width)
+    events = [Event(number, "lost", name, "why it is") for number, name in enumerate(names)]
+    lines = draw_events(event_lines(events, ""), width, 0.0)
     columns = {cells(plain([line]).partition("why")[0]) for line in lines}
     assert len(columns) == 1
     assert columns.pop() < width
@@ -86,7 +96,7 @@ def test_event_text_is_padded_by_cells(width: int) -> None:
 @pytest.mark.parametrize("width", [36, 46, 76, 156])
 def test_a_line_of_many_fits(width: int) -> None:
     events = [event._replace(node_id=f"機械学習の箱-{event.node_id}" * 2) for event in lost(500)]
-    (line,) = draw_events(event_lines(events, ""), width)
+    (line,) = draw_events(event_lines(events, ""), width, 0.0)
     text = plain([line])
     assert cells(text) <= width
     assert "500 lost: " in text
@@ -164,7 +174,7 @@ def test_it_is_short_where_little_has_happened() -> None:
 def test_its_filter_is_its_own_and_is_typed_as_the_table_s() -> None:
     registry = told(example_registry(), [*lost(30), Event(200, "left", "Node-1003", "said goodbye")])
     screen = Screen(registry).press("e", "/", *"1003", "enter")
-    assert [line.split()[1] for line in shown(screen)] == ["lost", "left"]  # alone again, with its reason
+    assert [line.split()[2] for line in shown(screen)] == ["lost", "left"]  # alone again, with its reason
     assert "Events · /1003" in screen.text()
     assert screen.ui.filter == ""
     assert len(screen.press("q").nodes()) == 28

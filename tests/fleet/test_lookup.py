@@ -28,8 +28,8 @@ def test_a_slow_one_keeps_no_key_and_only_the_newest_question_is_asked_next() ->
         go_on.get()
         return number
 
-    lookup = Lookup[int, int](slow, 0.0)
-    assert lookup.ask(1) is None
+    lookup = Lookup[int, int](slow, PATIENT)
+    assert lookup.ask(1, is_patient=False) is None
     eventually(lambda: asked == [1])
     started = time.monotonic()
     for number in range(2, 1000):
