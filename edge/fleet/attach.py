@@ -241,7 +241,8 @@ class Attached:
             for server, name in servers
         ]
         self._wants = Wants()
-        self._threads = [threading.Thread(target=link.keep, name=f"link {link.name}", daemon=True) for link in self.links]
+        self.failure: Exception | None = None
+        self._threads = [threading.Thread(target=self._keep, args=(link,), name="link", daemon=True) for link in self.links]
 
     def __enter__(self) -> Attached:
         for thread in self._threads:
@@ -253,6 +254,12 @@ class Attached:
             link.close()
         for thread in self._threads:
             thread.join(GOODBYE_SECONDS + 0.5)
+
+    def _keep(self, link: Link) -> None:
+        try:
+            link.keep()
+        except Exception as error:
+            self.failure = error
 
     def is_alive(self) -> bool:
         """Whether each server is still looked at, or tried."""

@@ -166,7 +166,7 @@ def cut(lines: list[Line], scroll: int, room: int, key: str = "PgDn") -> list[Li
 
 def header(view: View, width: int) -> list[Line]:
     """Two lines: who gets in and nodes by state, and what the fleet is and does; where a filter holds, what it matches of it."""
-    count, known = sum(view.totals.states.values()), view.known_nodes
+    count, known = sum(view.totals.states.values()) + view.totals.unheard, view.known_nodes
     wide = width >= 80
     nodes = (
         f" {count:,} of {known:,} nodes match{'es' * (count == 1)}" if view.is_filtered else f" {known:,} node{'s' * (known != 1)}"
@@ -176,6 +176,8 @@ def header(view: View, width: int) -> list[Line]:
     for state, (glyph, style) in STATE_STYLES.items():
         if number := view.totals.states.get(state):
             parts.append([(f"  {glyph} {number:,}" + f" {state.value.lower()}" * wide, style)])
+    if view.totals.unheard:
+        parts.append([(f"  ? {view.totals.unheard:,}" + " unheard" * wide, "bold yellow")])
     right = clock_span(view, width)
     totals = fit_parts([*notice_parts(view, width), *totals_parts(view)], width)
     return [[*fit_parts(parts, width - cells(right[0])), right], totals]
@@ -296,7 +298,9 @@ def entry_line(entry: Entry, columns: Sequence[TableColumn], ui: Ui) -> Line:
     line: Line = []
     for column in columns:
         spans = column.spans(entry, column.layout.width)
-        if entry.is_stale and column.sort not in ("state", "age"):
+        if is_outdated(entry.row, entry.now):
+            spans = [(text, "dim") for text, _ in spans]
+        elif entry.is_stale and column.sort not in ("state", "age"):
             spans = grey(spans)
         line += align(spans, column.layout)
         line.append((" ", ""))
@@ -349,6 +353,7 @@ def grid_cell(entry: Entry, width: int, ui: Ui) -> Line:
         part = metric.part(entry)
         step = 0 if part is None else min(max(int(part * 8), 0), 7)
         glyph, style = ("·", "dim") if part is None else (BLOCKS[step], GRID_STYLES[step])
+    style = "dim" if is_outdated(entry.row, entry.now) else style
     words = fit(metric.text(entry.vitals), 7, ">") if width >= GRID_CELLS[1] else ""
     if width >= GRID_CELLS[0]:
         name_cells = width - GRID_CELLS[0] + GRID_NAME_CELLS
