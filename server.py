@@ -656,6 +656,8 @@ def look_elsewhere(options: argparse.Namespace) -> int:
                 run_headless(attached, attached.log.follow(), attached.is_alive, inputs, first, options.json)
         except OutputClosed as closed:
             inputs.take(closed)
+    if attached.failure:
+        raise attached.failure
     return inputs.exit_code()
 
 

@@ -102,6 +102,10 @@ CHANNEL_OPTIONS = (
     ("grpc.enable_retries", 0),
     ("grpc.max_receive_message_length", MAX_RESPONSE_BYTES),
 )
+VIEWER_OPTIONS = (  # where a screen's differ
+    ("grpc.max_receive_message_length", MAX_UPDATE_BYTES),
+    ("grpc.http2.lookahead_bytes", 2**22),  # else a large fleet comes at 64 KiB a round trip
+)
 
 
 def server_options(max_nodes: int, max_connections: int, is_secure: bool = False) -> tuple[tuple[str, int], ...]:

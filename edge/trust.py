@@ -20,7 +20,7 @@ from edge.credentials import AUTHORIZATION, NO_KEY, SERVER_NAME, Role, Token, au
 from edge.errors import Distrust, SessionEnded, explain
 from edge.files import read_text, reason
 from edge.program import Failure, OutputClosed, is_screen, put
-from edge.protocol import CHANNEL_OPTIONS, MAX_RESPONSE_BYTES, MAX_UPDATE_BYTES
+from edge.protocol import CHANNEL_OPTIONS, VIEWER_OPTIONS
 from edge.state_folder import locked, read_private, state_folder, write_private
 from edge.text import visible
 
@@ -57,11 +57,11 @@ class Holder(NamedTuple):
     wants: str  # which token it needs
     flag: str  # that names its servers
     saved: str  # the file of what they accepted
-    most_bytes: int  # of a message from a server
+    options: tuple[tuple[str, int], ...] = ()  # of its channels, where they differ from the usual ones
 
 
-NODE = Holder(Role.NODE, "this node", "the one for nodes", "--server", "tokens", MAX_RESPONSE_BYTES)
-VIEWER = Holder(Role.VIEW, "this screen", "the one for looking", "--attach", "view-tokens", MAX_UPDATE_BYTES)
+NODE = Holder(Role.NODE, "this node", "the one for nodes", "--server", "tokens")
+VIEWER = Holder(Role.VIEW, "this screen", "the one for looking", "--attach", "view-tokens", VIEWER_OPTIONS)
 OTHER_ROLE = {
     Role.NODE: "this token is for looking: a node needs the one for nodes",
     Role.VIEW: "this token is for nodes: a screen needs the one for looking",
@@ -141,7 +141,7 @@ class Trust:
 
         A server that is named by its socket (unix:PATH) is of this user, and is believed.
         """
-        options: dict[str, int | str] = {**dict(CHANNEL_OPTIONS), "grpc.max_receive_message_length": self.holder.most_bytes}
+        options: dict[str, int | str] = {**dict(CHANNEL_OPTIONS), **dict(self.holder.options)}
         if server.startswith(SOCKET):
             self._in_use[server] = None
             with grpc.insecure_channel(server, options=tuple(options.items())) as channel:

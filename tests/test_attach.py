@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import itertools
+import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 import node_pb2 as pb
+from edge.credentials import parse_token
+from edge.event_log import Event
 from edge.fleet.attach import Attached
+from edge.fleet.guard import Guard
+from edge.fleet.listening import socket_path, socket_target
 from edge.fleet.row import Row, State, state_of
-from edge.fleet.source import MayNot, NoPast, Wants
-from edge.trust import VIEWER, Trust
+from edge.fleet.source import MayNot, Moment, NoPast, Readings, Source, Wants
+from edge.trust import VIEWER, Trust, saved_path
+from tests.fixtures.examples import example_row
 from tests.fixtures.processes import Program, Terminal, eventually
 from tests.fixtures.proxy import Proxy
-from tests.fixtures.sessions import Serving, Stream
+from tests.fixtures.sessions import Serving, Stream, opened
 
 Serve = Callable[..., Serving]
 Connect = Callable[..., Stream]
@@ -165,6 +171,134 @@ def test_a_past_that_is_not_kept_is_said(serve: Serve, look: Look) -> None:
         attached.moment(1.0)
     with pytest.raises(NoPast):
         attached.graph("box", 1.0, 60.0, 60)
+
+
+class OneDay:
+    """A past of one moment."""
+
+    def __init__(self, node_id: str) -> None:
+        self.row = example_row(0)._replace(node_id=node_id)
+
+    def span(self) -> tuple[float, float]:
+        return 1_000.0, 2_000.0
+
+    def moment(self, wall: float) -> Source:
+        return Moment(1000.0, wall - 3, [self.row], [Event(wall, "joined", self.row.node_id, "x")])
+
+    def graph(self, node_id: str, end: float, seconds: float, steps: int) -> Readings:
+        if node_id != self.row.node_id:
+            raise NoPast(f"nothing is kept of {node_id}")
+        return Readings(1, bytes([1] * 6 * steps), bytes([2] * 6 * steps))
+
+
+def test_the_past_of_several_servers_is_one_fleet(serve: Serve, look: Look) -> None:
+    servings = [serve(past=OneDay("a")), serve(past=OneDay("b")), serve()]
+    attached = look(*(serving.address for serving in servings))
+    eventually(
+        lambda: all(link.mirror.is_known for link in attached.links) and attached.links[0].mirror.status.past_unix_milliseconds
+    )
+    assert attached.span()[0] == 1_000
+    then = attached.moment(1_500.0)
+    assert {row.node_id: row.server for row in then.snapshot()} == {"a": servings[0].address, "b": servings[1].address}
+    assert then.wall() == 1_497
+    (row,) = then.rows(["a"])
+    assert row
+    assert then.clock() - row.heartbeat_at == pytest.approx(1000 - example_row(0).heartbeat_at, abs=0.002)
+    assert row.sample == example_row(0).sample
+    assert row.history == example_row(0).history
+    assert sorted(event.node_id for event in then.newest_events(10)) == ["a", "b"]
+    assert not then.forget("a")
+
+
+def test_a_graph_is_asked_of_the_server_that_has_the_node(serve: Serve, connect: Connect, look: Look) -> None:
+    servings = [serve(past=OneDay("a")), serve(past=OneDay("b"))]
+    for serving, node_id in zip(servings, "ab", strict=True):
+        connect(serving.address, node_id)
+    connect(servings[1].address, "c")
+    attached = look(*(serving.address for serving in servings))
+    eventually(lambda: len(rows(attached)) == 3)
+    assert attached.graph("b", 1_500.0, 60.0, 4) == Readings(1, bytes([1] * 24), bytes([2] * 24))
+    with pytest.raises(NoPast, match="nothing is kept of c"):
+        attached.graph("c", 1_500.0, 60.0, 4)
+    with pytest.raises(NoPast, match="x is not known"):
+        attached.graph("x", 1_500.0, 60.0, 4)
+
+
+# ---- Who may ----
+
+
+def test_a_secure_server_shows_itself_to_who_has_the_token_for_looking(
+    serve: Serve, connect: Connect, tmp_path: pathlib.Path
+) -> None:
+    guard = Guard(tmp_path / "server")
+    serving = serve(guard=guard)
+    joining = guard.joining([serving.address])
+    for text, sees in ((joining.node_token, False), (joining.view_token, True), ("", True)):  # the last: it was saved
+        tokens = [parse_token(text)] if text else []
+        with Attached([(serving.address, "there")], Trust(tokens, holder=VIEWER), new_delays=soon) as attached:
+            eventually(attached.is_known if sees else attached.notices)
+            if not sees:
+                assert (
+                    "there refuses this screen" in eventually(lambda: [text for text in attached.notices() if "refuses" in text])[0]
+                )
+    assert eventually(lambda: saved_path(VIEWER).read_text().split()) == [joining.view_token]
+    assert not saved_path().exists()
+
+
+def test_who_has_no_token_is_told_which_one_and_pastes_it(
+    serve: Serve, terminal: Callable[..., Terminal], tmp_path: pathlib.Path
+) -> None:
+    guard = Guard(tmp_path / "server")
+    serving = serve(guard=guard)
+    joining = guard.joining([serving.address])
+    screen = terminal("server.py", "--attach", serving.address)
+    screen.shows("wants a token: its screen shows the one for looking")
+    screen.press(f"{joining.node_token}\r")
+    screen.shows("this token is for nodes: a screen needs the one for looking")
+    screen.press(f"{joining.view_token}\r")
+    screen.shows(" secure .*0 nodes")
+    screen.press("j")
+    screen.shows("Its prompt wants a token, which that server's machine tells")
+    assert "edge1-" not in screen.text()
+    screen.press("jq")
+    assert screen.wait() == 0
+
+
+# ---- This machine's own server ----
+
+
+def test_the_own_user_looks_with_no_token_and_forgets(serve: Serve, connect: Connect, tmp_path: pathlib.Path) -> None:
+    serving = serve(guard=Guard(tmp_path / "server"), socket_folder=tmp_path)
+    opened(serving.registry, "gone")
+    opened(serving.registry, "here")
+    session = opened(serving.registry, "gone")
+    serving.registry.heartbeat(session, pb.HeartbeatRequest(leaving=True))
+    target = socket_target(socket_path(tmp_path, serving.port))
+    with Attached([(target, "this machine")], Trust(holder=VIEWER), new_delays=soon) as attached:
+        eventually(lambda: len(rows(attached)) == 2)
+        assert not attached.forget("here")
+        assert attached.forget("gone")
+        eventually(lambda: rows(attached).keys() == {"here"})
+    assert serving.rows().keys() == {"here"}
+
+
+def test_a_service_and_its_screen(start: Callable[..., Program], connect: Connect, tmp_path: pathlib.Path) -> None:
+    """--attach alone finds the server that runs headless here, also when it was killed and is there again."""
+    folder = {"XDG_RUNTIME_DIR": str(tmp_path)}
+    service = start("server.py", "--headless", "--listen", "127.0.0.1:0", **folder)
+    address = service.line(r"listening on (\S+:\d+)")[1]
+    connect(address)
+    screen = start("server.py", "--attach", "--json", **folder)
+    lines = start("server.py", "--attach", "--headless", **folder)
+    screen.json_line(lambda line: [node["node_id"] for node in line["nodes"]] == ["box"])
+    service.process.kill()
+    screen.json_line(lambda line: "its server has not been heard" in line["nodes"][0]["reason"])
+    lines.line("warning this machine: this machine's server is gone; next try in ")
+    again = start("server.py", "--headless", "--listen", address, **folder)
+    again.line("listening on")
+    connect(address, "another")
+    screen.json_line(lambda line: [node["node_id"] for node in line["nodes"]] == ["another"])
+    assert (screen.end(), lines.end(), again.end()) == (130, 130, 130)
 
 
 # ---- Processes ----

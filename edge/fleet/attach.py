@@ -34,12 +34,13 @@ from edge.fleet.wire import graph_of
 from edge.program import Failure
 from edge.protocol import DEFAULT_PORT, GOODBYE_SECONDS, MAX_OPEN_NODES, SILENCE_SECONDS
 from edge.text import show_seconds, visible
-from edge.trust import VIEWER, Metadata, Trust, trust_of
+from edge.trust import SOCKET, VIEWER, Metadata, Trust, trust_of
 
 CLOCK_SECONDS = 5.0  # from one message with our clock to the next: its echo tells how old at most is what comes
 UNHEARD_SECONDS = 2.5  # without an update, of which one comes each second: what is known is then as of the last one
 LOOK_SECONDS = 0.5  # from one look at that to the next
 REQUEST_SECONDS = 0.1  # between two messages, however fast the wishes change
+SOON_SECONDS = 2.0  # at most, to the next try of a server on this machine
 ANSWER_SECONDS = 10.0  # that an answer from the past may take
 
 
@@ -202,6 +203,8 @@ class Link:
         except grpc.RpcError as error:
             if error.code() is grpc.StatusCode.UNIMPLEMENTED:
                 self._ended = SessionEnded(f"{self.name} is older than this screen, and can't be looked at: update it")
+            elif error.code() is grpc.StatusCode.UNAVAILABLE and self.server.startswith(SOCKET):  # gRPC's words tell nothing more
+                self._ended = SessionEnded("this machine's server is gone", error.code())
             elif error.code() is not grpc.StatusCode.CANCELLED:
                 self._ended = self._trust.explain(error, self.server)
         except Exception as error:  # of this program: said where people see it, and not in a thread's last words
@@ -238,7 +241,8 @@ class Attached:
             for server, name in servers
         ]
         self._wants = Wants()
-        self._threads = [threading.Thread(target=link.keep, name=f"link {link.name}", daemon=True) for link in self.links]
+        self.failure: Exception | None = None
+        self._threads = [threading.Thread(target=self._keep, args=(link,), name="link", daemon=True) for link in self.links]
 
     def __enter__(self) -> Attached:
         for thread in self._threads:
@@ -250,6 +254,12 @@ class Attached:
             link.close()
         for thread in self._threads:
             thread.join(GOODBYE_SECONDS + 0.5)
+
+    def _keep(self, link: Link) -> None:
+        try:
+            link.keep()
+        except Exception as error:
+            self.failure = error
 
     def is_alive(self) -> bool:
         """Whether each server is still looked at, or tried."""
@@ -328,10 +338,11 @@ class Attached:
 
     def span(self) -> tuple[float, float]:
         """The first and the last moment that are kept, by the servers' wall clocks. Raises NoPast."""
-        first = [link.mirror.status.past_unix_milliseconds / 1000 for link in self.links if link.mirror.status.has_past]
-        if not first:
-            raise NoPast(f"{self.links[0].name} keeps no journal")
-        return min(first), self.wall()
+        statuses = [link.mirror.status for link in self.links]
+        if first := [status.past_unix_milliseconds / 1000 for status in statuses if status.past_unix_milliseconds > 0]:
+            return min(first), self.wall()
+        keeps = any(status.has_past for status in statuses)
+        raise NoPast(f"{self.links[0].name} {'has kept nothing yet' if keeps else 'keeps no journal'}")
 
     def moment(self, wall: float) -> Source:
         """The fleet as it was then. Raises NoPast where no server has kept anything."""
@@ -379,12 +390,17 @@ class Attached:
 def attach(options: argparse.Namespace) -> Attached:
     """The servers that the command line names, or the one of this user on this machine. Raises Failure, with what to do."""
     if not options.attach:
-        return Attached([own_server(options.state)], Trust(holder=VIEWER))
+        return Attached([own_server(options.state)], Trust(holder=VIEWER), new_delays=soon)
     servers = list(dict.fromkeys(options.attach))
     trust = trust_of(options, VIEWER)
     if not options.headless and not options.json and sys.stdin.isatty() and sys.stdout.isatty():
         trust.ask([str(server) for server in servers])
     return Attached([(str(server), name_of(server)) for server in servers], trust)
+
+
+def soon() -> Iterator[float]:
+    """Delays before the next try of a server on this machine: that costs nobody anything."""
+    return backoff(most_seconds=SOON_SECONDS)
 
 
 def name_of(server: Endpoint) -> str:

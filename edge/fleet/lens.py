@@ -95,7 +95,8 @@ class Visit(NamedTuple):
 class Totals(NamedTuple):
     """The fleet in numbers."""
 
-    states: Mapping[State, int] = MappingProxyType({})
+    states: Mapping[State, int] = MappingProxyType({})  # of nodes whose server is heard
+    unheard: int = 0  # the other nodes
     gpus: int = 0
     utilization: float | None = None
     memory_used_bytes: int = 0
@@ -113,14 +114,17 @@ def count_totals(rows: Iterable[Row], now: float) -> Totals:
     """What the nodes have and do that are online and read, all together: one pass. Each GPU counts once; the processors and memory
     of boxes without any count only where no box has one."""
     states: dict[State, int] = dict.fromkeys(State, 0)
-    gpus = milliwatts = with_power = joules = with_energy = with_gpus = 0
+    gpus = milliwatts = with_power = joules = with_energy = with_gpus = unheard = 0
     # With GPUs and without: utilization, of how many; memory used and in all, of how many.
     sums = {True: [0.0, 0, 0, 0, 0], False: [0.0, 0, 0, 0, 0]}
     heat, hottest = -math.inf, None
     for row in rows:
+        if is_outdated(row, now):
+            unheard += 1
+            continue
         state = state_of(row, now)
         states[state] += 1
-        if state is not State.ONLINE or hanging_seconds(row, now) is not None or is_outdated(row, now):
+        if state is not State.ONLINE or hanging_seconds(row, now) is not None:
             continue
         vitals = row.vitals
         gpus += len(row.capacities.devices)
@@ -141,8 +145,9 @@ def count_totals(rows: Iterable[Row], now: float) -> Totals:
             heat, hottest = vitals.celsius, row
     utilization, readings, used, total, with_memory = sums[gpus > 0]
     return Totals(
-        states, gpus, utilization / readings if readings else None, int(used), int(total), milliwatts if with_power else None,
-        int(with_memory), with_power, hottest, joules if with_energy else None, with_energy, with_gpus,
+        states, unheard, gpus, utilization / readings if readings else None, int(used), int(total),
+        milliwatts if with_power else None, int(with_memory), with_power, hottest,
+        joules if with_energy else None, with_energy, with_gpus,
     )  # fmt: skip
 
 

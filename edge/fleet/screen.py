@@ -215,7 +215,7 @@ def cut(lines: list[Line], scroll: int, room: int, key: str = "PgDn") -> list[Li
 
 def header(view: View, width: int) -> list[Line]:
     """Two lines: who gets in and nodes by state, and what the fleet is and does; where a filter holds, what it matches of it."""
-    count, known = sum(view.totals.states.values()), view.known_nodes
+    count, known = sum(view.totals.states.values()) + view.totals.unheard, view.known_nodes
     wide = width >= 80
     nodes = (
         f" {count:,} of {known:,} nodes match{'es' * (count == 1)}" if view.is_filtered else f" {known:,} node{'s' * (known != 1)}"
@@ -225,6 +225,8 @@ def header(view: View, width: int) -> list[Line]:
     for state, (glyph, style) in STATE_STYLES.items():
         if number := view.totals.states.get(state):
             parts.append([(f"  {glyph} {number:,}" + f" {state.value.lower()}" * wide, style)])
+    if view.totals.unheard:
+        parts.append([(f"  ? {view.totals.unheard:,}" + " unheard" * wide, "bold yellow")])
     if view.then:
         return [past_line(view, view.then, width), fit_parts(totals_parts(view), width)]
     right = clock_span(view, width)
@@ -393,6 +395,8 @@ def group_line(label: str, value: str, totals: Totals, width: int) -> Line:
     for state, (glyph, style) in STATE_STYLES.items():
         if number := totals.states.get(state):
             parts.append([(f"  {glyph} {number:,}", style)])
+    if totals.unheard:
+        parts.append([(f"  ? {totals.unheard:,}", "bold yellow")])
     return fit_parts([*parts, *([[(" ", "")], *sums(totals)] if totals.states.get(State.ONLINE) else [])], width)
 
 
@@ -401,7 +405,9 @@ def entry_line(entry: Entry, columns: Sequence[TableColumn], ui: Ui) -> Line:
     line: Line = []
     for column in columns:
         spans = column.spans(entry, column.layout.width)
-        if entry.is_stale and column.sort not in ("state", "age"):
+        if is_outdated(entry.row, entry.now):
+            spans = [(text, "dim") for text, _ in spans]
+        elif entry.is_stale and column.sort not in ("state", "age"):
             spans = grey(spans)
         line += align(spans, column.layout)
         line.append((" ", ""))
@@ -454,6 +460,7 @@ def grid_cell(entry: Entry, width: int, ui: Ui) -> Line:
         part = metric.part(entry)
         step = 0 if part is None else min(max(int(part * 8), 0), 7)
         glyph, style = ("·", "dim") if part is None else (BLOCKS[step], GRID_STYLES[step])
+    style = "dim" if is_outdated(entry.row, entry.now) else style
     words = fit(metric.text(entry.vitals), 7, ">") if width >= GRID_CELLS[1] else ""
     if width >= GRID_CELLS[0]:
         name_cells = width - GRID_CELLS[0] + GRID_NAME_CELLS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator, Mapping
 
 from google.protobuf.message import DecodeError
@@ -32,6 +33,7 @@ MOST = {  # of each column of Beats
     "energy_joules": 2**60 + 1,
     "round_trip_microseconds": 2**32,
 }
+MAX_CACHED_BYTES = 4096  # of an info: 80 MB of those that are kept
 MAX_EXTREMES_BYTES = 4096  # of a node
 LAST_SECOND = 253_402_300_799  # of the year 9999: what can be shown of a time
 NEW_SAMPLE_SECONDS = 0.05  # by which a sample is another one than before; less is what clocks and roundings make
@@ -99,9 +101,8 @@ def row_of(message: pb.NodeRow, made_at: float, before: Row | None = None, serve
         if before and not message.info:
             packed_info, capacities, labels = before.packed_info, before.capacities, before.labels
         else:
-            packed_info, info = small(message.info, "info"), pb.NodeInfo.FromString(message.info)
-            check_info(info)
-            capacities, labels = capacities_of(info), labels_of(info)
+            facts = facts_of if len(message.info) <= MAX_CACHED_BYTES else facts_of.__wrapped__
+            packed_info, capacities, labels = facts(small(message.info, "info"))
         vitals, sample_at = vitals_from(capacities, message.summary), None
         if message.HasField("sample_age_milliseconds"):
             sample_at = made_at - message.sample_age_milliseconds / 1000
@@ -168,6 +169,17 @@ def beats_of(pairs: Iterable[tuple[int, Row]], now: float) -> pb.Beats:
     )
 
 
+@functools.lru_cache(maxsize=20_000)
+def facts_of(packed_info: bytes) -> tuple[bytes, Capacities, tuple[tuple[str, str], ...]]:
+    """An info, and what rows have of it. Kept, since most that come are known: those of a moment of the past, from now.
+
+    Raises ValueError, or DecodeError.
+    """
+    info = pb.NodeInfo.FromString(packed_info)
+    check_info(info)
+    return packed_info, capacities_of(info), labels_of(info)
+
+
 def rows_after(beats: pb.Beats, made_at: float, rows: Mapping[int, Row]) -> Iterator[tuple[int, Row]]:
     """What these beats make of rows, by their numbers. Raises Refused for what no server of ours would send."""
     columns = [list(getattr(beats, name)) for name in MOST]
@@ -184,17 +196,14 @@ def rows_after(beats: pb.Beats, made_at: float, rows: Mapping[int, Row]) -> Iter
         heartbeat_at = made_at - age / 1000
         celsius = heat - KELVIN if heat else None
         node = history.encode(((busy - 1) / 10 if busy else None, min((full - 1) / 10, 100) if full else None, celsius))
-        vitals = row.vitals._replace(
-            utilization=(busy - 1) / 1000 if busy else None,
-            memory=(full - 1) / 1000 if full else None,
-            memory_used_bytes=used * MEBIBYTE,
-            celsius=celsius,
-            limit_celsius=None if celsius is None else limit_of(row.capacities, row.vitals.hottest),
-            milliwatts=power - 1 if power else None,
-            frame=node + row.vitals.frame[len(node) :],  # what devices report is as it was, until their details come
-            cpu_percent=cpu - 1 if cpu else None,
-            energy_joules=energy - 1 if energy else None,
-        )
+        old = row.vitals
+        vitals = Vitals(  # _replace, in half of its time
+            (busy - 1) / 1000 if busy else None, (full - 1) / 1000 if full else None, used * MEBIBYTE, old.memory_total_bytes,
+            celsius, None if celsius is None else limit_of(row.capacities, old.hottest), power - 1 if power else None, old.errors,
+            node + old.frame[len(node) :],  # what devices report is as it was, until their details come
+            old.devices, old.with_utilization, old.with_memory, old.with_power, old.hottest,
+            cpu - 1 if cpu else None, energy - 1 if energy else None,
+        )  # fmt: skip
         sample_at = heartbeat_at - lag / 1000
         frames = history_after(row, sample_at, node.ljust(frame_bytes(row.capacities), bytes([history.NOT_REPORTED])))
         round_trip = (trip - 1) / 1e6 if trip else None

@@ -23,6 +23,7 @@ from edge.fleet.row import Row
 from edge.hardware.screen import Link
 from edge.hardware.screen import View as NodeView
 from edge.hardware.screen import render as render_node
+from server import Registry
 from tests.fixtures.examples import OPEN, SECURE, WALL, example_registry, example_row, example_view, shared_registry
 from tests.fixtures.past import Course, now_of
 from tests.fixtures.processes import ROOT, Program, Terminal, eventually
@@ -368,9 +369,49 @@ def golden_frames() -> dict[str, str]:
         for joining, name in ((OPEN, "open"), (SECURE, "secure")):
             frames[f"server-empty-{name}-{width}x{height}.txt"] = Screen(example_registry(0), width, height, joining).text()
         frames[f"server-join-secure-{width}x{height}.txt"] = Screen(example_registry(), width, height, SECURE).press("j").text()
+        frames[f"server-several-{width}x{height}.txt"] = Screen(several_servers(), width, height).text()
         for seed, name in ((1, "8-gpus"), (2, "1-gpu"), (8, "host")):
             frames[f"node-{name}-{width}x{height}.txt"] = plain(render_node(node_view(seed), width, height, WALL, 0))
     return frames
+
+
+def several_servers() -> Registry:
+    """What --attach shows of two servers, the second of which is gone."""
+    registry = Registry(1.0, 100, clock=lambda: 1000.0)
+    for index in range(6):
+        row = example_row(index)._replace(server="rack-a.example")
+        registry.restore(row if index % 2 else row._replace(server="10.0.0.6:6000", known_until=990.0))
+    notice = "nothing listens on 10.0.0.6:6000 (is the server running?); next try in 7s"
+    registry.notices = lambda: [notice]  # type: ignore[method-assign]
+    return registry
+
+
+def test_of_a_server_that_is_gone_nothing_is_live(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its nodes are as they were, grey, and of no sum."""
+    screen = Screen(several_servers(), 160, 45)
+    lines = {text: style for line in screen.frame() for text, style in line if text.strip() in ("rack-a.example", "10.0.0.6:6000")}
+    assert {text.strip(): style for text, style in lines.items()} == {"rack-a.example": "", "10.0.0.6:6000": "dim"}
+    assert re.search("6 nodes +● 3 online +[?] 3 unheard", screen.text())
+    assert not [style for line in screen.frame()[4:5] for _, style in line[1:-1] if style not in ("", "dim")]  # not even its glyph
+    assert screen.lens.totals.gpus == sum(len(example_row(index).info.devices) for index in (1, 3, 5))
+    assert "its server has not been heard for 10s" in screen.press("enter").text()
+    assert " at 10.0.0.6:6000" in screen.text()
+
+
+def test_one_sorts_by_the_server_only_where_there_are_several() -> None:
+    sorts = {name: [Screen(registry).press(*"s" * count).ui.sort for count in range(12)] for name, registry in (
+        ("one", example_registry(3)), ("several", several_servers()),
+    )}  # fmt: skip
+    assert "server" not in sorts["one"]
+    assert "server" in sorts["several"]
+
+
+@pytest.mark.parametrize("width", [40, 50, 80, 120, 160, 240])
+def test_what_is_wrong_is_said_first_in_as_much_room_as_there_is(width: int) -> None:
+    frame = Screen(several_servers(), width, 24).frame()
+    assert exact(frame, width, 24)
+    assert plain(frame[1:2]).startswith(" nothing listens on 10.0.0.6:6000")
+    assert ("GPUs" in plain(frame[1:2])) == (width >= 120)
 
 
 def node_view(seed: int) -> NodeView:
