@@ -53,6 +53,7 @@ from edge.hardware.servers import PACE, Pace, Turns, is_there
 from edge.hardware.simulated import FAULTS
 from edge.panels import Subject, reach_of, scrolled
 from edge.program import FAILED, VERSION, OutputClosed, is_screen, main_of, put, time_stamp
+from edge.summary import box_summary, own_frame
 from edge.terminal import Inputs, Screen
 from edge.text import visible
 from edge.trust import Metadata, Trust, parse_tokens, trust_of
@@ -82,7 +83,7 @@ class NodeState:
         self._node_id = node_id
         self._server, self._place = server, ""
         self._info = info
-        self._sample = pb.Sample()
+        self._sample, self._summary = pb.Sample(), pb.Summary()
         self._sample_at = self.started_at
         self._processes = pb.ProcessList()
         self._history = b""
@@ -100,13 +101,14 @@ class NodeState:
 
     def publish(self, sample: pb.Sample, info: pb.NodeInfo | None = None) -> None:
         """A new sample: into the history, and to the server with the next heartbeat; so what the box is, where that has changed."""
+        summary = box_summary(info or self._info, sample)
         with self._changed:
             if info and info != self._info:
                 if len(info.devices) != len(self._info.devices):
                     self._history = b""  # its frames are of another width
                 self._info = info
-            self._sample, self._sample_at = sample, self.clock()
-            self._history = history.extend(self._history, history.frame_of(self._info, sample))
+            self._sample, self._summary, self._sample_at = sample, summary, self.clock()
+            self._history = history.extend(self._history, own_frame(self._info, sample, summary))
             self._unacknowledged.append(sample)
             self._touch()
 
@@ -202,6 +204,7 @@ class NodeState:
                 place=self._place,
                 info=self._info,
                 sample=self._sample,
+                summary=self._summary,
                 sample_age_seconds=self.clock() - self._sample_at,
                 interval_seconds=self.interval_seconds,
                 processes=self._processes.processes,
@@ -369,7 +372,7 @@ class Session:
             leaving = self._is_leaving()
             request = self._heartbeat()
             request.leaving = leaving
-            request.gpu_temp = hottest(self._state.view().sample)
+            request.gpu_temp = self._state.view().summary.temperature_celsius
             try:
                 timeout = protocol.GOODBYE_SECONDS if leaving else protocol.FIRST_ANSWER_SECONDS
                 response = stub.Heartbeat(request, timeout=timeout, metadata=self._metadata)
@@ -399,6 +402,7 @@ class Session:
             self._sent_processes = view.processes
         if view.sample.sequence > self._sent_sequence:
             request.sample.CopyFrom(view.sample)
+            request.summary.CopyFrom(view.summary)
             self._sent_sequence = view.sample.sequence
             self._round_trips.sent(view.sample.sequence, self._state.clock())
         request.round_trip_microseconds = self._round_trips.take_microseconds()
@@ -456,12 +460,6 @@ def newest_within(samples: Sequence[pb.Sample], most_bytes: int) -> Sequence[pb.
         if most_bytes < 0:
             return samples[index + 1 :]
     return samples
-
-
-def hottest(sample: pb.Sample) -> float:
-    """The highest temperature of the devices that report one, or of a host without devices, in °C; 0 where there is none."""
-    readings = [protocol.reported(part, "temperature_celsius") for part in sample.devices or [sample.host]]
-    return max((celsius for celsius in readings if celsius is not None), default=0)
 
 
 def look_back(state: NodeState, trust: Trust, session: Session, turns: Turns) -> None:

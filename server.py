@@ -19,7 +19,6 @@ import argparse
 import asyncio
 import collections
 import concurrent.futures
-import contextlib
 import functools
 import gc
 import logging
@@ -44,14 +43,7 @@ from edge.event_log import Event, EventLog, Follower
 from edge.fleet.admission import PLENTY, Lines, Memory, Places, network_of
 from edge.fleet.export import snapshot_json
 from edge.fleet.guard import Guard
-from edge.fleet.intake import (
-    MAX_UNREAD_BYTES,
-    after,
-    identify,
-    is_only_a_sample,
-    with_unread,
-    with_unread_if_sane,
-)
+from edge.fleet.intake import after, identify
 from edge.fleet.joining import Joining, own_addresses, told
 from edge.fleet.keys import follow, press
 from edge.fleet.lens import Lens, Ui
@@ -88,7 +80,6 @@ HEARTBEATS_PER_SECOND = 10_000  # what one process takes in; a larger fleet is t
 STRAINED_SECONDS = 0.25  # that a tick comes too late where this machine is slower than that, and takes fewer
 STRAINED_NODES = 1000  # from so many on; heartbeats of fewer are not what keeps it
 MAX_STRETCH = 5.0  # of the cadence then
-CHECK_SECONDS = 60.0  # of a session whose samples nobody looks at: from one that is read to the next
 FORGET_SECONDS = 24 * 3600.0
 DATA_FRAMES_PER_SECOND = 12  # heartbeats come all the time; keys are answered at once
 TICK_SECONDS = 1.0  # from one look at who is late to the next: for the log, since a row's state is told from its age
@@ -102,9 +93,8 @@ UNHEARD_SECONDS = 0.1  # that gRPC may take at the end to say what became of an 
 class Registry:
     """All nodes. Both threads call it; every verb takes the lock briefly, and a snapshot is a list of rows that never change.
 
-    Where histories are kept, for a screen, each heartbeat is read as it comes. Without, only the newest one matters: it is put
-    aside until someone asks for it, or the next one comes. So what is shown has been checked, and a session that sends nonsense
-    to nobody is found within CHECK_SECONDS.
+    Each heartbeat is read as far as its summary, whether anybody looks or not; its sample is kept as it came, and checked when
+    someone reads it.
     """
 
     def __init__(
@@ -112,7 +102,6 @@ class Registry:
         interval_seconds: float,
         max_nodes: int,
         clock: Callable[[], float] = time.monotonic,
-        keeps_history: bool = True,
         heartbeats_per_second: int = HEARTBEATS_PER_SECOND,
         acknowledge_seconds: float = ACKNOWLEDGE_SECONDS,
     ) -> None:
@@ -121,7 +110,6 @@ class Registry:
         self.is_over: Callable[[str], object] = lambda _token_id: False  # whether a token lets nobody in any more
         self.log = EventLog(EVENTS_KEPT, self.wall, PLENTY)
         self.errors: collections.deque[str] = collections.deque(maxlen=100)  # written where the lock may be held
-        self._keeps_history = keeps_history
         self._interval_seconds = interval_seconds
         self._heartbeats_per_second = heartbeats_per_second
         self._acknowledge_seconds = acknowledge_seconds
@@ -143,17 +131,13 @@ class Registry:
         identify(request)
         now = self.clock()
         session = Session(request, address, close)
-        if not self._keeps_history:
-            request.ClearField("backlog")  # nobody looks at it
         with self._lock:
             holder = self._rows.get(session.node_id)
         known = holder and holder.info.instance_id == session.instance_id
         # What is costly is done outside the lock: of a node that comes back, all that it does not bring along is as it was.
         blank = Row(session.node_id, address, session, self._cadence_seconds(), token_id=token_id, heartbeat_at=now)
-        row = after(self._resumed(holder, blank) if holder and known else blank, request)
+        row = after(self._resumed(holder, blank) if holder and known else blank, request, now)
         session.next_acknowledgement_at = now + random.uniform(0, self._acknowledge_seconds)  # spread: a fleet comes back at once
-        if close and not self._keeps_history:  # a unary heartbeat is answered each time, so it is checked each time
-            session.next_check_at = now + random.uniform(0, CHECK_SECONDS)
         with self._lock:
             holder = self._rows.get(session.node_id)
             self._check_holder(holder, session, request.info, request.leaving, now)
@@ -168,10 +152,10 @@ class Registry:
     @staticmethod
     def _resumed(holder: Row, blank: Row) -> Row:
         """A new session's row, with what is known of the same instance."""
-        holder = with_unread_if_sane(holder)
         return holder._replace(
             address=blank.address, session=blank.session, interval_seconds=blank.interval_seconds,
             heartbeat_at=blank.heartbeat_at, left=False, reason="", token_id=blank.token_id, round_trip_seconds=None,
+            awaited_until=0.0,
         )  # fmt: skip
 
     def _check_holder(self, holder: Row | None, newcomer: Session, info: pb.NodeInfo, is_goodbye: bool, now: float) -> None:
@@ -246,22 +230,10 @@ class Registry:
         now = self.clock()
         with self._lock:
             before = self._held(session)
-            if now < session.next_check_at and is_only_a_sample(request):
-                unread = request.SerializeToString()
-                if len(unread) <= MAX_UNREAD_BYTES:
-                    self._tell_return(before, now)
-                    session.sequence = request.sample.sequence or session.sequence
-                    self._rows[before.node_id] = before.beat(now, unread)
-                    return
-        known = with_unread_if_sane(before) if request.leaving else with_unread(before)  # what came before refuses no goodbye
-        row = after(known._replace(heartbeat_at=now), request)
-        if not self._keeps_history:
-            row = row._replace(history=b"")
-            if session.close:
-                session.next_check_at = now + CHECK_SECONDS
+        row = after(before, request, now)
         with self._lock:
-            self._held(session)
-            self._memory.swap(self._rows[row.node_id], row)
+            before = self._held(session)
+            self._memory.swap(before, row)
             self._tell_return(before, now)
             self._put(row, session, request)
 
@@ -301,11 +273,7 @@ class Registry:
         with self._lock:
             row = self._rows.get(session.node_id)
             if row and row.session is session:
-                with contextlib.suppress(Refused):  # what was unread is kept if it is sane, and where there is room
-                    read = with_unread(row)
-                    self._memory.swap(row, read)
-                    row = read
-                self._rows[session.node_id] = row._replace(unread=b"", session=None, reason=reason)
+                self._rows[session.node_id] = row._replace(session=None, reason=reason)
                 self._lines.add("disconnected", reason, session.node_id, self.clock())
 
     def acknowledgement(self, session: Session) -> pb.HeartbeatResponse:
@@ -342,8 +310,7 @@ class Registry:
     def rows(self, node_ids: Iterable[str]) -> list[Row | None]:
         """These rows, as they are now; None for one that is not there."""
         with self._lock:
-            rows = [self._rows.get(node_id) for node_id in node_ids]
-        return [row and with_unread_if_sane(row) for row in rows]
+            return [self._rows.get(node_id) for node_id in node_ids]
 
     def forget(self, node_id: str) -> bool:
         """Remove a node that is lost or left; any other stays. Tells whether it is gone."""
@@ -376,9 +343,6 @@ class Registry:
 
     def snapshot(self) -> list[Row]:
         """All rows, as they are now."""
-        return [with_unread_if_sane(row) if row.unread else row for row in self._all()]
-
-    def _all(self) -> list[Row]:
         with self._lock:
             return list(self._rows.values())
 
@@ -387,7 +351,7 @@ class Registry:
         while self.errors:
             self.complain("error", "server", self.errors.popleft())
         now = self.clock()
-        rows = self._all()
+        rows = self.snapshot()
         silent = [
             (row, state_of(row, now))
             for row in rows
@@ -637,7 +601,7 @@ def run(options: argparse.Namespace, make_registry: Callable[..., Registry] = Re
     screen = is_screen() and not options.headless and not options.json
     # gRPC leaves a cycle with each call. A pass over the objects of ten thousand nodes takes half a second, and finds nothing else.
     gc.set_threshold(10_000, 50, 10_000)
-    registry = make_registry(options.interval, options.max_nodes, keeps_history=screen)
+    registry = make_registry(options.interval, options.max_nodes)
     guard = Guard(options.state, options.tls_cert, options.tls_key, options.client_ca) if options.secure else None
     network = Network(registry, options.listen, guard=guard, socket_folder=next(socket_folders(options.state)))
     if options.debug:

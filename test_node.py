@@ -307,7 +307,7 @@ def answer(sequence: int = 0, interval_milliseconds: int = 0) -> pb.HeartbeatRes
 def test_a_first_heartbeat_brings_all_and_the_next_ones_what_is_new() -> None:
     clock, identity = Clock(), Identity(None, "machine")
     state = node.NodeState("Node-1", "", pb.NodeInfo(hostname="edge-07"), 1.0, clock)
-    samples = [pb.Sample(sequence=sequence) for sequence in (1, 2, 3, 4)]
+    samples = [pb.Sample(sequence=sequence, host=pb.HostSample(cpu_percent=10 * sequence)) for sequence in (1, 2, 3, 4)]
     for sample in samples[:3]:
         state.publish(sample)
     processes = pb.ProcessList(processes=[pb.Process(pid=7)])
@@ -319,14 +319,16 @@ def test_a_first_heartbeat_brings_all_and_the_next_ones_what_is_new() -> None:
         hostname="edge-07", box_id=identity.box_id, id_is_drawn=True, session_number=5, last_error="x" * 200
     )  # fmt: skip
     assert session._heartbeat() == pb.HeartbeatRequest(
-        node_id="Node-1", clock_milliseconds=1500, info=info, backlog=samples[:2], sample=samples[2], processes=processes
-    )
+        node_id="Node-1", clock_milliseconds=1500, info=info, backlog=samples[:2], sample=samples[2], processes=processes,
+        summary=pb.Summary(cpu_percent=30, utilization_permille=300),
+    )  # fmt: skip
     clock.now += 1
     assert session._heartbeat() == pb.HeartbeatRequest(clock_milliseconds=2500)
     info.hostname = "edge-08"
     state.publish(samples[3], pb.NodeInfo(hostname="edge-08"))
     state.update_link(sessions=5)  # this one
-    assert session._heartbeat() == pb.HeartbeatRequest(clock_milliseconds=2500, info=info, sample=samples[3])
+    sums = pb.Summary(cpu_percent=40, utilization_permille=400)
+    assert session._heartbeat() == pb.HeartbeatRequest(clock_milliseconds=2500, info=info, sample=samples[3], summary=sums)
     state.publish_processes(pb.ProcessList())
     assert session._heartbeat() == pb.HeartbeatRequest(clock_milliseconds=2500, processes=pb.ProcessList())
     assert session_of(state)._heartbeat().info.session_number == 6
@@ -769,14 +771,6 @@ def test_a_backlog_has_the_newest_samples_that_a_message_has_room_for() -> None:
     assert not node.newest_within(samples, 1)
     room = 8 + samples[-1].ByteSize()
     assert [len(node.newest_within(samples, 2 * room + more)) for more in (-1, 0, room - 1)] == [1, 2, 2]
-
-
-def test_the_hottest_device_is_one_that_reports_its_temperature() -> None:
-    cold = [pb.DeviceSample(temperature_celsius=-12), pb.DeviceSample()]
-    assert node.hottest(pb.Sample(devices=cold)) == -12
-    assert node.hottest(pb.Sample(devices=[pb.DeviceSample(temperature_celsius=celsius) for celsius in (50, 61, 40)])) == 61
-    assert node.hottest(pb.Sample(devices=[pb.DeviceSample()], host=pb.HostSample(temperature_celsius=40))) == 0
-    assert node.hottest(pb.Sample(host=pb.HostSample(temperature_celsius=40))) == 40
 
 
 class Scripted(node_pb2_grpc.NodeServiceServicer):

@@ -26,12 +26,12 @@ class Distrust(SessionEnded):
         self.of_token = of_token
 
 
-def explain(error: grpc.RpcError, server: str) -> SessionEnded:
+def explain(error: grpc.RpcError, server: str, flag: str = "--server") -> SessionEnded:
     """gRPC's error, the one kind that a session meets, in words that say what to do. The details come from outside."""
     code, details = error.code(), without_tokens(visible(error.details() or ""))
     known = {
         "Connection refused": f"nothing listens on {server} (is the server running?)",
-        "address lookup failed": f"cannot resolve {server} (check the name, or give --server an address)",
+        "address lookup failed": f"cannot resolve {server} (check the name, or give {flag} an address)",
         "No route to host": f"no route to {server} (is it in reach of this network?)",
         "Network is unreachable": f"no route to {server} (is this box's network up?)",
         "Failed parsing HTTP/2": f"{server} is no gRPC server (is the port right?)",

@@ -37,9 +37,13 @@ class EventLog:
 
     def add(self, kind: str, text: str, node_id: str = "") -> None:
         """Note what happens now."""
+        self.put(Event(self._wall(), kind, node_id, text))
+
+    def put(self, event: Event) -> None:
+        """Note what has happened elsewhere."""
         with self._lock:
-            room = self._rooms.setdefault(kind, collections.deque(maxlen=self._kept))
-            room.append((self._count, Event(self._wall(), kind, node_id, text)))
+            room = self._rooms.setdefault(event.kind, collections.deque(maxlen=self._kept))
+            room.append((self._count, event))
             self._count += 1
 
     def miss(self) -> None:

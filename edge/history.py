@@ -7,10 +7,7 @@ history have one length: it starts anew when the number of devices changes.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-
-import node_pb2 as pb
-from edge.protocol import reported
+from collections.abc import Iterable
 
 SAMPLES = 120  # two minutes at the usual cadence
 NOT_REPORTED = 255
@@ -34,30 +31,6 @@ BYTES[None] = NOT_REPORTED
 def encode(readings: Iterable[float | None]) -> bytes:
     """Readings in percent and °C as bytes."""
     return bytes(map(BYTES.__getitem__, readings))
-
-
-def frame(readings: Sequence[float | None], devices: int) -> bytes:
-    """A frame of so many devices: readings of the node and then of each, three each, in the order of COLUMNS.
-
-    Of devices beyond those nothing is kept; those without readings report nothing.
-    """
-    length = len(COLUMNS) * (1 + devices)
-    return encode(readings[:length]).ljust(length, bytes([NOT_REPORTED]))
-
-
-def frame_of(info: pb.NodeInfo, sample: pb.Sample) -> bytes:
-    """A node's own frame of its sample: the host's readings stand for the node."""
-    host = sample.host
-    readings = [reported(host, "cpu_percent"), percent_of(host, info.host), reported(host, "temperature_celsius")]
-    for known, device in zip(info.devices, sample.devices, strict=False):
-        readings += reported(device, "utilization_percent"), percent_of(device, known), reported(device, "temperature_celsius")
-    return frame(readings, len(info.devices))
-
-
-def percent_of(sample: pb.HostSample | pb.DeviceSample, info: pb.HostInfo | pb.DeviceInfo) -> float | None:
-    """How full a memory is, at most 100, where both its size and its use are reported."""
-    used, total = reported(sample, "memory_used_bytes"), info.memory_total_bytes
-    return min(100 * used / total, 100) if total and used is not None else None
 
 
 def extend(history: bytes, frame: bytes) -> bytes:

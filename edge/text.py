@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 
@@ -79,8 +80,8 @@ def show_watts(milliwatts: float | None) -> str:
 
 
 def show_percent(part: float | None) -> str:
-    """A fraction as a whole percentage."""
-    return MISSING if part is None else f"{part * 100:.0f}%"
+    """A fraction as a whole percentage, rounded half up, as the history rounds it."""
+    return MISSING if part is None else f"{math.floor(part * 100 + 0.5 + 1e-9)}%"  # 0.145 * 100 is 14.499999999999998
 
 
 def show_celsius(degrees: float | None, limit: float | None) -> str:

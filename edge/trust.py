@@ -1,4 +1,4 @@
-"""How a node knows its servers, and what it proves itself by: tokens, certificates, and the channels that they open."""
+"""How a node or a screen knows its servers, and proves itself: tokens, certificates, and the channels that they open."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ from edge.credentials import AUTHORIZATION, NO_KEY, SERVER_NAME, Role, Token, au
 from edge.errors import Distrust, SessionEnded, explain
 from edge.files import read_text, reason
 from edge.program import Failure, OutputClosed, is_screen, put
-from edge.protocol import CHANNEL_OPTIONS
+from edge.protocol import CHANNEL_OPTIONS, MAX_RESPONSE_BYTES, MAX_UPDATE_BYTES
 from edge.state_folder import locked, read_private, state_folder, write_private
 from edge.text import visible
 
 MAX_SAVED = 16  # tokens
+SOCKET = "unix:"  # begins the address of a server's socket on this machine
 PROBE_SECONDS = 2.5
 NOBODY = b"\2" + bytes(32)  # a public key that is on the curve and nobody's, as far as anyone knows: x is 0
 # In gRPC's details, of a connection that broke before it was of use: who speaks plainly to TLS meets any of them.
@@ -48,12 +49,31 @@ class Files(NamedTuple):
 NO_FILES = Files()
 
 
-def trust_of(options: argparse.Namespace) -> Trust:
+class Holder(NamedTuple):
+    """Who proves itself, in words."""
+
+    role: Role
+    who: str
+    wants: str  # which token it needs
+    flag: str  # that names its servers
+    saved: str  # the file of what they accepted
+    most_bytes: int  # of a message from a server
+
+
+NODE = Holder(Role.NODE, "this node", "the one for nodes", "--server", "tokens", MAX_RESPONSE_BYTES)
+VIEWER = Holder(Role.VIEW, "this screen", "the one for looking", "--attach", "view-tokens", MAX_UPDATE_BYTES)
+OTHER_ROLE = {
+    Role.NODE: "this token is for looking: a node needs the one for nodes",
+    Role.VIEW: "this token is for nodes: a screen needs the one for looking",
+}
+
+
+def trust_of(options: argparse.Namespace, holder: Holder = NODE) -> Trust:
     """What the command line, the environment and the state folder give. Raises Failure with what to do."""
     credential = pathlib.Path(os.environ.get("CREDENTIALS_DIRECTORY") or "/nowhere", "edge-token")
     tokens = options.token_file or (credential if credential.exists() else None)
     files = Files(*(str(path or "") for path in (tokens, options.ca, options.tls_cert, options.tls_key)))
-    trust = Trust(options.tokens, files)
+    trust = Trust(options.tokens, files, holder=holder)
     if is_screen() and not options.headless:  # who sits there mends it at once; a service tries on until someone has
         trust.check()
     return trust
@@ -65,7 +85,7 @@ def slowly() -> float:
 
 
 class Trust:
-    """A node's tokens and files, and the channels that they open. Two threads at a time may use it, for different servers.
+    """Tokens and files, and the channels that they open. Two threads at a time may use it, for different servers.
 
     Tokens that the user gives beat those that were saved for the same server. Each is tried until one fits: a server is proved by
     the key that the token names before the token is sent, so that a wrong one costs a handshake and tells nobody anything. What
@@ -73,8 +93,13 @@ class Trust:
     """
 
     def __init__(
-        self, given: Sequence[Token] = (), files: Files = NO_FILES, retry_seconds: Callable[[], float] = slowly
+        self,
+        given: Sequence[Token] = (),
+        files: Files = NO_FILES,
+        retry_seconds: Callable[[], float] = slowly,
+        holder: Holder = NODE,
     ) -> None:
+        self.holder = holder
         self.given = given
         self.retry_seconds = retry_seconds
         self._files = files
@@ -102,17 +127,26 @@ class Trust:
             return
         for server in servers:
             left = deadline - time.monotonic()
-            keys = {token.key for token in saved_for(server)}
+            keys = {token.key for token in saved_for(server, self.holder)}
             if left <= 0 or (ca and NO_KEY in keys):
                 continue
             answer = tls_answer(server, keys - {NO_KEY}, left)
             if answer and NAME_ALONE not in answer:
-                self.given = prompt(server, ca)
+                self.given = prompt(server, ca, self.holder)
                 return
 
     @contextlib.contextmanager
     def channel(self, server: str) -> Iterator[tuple[grpc.Channel, Metadata]]:
-        """A channel to the server, and what each call on it must bring along. Raises SessionEnded where there can be none."""
+        """A channel to the server, and what each call on it must bring along. Raises SessionEnded where there can be none.
+
+        A server that is named by its socket (unix:PATH) is of this user, and is believed.
+        """
+        options: dict[str, int | str] = {**dict(CHANNEL_OPTIONS), "grpc.max_receive_message_length": self.holder.most_bytes}
+        if server.startswith(SOCKET):
+            self._in_use[server] = None
+            with grpc.insecure_channel(server, options=tuple(options.items())) as channel:
+                yield channel, ()
+            return
         try:
             ways = self._in_turn(server)
             ca, certificate, key = self._read_files()
@@ -121,15 +155,15 @@ class Trust:
         tried = self._tried.get(server, ())
         token = self._in_use[server] = next((way for way in ways if way not in tried), ways[0] if ways else None)
         if not ways:
-            with grpc.insecure_channel(target_of(server), options=CHANNEL_OPTIONS) as channel:
+            with grpc.insecure_channel(target_of(server), options=tuple(options.items())) as channel:
                 yield channel, ()
             return
-        roots, options = ca, list[tuple[str, int | str]](CHANNEL_OPTIONS)
+        roots = ca
         if token and token.key != NO_KEY:
             roots = authority_of(token.key)
-            options.append(("grpc.ssl_target_name_override", SERVER_NAME))
+            options["grpc.ssl_target_name_override"] = SERVER_NAME
         credentials = grpc.ssl_channel_credentials(roots, key, certificate)
-        with grpc.secure_channel(target_of(server), credentials, options=options) as channel:
+        with grpc.secure_channel(target_of(server), credentials, options=tuple(options.items())) as channel:
             yield channel, ((AUTHORIZATION, token.bearer()),) if token else ()
 
     def explain(self, error: grpc.RpcError, server: str) -> SessionEnded:
@@ -139,14 +173,15 @@ class Trust:
         if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
             said = without_tokens(visible(details)) or f"no reason given ({code.name})"
             if token in self._saved and token not in self.given and not self._files.tokens:
-                said += f" (the token is in {saved_path()}: remove it there, and a new start on a terminal asks for another)"
-            return Distrust(f"{server} refuses this node: {said}", code, of_token=True)
+                where = f"the token is in {saved_path(self.holder)}"
+                said += f" ({where}: remove it there, and a new start on a terminal asks for another)"
+            return Distrust(f"{server} refuses {self.holder.who}: {said}", code, of_token=True)
         if code is grpc.StatusCode.UNAVAILABLE and is_secure:
-            return self._explain_tls(details, server, token) or explain(error, server)
+            return self._explain_tls(details, server, token) or explain(error, server, self.holder.flag)
         if code is grpc.StatusCode.UNAVAILABLE and BROKE.search(details) and tls_answer(server):
-            where = "its screen shows the one for nodes (key j), and so does server.pyz token list there"
+            where = f"its screen shows {self.holder.wants} (key j), and so does server.pyz token list there"
             return Distrust(f"{server} wants a token: {where}; {HOW_TO_GIVE}", code)
-        return explain(error, server)
+        return explain(error, server, self.holder.flag)
 
     def tries_another(self, server: str, ended: SessionEnded) -> bool:
         """Whether the next session with this server, with another token, should follow at once."""
@@ -168,8 +203,9 @@ class Trust:
         if not token or self._is_unsaved or is_credential(self._files.tokens):  # systemd gives it again, and may have it encrypted
             return
         try:
-            if save(token, server):
-                log(f"the token is kept in {saved_path()}: the next start needs only --server{' and --ca' * (token.key == NO_KEY)}")
+            if save(token, server, self.holder):
+                needs = f"{self.holder.flag}{' and --ca' * (token.key == NO_KEY)}"
+                log(f"the token is kept in {saved_path(self.holder)}: the next start needs only {needs}")
         except OSError as error:
             self._is_unsaved = True
             log(f"the token can't be saved, so the next start needs it again: {error}", "warning")
@@ -192,7 +228,7 @@ class Trust:
         given = read_tokens(self._files.tokens) if self._files.tokens else list(self.given)
         saved = [token for token in self._saved if token.key != NO_KEY]  # who had a token is not to speak plain
         try:
-            saved = self._saved = saved_for(server) or saved
+            saved = self._saved = saved_for(server, self.holder) or saved
         except (OSError, ValueError):
             if not given:
                 raise
@@ -217,7 +253,9 @@ class Trust:
         unsent = "the token was not sent" if token else "nothing was sent"
         if "WRONG_VERSION_NUMBER" in details:
             without = f"its token{self._place(token)}" if token else "--ca"
-            return Distrust(f"{server} speaks no TLS: {unsent}; start that server with --secure, or this node without {without}")
+            return Distrust(
+                f"{server} speaks no TLS: {unsent}; start that server with --secure, or {self.holder.who} without {without}"
+            )
         if "Failed to create security handshaker" in details:
             named = ", ".join(path for path in (ca, certificate, key) if path)
             return Distrust(f"{named} can't be used: whole certificates in PEM are wanted, and the key that belongs to them")
@@ -243,21 +281,21 @@ class Trust:
                 "set up anew, take a new token from its own screen, key j; if it has certificates of your own now, add --ca FILE)",
                 of_token=True,
             )
-        return Distrust(why_not_by_authority(details, server, ca, unsent), of_token=True)
+        return Distrust(why_not_by_authority(details, server, ca, unsent, self.holder.flag), of_token=True)
 
     def _place(self, token: Token | None) -> str:
         """Where a token is from, for a sentence."""
         if self._files.tokens:
             return f" in {self._files.tokens}"
-        return f" in {saved_path()}" if token in self._saved else ""
+        return f" in {saved_path(self.holder)}" if token in self._saved else ""
 
 
-def why_not_by_authority(details: str, server: str, ca: str, unsent: str) -> str:
+def why_not_by_authority(details: str, server: str, ca: str, unsent: str, flag: str) -> str:
     """Why an authority's certificates, in the file `ca`, do not prove a server."""
     today = time.strftime("%Y-%m-%d")
     if NAME_ALONE in details:
         return (
-            f"{server} has a certificate for another name: {unsent}; give --server a name or an address that is in it, or add this "
+            f"{server} has a certificate for another name: {unsent}; give {flag} a name or an address that is in it, or add this "
             "one to it"
         )
     if "not yet valid" in details:
@@ -303,18 +341,18 @@ def read_tokens(path: str) -> list[Token]:
     raise ValueError(f"{path} holds no token: put one on a line of it")
 
 
-def saved_path() -> pathlib.Path:
+def saved_path(holder: Holder = NODE) -> pathlib.Path:
     """Where tokens that were accepted are kept. Raises OSError where this user has no home."""
-    return state_folder() / "tokens"
+    return state_folder() / holder.saved
 
 
-def saved_for(server: str) -> list[Token]:
+def saved_for(server: str, holder: Holder = NODE) -> list[Token]:
     """The tokens that servers have accepted, the newest first; of those that name no server, what this one has.
 
     Raises OSError and ValueError, with a sentence.
     """
     try:
-        path = saved_path()
+        path = saved_path(holder)
         path.stat()  # where not even that is allowed, nothing was saved by this user
     except OSError:
         return []
@@ -324,12 +362,12 @@ def saved_for(server: str) -> list[Token]:
     return [token for token in tokens if token.key != NO_KEY or token.text() in ours]
 
 
-def save(token: Token, server: str) -> bool:
+def save(token: Token, server: str, holder: Holder = NODE) -> bool:
     """Keep a token for the next start, as the newest; other agents of this user may do so too. Returns whether it was not kept yet.
 
     Raises OSError, with a sentence.
     """
-    path = saved_path()
+    path = saved_path(holder)
     line = token.text() if token.key != NO_KEY else f"{token.text()}  # {server}"
     with locked(path.parent):
         lines: list[str] = []
@@ -375,20 +413,20 @@ def tls_answer(server: str, keys: Collection[bytes] = (), seconds: float = PROBE
     return NAME_ALONE
 
 
-def prompt(server: str, has_ca: bool) -> list[Token]:
+def prompt(server: str, has_ca: bool, holder: Holder = NODE) -> list[Token]:
     """Have the user paste a token, or several with commas; nothing of it is shown. Raises Failure when nothing was entered.
 
     `has_ca`: the servers are proved by an authority, so that the token need not.
     """
-    say(f"{server} wants a token: its screen shows the one for nodes (key j), and so does python3 server.pyz token list there.")
+    say(f"{server} wants a token: its screen shows {holder.wants} (key j), and so does python3 server.pyz token list there.")
     while True:
         text = re.sub(r"\x1b\[20[01]~", "", read_hidden()).strip()  # what marks a paste, where another program has left that on
         if not text:
             raise Failure(f"{server} wants a token and got none: {HOW_TO_GIVE}")
         try:
             tokens = parse_tokens(text)
-            if any(token.role is not Role.NODE for token in tokens):
-                raise ValueError("this token is for looking: a node needs the one for nodes")
+            if any(token.role is not holder.role for token in tokens):
+                raise ValueError(OTHER_ROLE[holder.role])
             if not has_ca and any(token.key == NO_KEY for token in tokens):
                 raise ValueError("this token is for a server with certificates of your own: start again with --ca FILE")
         except ValueError as error:

@@ -283,7 +283,7 @@ def large(size: int) -> pb.ProcessList:
 
 
 def test_all_that_is_kept_is_bounded_and_who_is_small_is_never_refused() -> None:
-    registry = Registry(1.0, 1500, keeps_history=False)
+    registry = Registry(1.0, 1500)
     message = large(60_000)
     taken, reasons = 0, set()
     for number in range(400):

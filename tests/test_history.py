@@ -10,7 +10,8 @@ import pytest
 import node_pb2 as pb
 from edge import history
 from edge.fleet.intake import capacities_of, vitals_of
-from edge.history import MEMORY, NOT_REPORTED, SAMPLES, TEMPERATURE, UTILIZATION, encode, extend, frame_of, newest, series
+from edge.history import MEMORY, NOT_REPORTED, SAMPLES, TEMPERATURE, UTILIZATION, encode, extend, newest, series
+from edge.summary import box_summary, own_frame
 
 
 def test_readings_are_rounded_half_up_and_kept_within_a_byte() -> None:
@@ -20,6 +21,11 @@ def test_readings_are_rounded_half_up_and_kept_within_a_byte() -> None:
     assert list(encode([None])) == [NOT_REPORTED]
     assert encode([math.nan, math.inf, -math.inf]) == bytes([NOT_REPORTED, 254, 0])
     assert encode([]) == b""
+
+
+def frame_of(info: pb.NodeInfo, sample: pb.Sample) -> bytes:
+    """What a node's own screen shows of a sample."""
+    return own_frame(info, sample, box_summary(info, sample))
 
 
 def box(used: int, total: int) -> tuple[pb.NodeInfo, pb.Sample]:
@@ -106,13 +112,6 @@ def test_no_such_device_has_no_reading() -> None:
     assert [newest(frame, 0, column) for column in history.COLUMNS] == [4, None, 0]
     assert newest(frame, 1, UTILIZATION) is None
     assert newest(b"", -1, UTILIZATION) is None
-    assert newest(history.frame([], 2), 1, TEMPERATURE) is None
-
-
-def test_a_frame_has_its_devices_neither_more_nor_less() -> None:
-    assert history.frame([1, 2, 3, 4, 5, 6, 7, 8, 9], 1) == bytes([1, 2, 3, 4, 5, 6])
-    assert history.frame([1, 2, 3, 4, 5, 6], 2) == bytes([1, 2, 3, 4, 5, 6, 255, 255, 255])
-    assert history.frame([], 0) == bytes([255, 255, 255])
 
 
 @pytest.mark.parametrize("used", [1006, 2500])

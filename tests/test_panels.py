@@ -25,6 +25,7 @@ from edge.panels import (
     scrolled,
 )
 from edge.protocol import ThrottleReason
+from edge.summary import box_summary, own_frame
 
 
 def subject_of(machine: Machine) -> Subject:
@@ -37,7 +38,7 @@ def subject_of(machine: Machine) -> Subject:
         host_sample, device_samples = machine.sample()
         sample.host.CopyFrom(host_sample)
         sample.devices.extend(device_samples)
-        frames = history.extend(frames, history.frame_of(info, sample))
+        frames = history.extend(frames, own_frame(info, sample, box_summary(info, sample)))
     return Subject(info, sample, machine.processes(), frames)
 
 

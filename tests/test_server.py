@@ -33,13 +33,12 @@ from bench.http2 import (
 from edge.drawing import plain
 from edge.fleet.admission import COMPLAINTS_PER_SECOND, OWN_BYTES
 from edge.fleet.export import snapshot_json
-from edge.fleet.intake import MAX_UNREAD_BYTES
 from edge.fleet.listening import default_endpoint
 from edge.fleet.row import End, Refused, Session, State, state_of
 from edge.fleet.source import EVENTS_KEPT
 from edge.program import VERSION
 from edge.protocol import ACKNOWLEDGE_SECONDS, GOODBYE_SECONDS, SILENCE_SECONDS
-from server import CHECK_SECONDS, Registry, Ticker
+from server import Registry, Ticker
 from tests.fixtures.examples import example_registry
 from tests.fixtures.garbage import collected
 from tests.fixtures.peers import Peer
@@ -72,12 +71,10 @@ def is_expected(record: logging.LogRecord) -> bool:
 # ---- The registry ----
 
 
-@pytest.mark.parametrize("with_screen", [True, False])
-def test_silence_is_logged_once_with_its_reason_and_so_is_the_return(with_screen: bool) -> None:
+def test_silence_is_logged_once_with_its_reason_and_so_is_the_return() -> None:
     clock = Clock()
-    registry = Registry(1.0, 10, clock, keeps_history=with_screen)
+    registry = Registry(1.0, 10, clock)
     session = opened(registry, "box")
-    session.next_check_at = clock.now + 60 * (not with_screen)
     for seconds in (1, 2.5, 1, 1, 6, 1, 1):
         clock.now += seconds
         registry.tick()
@@ -109,10 +106,9 @@ def test_a_row_is_forgotten_after_a_day_and_its_stream_ended(how: str) -> None:
     assert bool(ends) == (how == "silent")
 
 
-@pytest.mark.parametrize("keeps_history", [True, False])
-def test_sensors_that_hang_and_devices_that_fail_are_told_once(keeps_history: bool) -> None:
+def test_sensors_that_hang_and_devices_that_fail_are_told_once() -> None:
     clock = Clock()
-    registry = Registry(1.0, 10, clock, keeps_history=keeps_history)
+    registry = Registry(1.0, 10, clock)
     info = pb.NodeInfo(instance_id="a", devices=[pb.DeviceInfo(), pb.DeviceInfo()])
     well, bad = ([pb.DeviceSample(), pb.DeviceSample(error=error)] for error in ("", "GPU is\x1b lost"))
     first = pb.HeartbeatRequest(node_id="box", info=info, sample=pb.Sample(sequence=1, devices=bad))
@@ -124,12 +120,12 @@ def test_sensors_that_hang_and_devices_that_fail_are_told_once(keeps_history: bo
         registry.tick()
 
     beat(sample=pb.Sample(sequence=2, devices=bad))
-    beat(processes=pb.ProcessList(), sample=pb.Sample(sequence=3, devices=well))  # with something else it is read at once
+    beat(sample=pb.Sample(sequence=3, devices=well))
     for _ in range(15):
         beat()
     clock.now += 60  # and then it is lost: no news of its sensors
     registry.tick()
-    beat(processes=pb.ProcessList(), sample=pb.Sample(sequence=4, devices=well))
+    beat(sample=pb.Sample(sequence=4, devices=well))
     told = [f"{event.kind} {event.text}" for event in registry.log.newest(EVENTS_KEPT)]
     assert told == [
         "joined 10.0.0.7",
@@ -140,79 +136,6 @@ def test_sensors_that_hang_and_devices_that_fail_are_told_once(keeps_history: bo
         "back after 1m01s",
         "back its readings come again",
     ]
-
-
-def test_without_a_screen_only_what_is_asked_for_is_read() -> None:
-    clock = Clock()
-    registry = Registry(1.0, 10, clock, keeps_history=False)
-    session = opened(registry, "box", close=lambda _end: None)
-    session.next_check_at = clock.now + CHECK_SECONDS  # drawn else, and it may be now
-
-    def beat(**fields: Any) -> None:
-        clock.now += 1
-        registry.heartbeat(session, pb.HeartbeatRequest(**fields))
-
-    def sample(sequence: int, **fields: Any) -> pb.Sample:
-        return pb.Sample(sequence=sequence, taken_milliseconds=1000, devices=[pb.DeviceSample(**fields)])
-
-    beat(sample=sample(1, temperature_celsius=50))
-    beat(sample=sample(2, temperature_celsius=60), clock_milliseconds=1500)
-    beat(sample=sample(3, temperature_celsius=70), clock_milliseconds=1500)
-    (row,) = registry.snapshot()
-    assert (row.sample.sequence, row.vitals.celsius, row.heartbeat_at, row.sample_at) == (3, 70, clock.now, clock.now - 0.5)
-    assert registry.acknowledgement(session).acknowledged_sequence == 3
-    assert len(row.history) == len(row.vitals.frame)  # none is kept
-    beat(processes=pb.ProcessList(processes=[pb.Process(pid=7)]))  # what comes after it does not lose it
-    (row,) = registry.snapshot()
-    assert (row.sample.sequence, row.sample_at, row.processes[0].pid) == (3, clock.now - 1.5, 7)
-    assert row.history == b""
-    beat(sample=sample(4, temperature_celsius=10_000))
-    (row,) = registry.snapshot()
-    assert row.vitals.celsius == 70  # nonsense is not shown
-    with pytest.raises(Refused, match=r"sample.devices\[0\].temperature_celsius is 10000"):
-        for _ in range(int(CHECK_SECONDS) + 1):
-            beat(sample=sample(5, temperature_celsius=10_000))
-
-
-def test_a_large_heartbeat_is_read_at_once_and_what_is_not_known_is_dropped() -> None:
-    registry = Registry(1.0, 10, keeps_history=False)
-    session = opened(registry, "box")
-    registry.heartbeat(session, pb.HeartbeatRequest(sample=pb.Sample(sequence=1)))
-    unknown = b"\xa2\x06" + b"\x80\x80\x04" + bytes(65_536)  # field 100, of a newer version
-    request = pb.HeartbeatRequest.FromString(pb.HeartbeatRequest(sample=pb.Sample(sequence=2)).SerializeToString() + unknown)
-    registry.heartbeat(session, request)
-    (row,) = registry._all()
-    assert (row.unread, row.sample.sequence) == (b"", 2)
-    assert len(row.packed_sample) < 100
-
-
-def test_what_is_put_aside_unread_is_small() -> None:
-    registry = Registry(1.0, 10, keeps_history=False)
-    session = opened(registry, "box")
-    session.next_check_at = math.inf
-    least = pb.HeartbeatRequest(sample=pb.Sample(sequence=2)).SerializeToString() + b"\xa2\x06\x80\x0f"  # field 100, 1920 bytes
-    for size in (MAX_UNREAD_BYTES, MAX_UNREAD_BYTES + 1):
-        padding = b"\xaa\x06" + bytes([size - len(least) - 1920 - 3])  # and field 101
-        request = pb.HeartbeatRequest.FromString(least + bytes(1920) + padding + bytes(padding[-1]))
-        assert request.ByteSize() == size
-        registry.heartbeat(session, request)
-        (row,) = registry._all()
-        assert len(row.unread) == (size if size == MAX_UNREAD_BYTES else 0)
-
-
-def test_a_goodbye_is_taken_whatever_came_before_it_and_an_end_settles_what_was_unread() -> None:
-    registry = Registry(1.0, 10, keeps_history=False)
-    for node_id, ends in (("polite", False), ("rude", True)):
-        session = opened(registry, node_id, sample=pb.Sample(sequence=1))
-        session.next_check_at = math.inf
-        registry.heartbeat(session, pb.HeartbeatRequest(sample=pb.Sample(sequence=2, host=pb.HostSample(cpu_percent=900))))
-        if ends:
-            registry.stream_ended(session, "the stream broke")
-        else:
-            registry.heartbeat(session, pb.HeartbeatRequest(leaving=True))
-    polite, rude = registry._all()
-    assert (polite.left, polite.unread, polite.sample.sequence) == (True, b"", 1)
-    assert (rude.reason, rude.unread, rude.sample.sequence) == ("the stream broke", b"", 1)
 
 
 def test_a_refused_heartbeat_does_not_bring_a_node_back() -> None:
@@ -255,33 +178,6 @@ def test_to_forget_says_what_became_of_it() -> None:
     assert registry.log.newest(1)[0][1:] == ("forgotten", "box", "by the user")
     assert registry.forget("box")  # it is gone
     assert registry.rows(["box"]) == [None]
-
-
-def test_without_a_screen_sessions_are_checked_at_times_of_their_own() -> None:
-    registry = Registry(1.0, 1000, Clock(), keeps_history=False)
-    dues = [opened(registry, f"box-{number}").next_check_at - registry.clock() for number in range(100)]
-    assert 0 <= min(dues) < CHECK_SECONDS / 4
-    assert CHECK_SECONDS * 3 / 4 < max(dues) <= CHECK_SECONDS
-    for _ in range(2):
-        assert registry.take_unary(pb.HeartbeatRequest(node_id="unary"), "").next_check_at == 0  # at each time
-    session = opened(registry, "box")
-    session.next_check_at = registry.clock()
-    registry.heartbeat(session, pb.HeartbeatRequest(sample=pb.Sample(sequence=1)))
-    assert session.next_check_at == registry.clock() + CHECK_SECONDS
-    assert opened(Registry(1.0, 10, Clock()), "box").next_check_at == 0
-
-
-def test_what_was_unread_at_the_end_of_a_stream_is_kept_and_counts() -> None:
-    registry = Registry(1.0, 10, keeps_history=False)
-    session = opened(registry, "box", processes=pb.ProcessList(processes=[pb.Process(name="x" * 250)] * (OWN_BYTES // 255)))
-    session.next_check_at = math.inf
-    registry.heartbeat(session, pb.HeartbeatRequest(sample=pb.Sample(sequence=1, devices=[pb.DeviceSample(error="x" * 250)] * 2)))
-    registry.stream_ended(session, "the stream broke")
-    (row,) = registry._all()
-    assert row.sample.sequence == 1
-    assert registry._memory._all == row.kept_bytes() - OWN_BYTES > 0
-    registry._remove(row, "")
-    assert registry._memory._all == 0
 
 
 def test_a_row_that_is_put_there_counts_like_one_that_came() -> None:

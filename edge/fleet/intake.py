@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -11,11 +10,16 @@ from google.protobuf.message import DecodeError
 
 import node_pb2 as pb
 from edge import history
+from edge.fleet.checks import check_fields, check_info, check_processes, check_sample
 from edge.fleet.row import Capacities, Refused, Row, Vitals
-from edge.protocol import BACKLOG_SAMPLES, MAX_DEVICES, MAX_PROCESSES, MAX_TEXT, check_node_id
+from edge.protocol import BACKLOG_SAMPLES, MAX_DEVICES, check_node_id
+from edge.summary import MAX_PERMILLE, summarize
 
-MAX_UNREAD_BYTES = 2 * 1024  # of a heartbeat put aside; one of 64 devices has 2 KiB
 MAX_KEPT_BYTES = 2**16  # of info, sample and processes together: what a node can make this process keep
+MAX_BYTES, MAX_MILLIWATTS, MAX_JOULES = MAX_DEVICES * 2**50, MAX_DEVICES * 10**8, 2**60  # of all devices together
+WIDTH = len(history.COLUMNS)  # of a frame: bytes of the node, and of each device
+BLANK = bytes([history.NOT_REPORTED]) * WIDTH
+PERCENTS = bytes([*range(101), history.NOT_REPORTED])
 
 
 def heartbeat_of(raw: bytes) -> pb.HeartbeatRequest:
@@ -26,59 +30,6 @@ def heartbeat_of(raw: bytes) -> pb.HeartbeatRequest:
         raise Refused(f"this is no heartbeat: {error}") from error
 
 
-# What a number may be. A reading outside is no reading: a sentinel, a negative number in an unsigned field, NaN.
-RANGES: dict[str, tuple[float, float]] = {
-    "sampling_interval_milliseconds": (0, 3_600_000),
-    "cpu_count": (0, 10**6),
-    "memory_total_bytes": (0, 2**50),
-    "disk_total_bytes": (0, 2**60),
-    "power_limit_milliwatts": (0, 10**8),
-    "slowdown_temperature_celsius": (-100, 500),
-    "cpu_percent": (0, 100),
-    "memory_used_bytes": (0, 2**50),
-    "disk_used_bytes": (0, 2**60),
-    "network_received_bytes_per_second": (0, 2**50),
-    "network_sent_bytes_per_second": (0, 2**50),
-    "temperature_celsius": (-100, 500),
-    "load_1m": (0, 10**6),
-    "utilization_percent": (0, 100),
-    "power_milliwatts": (0, 10**8),
-    "fan_percent": (0, 1000),
-    "sm_clock_mhz": (0, 10**6),
-    "gpu_temp": (-100, 500),
-}
-
-
-def is_sane_host(host: pb.HostSample) -> bool:
-    """Whether all of a host is within RANGES: the question of check_fields without the words, five times as fast."""
-    return (
-        host.cpu_percent <= 100
-        and host.memory_used_bytes <= 2**50
-        and host.disk_used_bytes <= 2**60
-        and host.network_received_bytes_per_second <= 2**50
-        and host.network_sent_bytes_per_second <= 2**50
-        and -100 <= host.temperature_celsius <= 500
-        and 0 <= host.load_1m <= 10**6
-    )
-
-
-def check_fields(message: Any, where: str) -> None:
-    """Raises Refused naming the first field of `message` that is out of its range, or too long."""
-    for field, value in message.ListFields():
-        if isinstance(value, str) and len(value) > MAX_TEXT:
-            raise Refused(f"{where}.{field.name} has {len(value)} characters: it may have {MAX_TEXT}")
-        if field.name in RANGES:
-            lowest, highest = RANGES[field.name]
-            if not lowest <= value <= highest:
-                raise Refused(f"{where}.{field.name} is {value}: it must be from {lowest:g} to {highest:g}")
-
-
-def check_count(items: Sequence[Any], most: int, where: str, what: str = "devices") -> None:
-    """Raises Refused for more than there can be. Before any is looked at: a megabyte holds half a million empty ones."""
-    if len(items) > most:
-        raise Refused(f"{where} has {len(items)} {what}: it may have {most}")
-
-
 def packed(part: Any, where: str) -> bytes:
     """A part of a message, to be kept. Raises Refused if it is large."""
     kept: bytes = part.SerializeToString()
@@ -87,37 +38,23 @@ def packed(part: Any, where: str) -> bytes:
     return kept
 
 
-def check_processes(processes: pb.ProcessList) -> None:
-    """Raises Refused, naming the first field that is out of its range."""
-    check_count(processes.processes, MAX_PROCESSES, "heartbeat", "processes")
-    for index, process in enumerate(processes.processes):
-        check_fields(process, f"processes[{index}]")
-
-
 def identify(request: pb.HeartbeatRequest) -> None:
     """Writes the node's id as it is told from others. Raises Refused for one that can't name a node, or too long a backlog."""
-    check_count(request.backlog, BACKLOG_SAMPLES, "heartbeat", "samples in its backlog")
+    check_backlog(request)
     try:
         request.node_id = check_node_id(request.node_id)
     except ValueError as error:
         raise Refused(f"{error}: see --id") from error
 
 
-def check_info(info: pb.NodeInfo) -> None:
-    """Raises Refused, naming the first field that is out of its range."""
-    check_count(info.devices, MAX_DEVICES, "info")
-    check_fields(info, "info")
-    check_fields(info.host, "info.host")
-    for index, device in enumerate(info.devices):
-        check_fields(device, f"info.devices[{index}]")
-    try:
-        info.started_at.ToJsonString()
-    except ValueError as error:
-        raise Refused("info.started_at is no time from the year 1 to 9999") from error
+def check_backlog(request: pb.HeartbeatRequest) -> None:
+    """Raises Refused for one that is too long."""
+    if len(request.backlog) > BACKLOG_SAMPLES:
+        raise Refused(f"heartbeat has {len(request.backlog)} samples in its backlog: it may have {BACKLOG_SAMPLES}")
 
 
 def sample_of(request: pb.HeartbeatRequest) -> pb.Sample | None:
-    """The sample of a message; the first version's nodes send one temperature and no more. Raises Refused."""
+    """The sample of a message; the first version's nodes send one temperature and no more. Raises ValueError."""
     if request.gpu_temp:
         check_fields(request, "heartbeat")
     if request.HasField("sample"):
@@ -150,171 +87,129 @@ def shared_labels(labels: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str],
     return labels
 
 
-def vitals_from(capacities: Capacities, summary: pb.Summary) -> Vitals:
-    """What a node says that its sample adds up to. Raises Refused where that can't be."""
-    devices, readings = len(capacities.devices), summary.readings
-    utilization = summary.utilization_permille if summary.HasField("utilization_permille") else None
-    memory = summary.memory_permille if summary.HasField("memory_permille") else None
-    celsius = summary.temperature_celsius if summary.HasField("temperature_celsius") else None
-    if not (
-        (utilization or 0) <= 1000 and (memory or 0) <= 10**6 and -100 <= (celsius or 0) <= 500
-        and summary.memory_used_bytes <= 2**60 and summary.memory_total_bytes <= 2**60 and summary.power_milliwatts <= 10**10
-        and summary.failed_devices <= MAX_DEVICES and summary.cpu_percent <= 100 and summary.energy_joules <= 2**60
-        and max(summary.without_utilization, summary.without_memory, summary.without_power) <= devices
-        and len(readings) in (0, len(history.COLUMNS) * devices)
-    ):  # fmt: skip
-        raise Refused("heartbeat.summary has a value out of its range")
-    hottest = summary.hottest_device
-    known = capacities.devices[hottest : hottest + 1]
-    has_memory = memory is not None
-    total = summary.memory_total_bytes or sum(size for size, _ in capacities.devices) or capacities.host_memory_bytes * has_memory
-    node = (None if utilization is None else utilization / 10, at_most_100(memory and memory / 10), celsius)
-    return Vitals(
-        utilization=None if utilization is None else utilization / 1000,
-        memory=None if memory is None else memory / 1000,
-        memory_used_bytes=summary.memory_used_bytes,
-        memory_total_bytes=total,
-        celsius=celsius,
-        limit_celsius=(known[0][1] or None) if known else None,
-        milliwatts=summary.power_milliwatts if summary.HasField("power_milliwatts") else None,
-        errors=summary.failed_devices,
-        frame=history.encode(node) + (readings or bytes([history.NOT_REPORTED]) * (len(history.COLUMNS) * devices)),
-        devices=devices,
-        with_utilization=devices - summary.without_utilization if devices else int(utilization is not None),
-        with_memory=devices - summary.without_memory if devices else int(has_memory),
-        with_power=devices - summary.without_power,
-        hottest=hottest,
-        cpu_percent=summary.cpu_percent if summary.HasField("cpu_percent") else None,
-        energy_joules=summary.energy_joules if summary.HasField("energy_joules") else None,
-    )
-
-
 def vitals_of(capacities: Capacities, sample: pb.Sample) -> Vitals:
-    """What matters most of a sample: of its devices; of the host where it has none. Raises Refused, naming the first field
-    that is out of its range."""
-    host = sample.host
-    if not is_sane_host(host):
-        check_fields(host, "sample.host")
-    if sample.devices:
-        return device_vitals(capacities.devices, sample.devices)
-    total = capacities.host_memory_bytes
-    busy = host.cpu_percent if host.HasField("cpu_percent") else None
-    used = host.memory_used_bytes if total and host.HasField("memory_used_bytes") else None
-    full = None if used is None else 100 * used / total
-    celsius = host.temperature_celsius if host.HasField("temperature_celsius") else None
-    frame = history.frame((busy, at_most_100(full), celsius), len(capacities.devices))
-    sums = (0, 0) if used is None else (used, total)
-    has_load, has_memory = int(busy is not None), int(used is not None)
-    return Vitals(share_of(busy), share_of(full), *sums, celsius, frame=frame, with_utilization=has_load, with_memory=has_memory)
+    """What matters most of a sample, which has been checked: of its devices; of the host where it has none."""
+    memories = [memory for memory, _ in capacities.devices]
+    return vitals_from(capacities, summarize(sample.host, sample.devices, capacities.host_memory_bytes, memories))
 
 
 def device_vitals(capacities: Sequence[tuple[int, int]], devices: Sequence[pb.DeviceSample]) -> Vitals:
-    """Checks and sums up devices in one pass, since it is run for each heartbeat: a field is read once, compared without words,
-    and asked whether it is set only when it is 0. Raises Refused."""
-    check_count(devices, MAX_DEVICES, "sample")
-    utilization = readings = used = total = sized = metered = errors = 0
-    fullest = celsius = limit = milliwatts = None
-    known = len(capacities)
-    if len(devices) != known:
-        capacities = [*capacities, *[(0, 0)] * (len(devices) - known)]
-    rows: list[float | None] = [None] * len(history.COLUMNS)  # of the history: of the node, then of each device
-    for device, (capacity, slowdown) in zip(devices, capacities, strict=False):
-        busy, part, degrees, power = (
-            device.utilization_percent, device.memory_used_bytes, device.temperature_celsius, device.power_milliwatts,
-        )  # fmt: skip
-        if (
-            busy > 100 or part > 2**50 or not -100 <= degrees <= 500 or power > 10**8
-            or device.fan_percent > 1000 or device.sm_clock_mhz > 10**6 or device.error
-        ):  # fmt: skip
-            check_fields(device, f"sample.devices[{len(rows) // len(history.COLUMNS) - 1}]")
-            errors += 1  # no number is out of its range: it is the device's own error
-        load = full = heat = None
-        if busy or device.HasField("utilization_percent"):
-            load = busy
-            utilization += busy
-            readings += 1
-        if capacity and (part or device.HasField("memory_used_bytes")):
-            used += part
-            total += capacity
-            sized += 1
-            full = 100 * part / capacity
-            if fullest is None or full > fullest:
-                fullest = full
-        if degrees or device.HasField("temperature_celsius"):
-            heat = degrees
-            if celsius is None or degrees > celsius:
-                celsius, limit = degrees, slowdown
-        if power or device.HasField("power_milliwatts"):
-            milliwatts = power if milliwatts is None else milliwatts + power
-            metered += 1
-        rows += load, full if full is None or full < 100 else 100, heat
-    mean = utilization / readings if readings else None
-    rows[: len(history.COLUMNS)] = mean, at_most_100(fullest), celsius
-    frame = history.frame(rows, known)
+    """The same of some devices alone."""
+    summary = summarize(pb.HostSample(), devices, 0, [memory for memory, _ in capacities])
+    return vitals_from(Capacities(devices=tuple(capacities)), summary)
+
+
+def vitals_from(capacities: Capacities, summary: pb.Summary) -> Vitals:
+    """What a node's sample adds up to. Run for each heartbeat: a field is read once, and asked whether it is set only when it is 0.
+
+    Raises ValueError where a value can't be.
+    """
+    known = capacities.devices
+    count = len(known)
+    load, full, heat, power, cpu, energy = (
+        summary.utilization_permille, summary.memory_permille, summary.temperature_celsius, summary.power_milliwatts,
+        summary.cpu_percent, summary.energy_joules,
+    )  # fmt: skip
+    used, total, hottest, errors, readings = (
+        summary.memory_used_bytes, summary.memory_total_bytes, summary.hottest_device, summary.failed_devices, summary.readings,
+    )  # fmt: skip
+    with_load, with_memory, with_power = (
+        count - summary.without_utilization, count - summary.without_memory, count - summary.without_power,
+    )  # fmt: skip
+    if (
+        load > 1000 or full > MAX_PERMILLE or not -100 <= heat <= 500 or power > MAX_MILLIWATTS or cpu > 100
+        or energy > MAX_JOULES or used > MAX_BYTES or total > MAX_BYTES or hottest > MAX_DEVICES or errors > MAX_DEVICES
+    ):  # fmt: skip
+        raise ValueError("heartbeat.summary has a number out of its range")
+    if count == 0:  # the host stands for the node, or devices that it has said nothing of
+        readings, with_load, with_memory, with_power, total = b"", 1, 1, 1, capacities.host_memory_bytes
+    elif with_load < 0 or with_memory < 0 or with_power < 0 or len(readings) not in (0, WIDTH * count) or is_no_frame(readings):
+        raise ValueError(f"heartbeat.summary does not fit the {count} devices of info")
+    elif with_memory == count:
+        total = 0
+        for memory, _ in known:
+            total += memory
+    utilization = fullest = celsius = limit = milliwatts = None
+    readings = readings or BLANK * count
+    own = bytearray(BLANK)
+    if load or summary.HasField("utilization_permille"):
+        utilization, own[history.UTILIZATION] = load / 1000, (load + 5) // 10
+    else:
+        with_load = 0
+    if full or summary.HasField("memory_permille"):
+        fullest, own[history.MEMORY] = full / 1000, min((full + 5) // 10, 100)
+    else:
+        with_memory = total = 0
+    if heat or summary.HasField("temperature_celsius"):
+        celsius, own[history.TEMPERATURE] = heat, history.BYTES[heat]
+        limit = known[hottest][1] or None if hottest < count else None
+    if power or summary.HasField("power_milliwatts"):
+        milliwatts = power
+    else:
+        with_power = 0
     return Vitals(
-        share_of(mean), share_of(fullest), used, total, celsius, limit or None, milliwatts, errors, frame,
-        len(rows) // len(history.COLUMNS) - 1, readings, sized, metered,
+        utilization, fullest, used, total, celsius, limit, milliwatts, errors, bytes(own) + readings,
+        count, with_load, with_memory, with_power, hottest,
+        cpu if cpu or summary.HasField("cpu_percent") else None,
+        energy if energy or summary.HasField("energy_joules") else None,
     )  # fmt: skip
 
 
-def at_most_100(percent: float | None) -> float | None:
-    """What the history keeps of a memory that reports more use than it has room."""
-    return percent if percent is None or percent < 100 else 100
+def is_no_frame(readings: bytes) -> bool:
+    """Whether the load or the memory of some device is no percentage."""
+    return bool((readings[history.UTILIZATION :: WIDTH] + readings[history.MEMORY :: WIDTH]).translate(None, PERCENTS))
 
 
-def share_of(percent: float | None) -> float | None:
-    """0 to 1 for 0 to 100."""
-    return None if percent is None else percent / 100
+def after(row: Row, request: pb.HeartbeatRequest, now: float) -> Row:
+    """The row after a heartbeat that has come now. Raises Refused, naming the first field that is out of its range."""
+    try:
+        return _after(row, request, now)
+    except ValueError as error:
+        raise Refused(str(error)) from error
 
 
-def after(row: Row, request: pb.HeartbeatRequest) -> Row:
-    """The row after what a heartbeat says. Raises Refused when a field is out of its range."""
-    changes: dict[str, Any] = {"unread": b""}
-    capacities, frames = row.capacities, row.history
-    if request.HasField("info"):
-        changes["packed_info"] = packed(request.info, "info")  # first of all: its size bounds what the check costs
-        check_info(request.info)
-        capacities = changes["capacities"] = capacities_of(request.info)
-        if len(capacities.devices) != len(row.capacities.devices):
-            frames = b""
+def _after(row: Row, request: pb.HeartbeatRequest, now: float) -> Row:
+    has_info = request.HasField("info")
+    if has_info:
+        row = with_info(row, request.info)
     if request.HasField("processes"):
         check_processes(request.processes)
-        changes["packed_processes"] = packed(request.processes, "processes")
-    if request.round_trip_microseconds:
-        changes["round_trip_seconds"] = request.round_trip_microseconds / 1e6
+        row = row._replace(packed_processes=packed(request.processes, "processes"))
     if request.backlog:
-        check_count(request.backlog, BACKLOG_SAMPLES, "heartbeat", "samples in its backlog")
-        newest = row.sample.sequence
-        for missed in request.backlog[-history.SAMPLES :]:
-            if missed.sequence > newest:  # else it came, and only its acknowledgement was lost
-                frames = history.extend(frames, vitals_of(capacities, missed).frame)
-    sample = sample_of(request)
-    if sample:
-        vitals = vitals_of(capacities, sample)
-        if not (request.HasField("info") and sample.sequence and sample.sequence == row.sample.sequence):  # else it came already
+        check_backlog(request)
+        row = row._replace(history=with_backlog(row, request.backlog))
+    kept, vitals, frames, sample_at = row.packed_sample, row.vitals, row.history, row.sample_at
+    if sample := sample_of(request):
+        is_summed = request.HasField("summary")
+        if has_info or not is_summed:  # else it is checked when someone reads it
+            check_sample(sample)
+        vitals = vitals_from(row.capacities, request.summary) if is_summed else vitals_of(row.capacities, sample)
+        if not (has_info and sample.sequence and sample.sequence == row.sample.sequence):  # else it came already
             frames = history.extend(frames, vitals.frame)
-        age_milliseconds = max(request.clock_milliseconds - sample.taken_milliseconds, 0)
-        sample_at = row.heartbeat_at - age_milliseconds / 1000
-        changes |= {"packed_sample": packed(sample, "sample"), "sample_at": sample_at, "vitals": vitals}
-    row = row._replace(**changes, history=frames)
-    kept = len(row.packed_info) + len(row.packed_sample) + len(row.packed_processes)
-    if kept > MAX_KEPT_BYTES:
-        raise Refused(f"info, sample and processes have {kept} bytes together: they may have {MAX_KEPT_BYTES}")
-    return row
+        kept = packed(sample, "sample")
+        sample_at = now - max(request.clock_milliseconds - sample.taken_milliseconds, 0) / 1000
+    size = len(row.packed_info) + len(kept) + len(row.packed_processes)
+    if size > MAX_KEPT_BYTES:
+        raise Refused(f"info, sample and processes have {size} bytes together: they may have {MAX_KEPT_BYTES}")
+    trip = request.round_trip_microseconds
+    return row.beat(trip / 1e6 if trip else row.round_trip_seconds, kept, vitals, frames, sample_at, now)
 
 
-def with_unread(row: Row) -> Row:
-    """The row after its unread heartbeat. Raises Refused."""
-    return after(row, pb.HeartbeatRequest.FromString(row.unread)) if row.unread else row
+def with_info(row: Row, info: pb.NodeInfo) -> Row:
+    """The row of a box that says anew what it is. Its history begins anew where the number of its devices changes."""
+    kept = packed(info, "info")  # first of all: its size bounds what the check costs
+    check_info(info)
+    row, before = row._replace(packed_info=kept, capacities=capacities_of(info), labels=labels_of(info)), row.capacities
+    if row.capacities != before:
+        row = row._replace(vitals=vitals_from(row.capacities, pb.Summary()))  # until there is a sample that was measured against it
+    return row if len(row.capacities.devices) == len(before.devices) else row._replace(history=b"")
 
 
-def with_unread_if_sane(row: Row) -> Row:
-    """The same; a heartbeat that is refused stays unread, and its session ends within a minute."""
-    with contextlib.suppress(Refused):
-        return with_unread(row)
-    return row
-
-
-def is_only_a_sample(request: pb.HeartbeatRequest) -> bool:
-    """Whether nothing is lost when the next heartbeat takes the place of this one."""
-    return request.HasField("sample") and not (request.HasField("info") or request.HasField("processes") or request.leaving)
+def with_backlog(row: Row, backlog: Sequence[pb.Sample]) -> bytes:
+    """The history with the samples that have not come yet: of the others only the acknowledgement was lost."""
+    newest = row.sample.sequence
+    missed = [sample for sample in backlog[-history.SAMPLES :] if sample.sequence > newest]
+    for sample in missed:
+        check_sample(sample)
+    frames = b"".join([row.history, *(vitals_of(row.capacities, sample).frame for sample in missed)])
+    return frames[-history.SAMPLES * WIDTH * (1 + len(row.capacities.devices)) :]

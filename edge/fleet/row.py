@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import grpc
+from google.protobuf.message import DecodeError
 
 import node_pb2 as pb
+from edge.fleet.checks import check_processes, check_sample
 from edge.protocol import hangs_after_seconds, late_after_seconds, lost_after_seconds
 from edge.text import show_seconds
 
@@ -77,7 +80,7 @@ class Refused(Exception):
 class Session:
     """One stream of one instance of a node; or, for unary heartbeats, what stands for it."""
 
-    __slots__ = ("address", "close", "ended_for", "instance_id", "next_acknowledgement_at", "next_check_at", "node_id", "sequence")
+    __slots__ = ("address", "close", "ended_for", "instance_id", "next_acknowledgement_at", "node_id", "sequence")
 
     def __init__(self, request: pb.HeartbeatRequest, address: str, close: Callable[[End], object] | None) -> None:
         self.node_id = request.node_id
@@ -86,7 +89,7 @@ class Session:
         self.close = close  # ends the stream for a reason, from any thread; None: unary heartbeats, which have no stream
         self.ended_for: End | None = None  # why the server has ended it
         self.sequence = max((sample.sequence for sample in request.backlog), default=0)  # the newest sample that came
-        self.next_acknowledgement_at = self.next_check_at = 0.0
+        self.next_acknowledgement_at = 0.0
 
     def is_the_same_as(self, newcomer: Session) -> bool:
         """Whether a newcomer is the same node again: one instance. The first version's nodes and scripts do not say which they
@@ -119,14 +122,9 @@ class Row(NamedTuple):
     address: str
     session: Session | None  # None: its stream is broken, or it said goodbye
     interval_seconds: float  # the cadence that this node was told
-    sample_at: float | None = None  # by the registry's clock, as is heartbeat_at; None: it has sent none
     packed_info: bytes = b""
-    packed_sample: bytes = b""
     packed_processes: bytes = b""
     capacities: Capacities = Capacities()  # of info
-    vitals: Vitals = Vitals()
-    history: bytes = b""  # the frames of the last samples
-    round_trip_seconds: float | None = None  # as the node measured it
     left: bool = False
     reason: str = ""  # why it has no session
     token_id: str = ""  # of the token that let its last session in; empty: none was needed
@@ -135,12 +133,19 @@ class Row(NamedTuple):
     server: str = ""  # where it is known, if elsewhere than here
     known_until: float = math.inf  # when that server was last heard, where it is not heard any more
     awaited_until: float = 0.0  # it was here before this server's restart, and may be back by then
+    # From here on: what changes with each heartbeat.
+    round_trip_seconds: float | None = None  # as the node measured it
+    packed_sample: bytes = b""  # as it came: it is checked when it is read
+    vitals: Vitals = Vitals()
+    history: bytes = b""  # the frames of the last samples
+    sample_at: float | None = None  # by the registry's clock, as is heartbeat_at; None: it has sent none
     heartbeat_at: float = 0.0
-    unread: bytes = b""  # the newest heartbeat, not checked yet: nobody has asked for what it says
 
-    def beat(self, now: float, unread: bytes) -> Row:
+    def beat(
+        self, trip: float | None, packed_sample: bytes, vitals: Vitals, history: bytes, sample_at: float | None, now: float
+    ) -> Row:
         """The row after one more heartbeat: _replace, in a fifth of its time."""
-        return Row._make((*self[:-2], now, unread))
+        return Row._make((*self[:-6], trip, packed_sample, vitals, history, sample_at, now))
 
     def kept_bytes(self) -> int:
         """What it takes here, by what the node has chosen to send."""
@@ -156,13 +161,21 @@ class Row(NamedTuple):
 
     @property
     def sample(self) -> pb.Sample:
-        """Parsed at each call."""
-        return pb.Sample.FromString(self.packed_sample)
+        """Parsed and checked at each call; what can't be is as if nothing had been reported."""
+        with contextlib.suppress(DecodeError, ValueError):
+            sample = pb.Sample.FromString(self.packed_sample)
+            check_sample(sample)
+            return sample
+        return pb.Sample()
 
     @property
     def processes(self) -> Sequence[pb.Process]:
-        """Parsed at each call."""
-        return pb.ProcessList.FromString(self.packed_processes).processes
+        """The same."""
+        with contextlib.suppress(DecodeError, ValueError):
+            processes = pb.ProcessList.FromString(self.packed_processes)
+            check_processes(processes)
+            return processes.processes
+        return ()
 
 
 def state_of(row: Row, now: float) -> State:
@@ -182,7 +195,7 @@ def state_of(row: Row, now: float) -> State:
 
 def hanging_seconds(row: Row, now: float) -> float | None:
     """Age of the newest sample where heartbeats come and readings do not: the sensors hang. None: they do not."""
-    if row.sample_at is None or row.unread:
+    if row.sample_at is None:
         return None
     usual = max(row.interval_seconds, row.capacities.sampling_seconds)
     return now - row.sample_at if row.heartbeat_at - row.sample_at > hangs_after_seconds(usual) else None

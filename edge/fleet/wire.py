@@ -2,18 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+
+from google.protobuf.message import DecodeError
 
 import node_pb2 as pb
 from edge import history
-from edge.fleet.intake import capacities_of, check_info, labels_of, vitals_from
-from edge.fleet.row import Row, Session, Vitals
-from edge.protocol import MAX_NODE_ID, MAX_TEXT, check_node_id
+from edge.event_log import Event
+from edge.fleet.checks import check_info
+from edge.fleet.intake import MAX_KEPT_BYTES, capacities_of, labels_of, vitals_from, vitals_of
+from edge.fleet.row import Capacities, Refused, Row, Session, Vitals
+from edge.fleet.source import Readings
+from edge.protocol import MAX_DEVICES, MAX_NODE_ID, MAX_TEXT, check_node_id
 from edge.text import visible
 
 HERE = Session(pb.HeartbeatRequest(), "", None)  # of a row that has a session with another server
 MEBIBYTE = 2**20
 KELVIN = 101  # what is added to a temperature, so that the lowest is 1
+MOST = {  # of each column of Beats
+    "number_steps": 2**32,
+    "heartbeat_age_milliseconds": 2**32,
+    "sample_lag_milliseconds": 2**32,
+    "utilization_permille": 1000 + 1,
+    "memory_permille": 10**6 + 1,
+    "memory_used_mebibytes": 2**40,
+    "temperature_celsius": 500 + KELVIN,
+    "power_milliwatts": 10**10 + 1,
+    "cpu_percent": 100 + 1,
+    "energy_joules": 2**60 + 1,
+    "round_trip_microseconds": 2**32,
+}
+MAX_EXTREMES_BYTES = 4096  # of a node
+LAST_SECOND = 253_402_300_799  # of the year 9999: what can be shown of a time
+NEW_SAMPLE_SECONDS = 0.05  # by which a sample is another one than before; less is what clocks and roundings make
 
 
 def summary_of(vitals: Vitals) -> pb.Summary:
@@ -67,41 +88,48 @@ def node_row(
     )
 
 
-def row_of(message: pb.NodeRow, made_at: float, before: Row | None = None) -> Row:
+def row_of(message: pb.NodeRow, made_at: float, before: Row | None = None, server: str = "") -> Row:
     """A row from what node_row made; its ages are as of `made_at`, by the reader's clock. `before`: what the reader knows of it,
-    and the message leaves out.
+    and the message leaves out. `server`: where it comes from, if that is to be shown.
 
-    Raises Refused, or ValueError, for what no server of ours would send.
+    Raises Refused for what no server of ours would send.
     """
-    if before and not message.info:
-        packed_info, capacities, labels = before.packed_info, before.capacities, before.labels
-    else:
-        packed_info, info = message.info, pb.NodeInfo.FromString(message.info)
-        check_info(info)
-        capacities, labels = capacities_of(info), labels_of(info)
-    width = len(history.COLUMNS) * (1 + len(capacities.devices))
-    frames = message.readings[len(message.readings) % width :][-width * history.SAMPLES :]
+    try:
+        node_id = check_node_id(message.node_id)
+        if before and not message.info:
+            packed_info, capacities, labels = before.packed_info, before.capacities, before.labels
+        else:
+            packed_info, info = small(message.info, "info"), pb.NodeInfo.FromString(message.info)
+            check_info(info)
+            capacities, labels = capacities_of(info), labels_of(info)
+        vitals, sample_at = vitals_from(capacities, message.summary), None
+        if message.HasField("sample_age_milliseconds"):
+            sample_at = made_at - message.sample_age_milliseconds / 1000
+    except (ValueError, DecodeError) as error:  # UnicodeDecodeError, of protobuf in pure Python, is a ValueError
+        raise Refused(f"a node that can't be: {error}") from error
+    frames = frames_of(message.readings, capacities)
     if before and not message.readings and before.capacities == capacities:
-        frames = before.history
+        frames = history_after(before, sample_at, vitals.frame)
     trip = message.round_trip_microseconds / 1e6 if message.HasField("round_trip_microseconds") else None
     return Row(
-        node_id=check_node_id(message.node_id),
+        node_id=node_id,
         address=visible(message.address, MAX_TEXT),
         session=HERE if message.has_session else None,
         interval_seconds=message.interval_milliseconds / 1000,
-        sample_at=made_at - message.sample_age_milliseconds / 1000 if message.HasField("sample_age_milliseconds") else None,
+        sample_at=sample_at,
         packed_info=packed_info,
-        packed_sample=message.sample or (before.packed_sample if before else b""),
-        packed_processes=message.processes or (before.packed_processes if before else b""),
+        packed_sample=small(message.sample, "sample") or (before.packed_sample if before else b""),
+        packed_processes=small(message.processes, "processes") or (before.packed_processes if before else b""),
         capacities=capacities,
-        vitals=vitals_from(capacities, message.summary),
+        vitals=vitals,
         history=frames,
         round_trip_seconds=trip,
         left=message.left,
         reason=visible(message.reason, 500),
         token_id=visible(message.token_id, MAX_NODE_ID),
         labels=labels,
-        extremes=message.extremes,
+        extremes=message.extremes[:MAX_EXTREMES_BYTES],
+        server=server,
         awaited_until=made_at + message.awaited_milliseconds / 1000 if message.awaited_milliseconds else 0.0,
         heartbeat_at=made_at - message.heartbeat_age_milliseconds / 1000,
     )
@@ -138,6 +166,114 @@ def beats_of(pairs: Iterable[tuple[int, Row]], now: float) -> pb.Beats:
         energy_joules=[0 if one.energy_joules is None else 1 + one.energy_joules for one in vitals],
         round_trip_microseconds=[0 if row.round_trip_seconds is None else most(1e6 * row.round_trip_seconds + 1) for row in rows],
     )
+
+
+def rows_after(beats: pb.Beats, made_at: float, rows: Mapping[int, Row]) -> Iterator[tuple[int, Row]]:
+    """What these beats make of rows, by their numbers. Raises Refused for what no server of ours would send."""
+    columns = [list(getattr(beats, name)) for name in MOST]
+    if len({len(column) for column in columns}) > 1:
+        raise Refused("beats are in columns of different lengths")
+    for (name, most), column in zip(MOST.items(), columns, strict=True):
+        if column and max(column) > most:
+            raise Refused(f"beats.{name} is {max(column)}: it must be at most {most}")
+    number = 0
+    for step, age, lag, busy, full, used, heat, power, cpu, energy, trip in zip(*columns, strict=True):
+        number += step
+        if (row := rows.get(number)) is None:
+            raise Refused(f"a beat is of node {number}, which was not told")
+        heartbeat_at = made_at - age / 1000
+        celsius = heat - KELVIN if heat else None
+        node = history.encode(((busy - 1) / 10 if busy else None, min((full - 1) / 10, 100) if full else None, celsius))
+        vitals = row.vitals._replace(
+            utilization=(busy - 1) / 1000 if busy else None,
+            memory=(full - 1) / 1000 if full else None,
+            memory_used_bytes=used * MEBIBYTE,
+            celsius=celsius,
+            limit_celsius=None if celsius is None else limit_of(row.capacities, row.vitals.hottest),
+            milliwatts=power - 1 if power else None,
+            frame=node + row.vitals.frame[len(node) :],  # what devices report is as it was, until their details come
+            cpu_percent=cpu - 1 if cpu else None,
+            energy_joules=energy - 1 if energy else None,
+        )
+        sample_at = heartbeat_at - lag / 1000
+        frames = history_after(row, sample_at, node.ljust(frame_bytes(row.capacities), bytes([history.NOT_REPORTED])))
+        round_trip = (trip - 1) / 1e6 if trip else None
+        yield number, row.beat(round_trip, row.packed_sample, vitals, frames, sample_at, heartbeat_at)
+
+
+def limit_of(capacities: Capacities, device: int) -> int | None:
+    """The slowdown temperature of a device, where it is known."""
+    return (capacities.devices[device][1] or None) if device < len(capacities.devices) else None
+
+
+def history_after(row: Row, sample_at: float | None, frame: bytes) -> bytes:
+    """With one frame more, where the sample is another one than before."""
+    if sample_at is None or (row.sample_at is not None and sample_at - row.sample_at < NEW_SAMPLE_SECONDS):
+        return row.history
+    return history.extend(row.history, frame)
+
+
+def row_with(details: pb.NodeDetails, row: Row, told: bytes) -> Row:
+    """A row with its details. `told`: its history as of the details before, since each beat between has added what it knows.
+
+    Raises Refused for what no server of ours would send.
+    """
+    new, width, frames, vitals = frames_of(details.readings, row.capacities), frame_bytes(row.capacities), row.history, row.vitals
+    if details.sample:
+        row = row._replace(packed_sample=small(details.sample, "sample"))
+        vitals = vitals._replace(frame=vitals_of(row.capacities, row.sample).frame)
+        frames = frames[:-width] + vitals.frame
+    if new:
+        is_whole = len(new) > width and new.startswith(told)
+        frames = new if is_whole else (told + new)[-width * history.SAMPLES :]
+    return row._replace(
+        packed_processes=small(details.processes, "processes") if details.HasField("processes") else row.packed_processes,
+        vitals=vitals,
+        history=frames,
+    )
+
+
+def graph_of(message: pb.Graph, steps: int) -> Readings:
+    """Readings over a time. Raises Refused for what no server of ours would send."""
+    size = steps * len(history.COLUMNS) * (1 + message.devices)
+    if message.devices > MAX_DEVICES or len(message.lowest) != size or len(message.highest) != size:
+        raise Refused(f"a graph of {message.devices} devices has {len(message.lowest)} and {len(message.highest)} bytes")
+    return Readings(message.devices, message.lowest, message.highest)
+
+
+def event_of(message: pb.FleetEvent) -> Event:
+    """An event as it can be shown. Raises Refused for a time that can't be."""
+    return Event(
+        seconds_of(message.unix_milliseconds),
+        visible(message.kind, 16),
+        visible(message.node_id, MAX_NODE_ID),
+        visible(message.text, 500),
+    )
+
+
+def seconds_of(unix_milliseconds: int) -> float:
+    """By the wall clock. Raises Refused for a time that can't be shown."""
+    if not 0 <= unix_milliseconds <= 1000 * LAST_SECOND:
+        raise Refused(f"{unix_milliseconds} is no time from 1970 to 9999")
+    return unix_milliseconds / 1000
+
+
+def frame_bytes(capacities: Capacities) -> int:
+    """Of a frame of such a node."""
+    return len(history.COLUMNS) * (1 + len(capacities.devices))
+
+
+def frames_of(readings: bytes, capacities: Capacities) -> bytes:
+    """The last whole frames of a node."""
+    width = frame_bytes(capacities)
+    return readings[len(readings) % width :][-width * history.SAMPLES :]
+
+
+def small(packed: bytes, what: str) -> bytes:
+    """A message within a message. Raises Refused for one that is larger than any that a node may send."""
+    if len(packed) > MAX_KEPT_BYTES:
+        raise Refused(f"{what} has {len(packed)} bytes: it may have {MAX_KEPT_BYTES}")
+    return packed
 
 
 def milliseconds(seconds: float) -> int:

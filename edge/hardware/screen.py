@@ -36,6 +36,7 @@ class View(NamedTuple):
     place: str  # which of several servers that is, in words; empty where there is one alone
     info: pb.NodeInfo
     sample: pb.Sample
+    summary: pb.Summary  # of it
     sample_age_seconds: float
     interval_seconds: float
     processes: Sequence[pb.Process]

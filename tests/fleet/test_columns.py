@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-import node_pb2 as pb
 from edge.drawing import plain
 from edge.fleet.columns import METER_CELLS, metric_spans, natural
 from edge.fleet.entry import EntryId, make_entries
 from edge.fleet.intake import capacities_of
 from edge.fleet.metrics import METRICS
-from edge.fleet.row import hanging_seconds
 from tests.fixtures.examples import NOW, example_registry, example_row
 from tests.fixtures.screens import Screen, frame_of
 
@@ -79,8 +77,6 @@ def test_readings_of_sensors_that_hang_are_grey_and_not_added_up() -> None:
     line = next(line for line in Screen(registry).frame() if any("Node-1000" in text for text, _ in line))
     assert {style for text, style in line if "%" in text} == {"dim"}
     assert Screen(registry).press("/", *"sample>30s", "enter").nodes() == ["Node-1000"]
-    fresh = hung._replace(unread=pb.HeartbeatRequest(sample=hung.sample).SerializeToString())
-    assert hanging_seconds(fresh, NOW) is None  # what nobody has read yet is a sample
 
 
 def test_a_device_that_cannot_be_read_is_told_beside_the_name_however_narrow_it_is() -> None:

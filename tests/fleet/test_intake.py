@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import random
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,18 +15,14 @@ import pytest
 
 import node_pb2 as pb
 from edge import history
-from edge.fleet.intake import (
-    MAX_KEPT_BYTES,
-    RANGES,
-    capacities_of,
-    check_fields,
-    is_only_a_sample,
-    is_sane_host,
-    packed,
-    vitals_of,
-)
-from edge.fleet.row import Capacities, Vitals
+from edge.fleet import wire
+from edge.fleet.checks import RANGES, check_fields, check_sample, is_sane_device, is_sane_host
+from edge.fleet.export import snapshot_json
+from edge.fleet.intake import MAX_KEPT_BYTES, capacities_of, packed, vitals_from, vitals_of
+from edge.fleet.row import Capacities, Session, Vitals
 from edge.protocol import BACKLOG_SAMPLES, MAX_DEVICES, MAX_TEXT
+from edge.summary import box_summary, own_frame
+from edge.text import show_percent
 from server import Registry
 from tests.fixtures.processes import ROOT, environment
 from tests.fixtures.sessions import Clock, opened, refused
@@ -57,7 +54,7 @@ for text in sys.argv[1:]:
 def test_what_was_not_reported_is_no_vital() -> None:
     info = pb.NodeInfo(devices=[pb.DeviceInfo(memory_total_bytes=100, slowdown_temperature_celsius=90), pb.DeviceInfo()])
     blank = b"\xff" * (3 + 3 * len(info.devices))
-    assert vitals_of(capacities_of(info), pb.Sample()) == Vitals(frame=blank)
+    assert vitals_of(capacities_of(info), pb.Sample()) == Vitals(frame=blank, devices=2)
     lost = pb.Sample(devices=[pb.DeviceSample(error="lost"), pb.DeviceSample()])
     assert vitals_of(capacities_of(info), lost) == Vitals(errors=1, frame=blank, devices=2)
     reported = [
@@ -65,16 +62,18 @@ def test_what_was_not_reported_is_no_vital() -> None:
         pb.DeviceSample(utilization_percent=50, memory_used_bytes=99, temperature_celsius=30),
     ]
     frame = bytes([25, 25, 40, 0, 25, 40, 50, 255, 30])
-    assert vitals_of(capacities_of(info), pb.Sample(devices=reported)) == Vitals(
+    sample = pb.Sample(devices=reported)
+    assert vitals_of(capacities_of(info), sample) == Vitals(
         0.25, 0.25, 25, 100, 40, 90, 0, 0, frame, devices=2, with_utilization=2, with_memory=1, with_power=1,
     )  # fmt: skip
-    assert history.frame_of(info, pb.Sample(devices=reported))[3:] == frame[3:]  # the node's own screen shows the same
+    assert own_frame(info, sample, box_summary(info, sample))[3:] == frame[3:]  # the node's own screen shows the same
     host = pb.Sample(host=pb.HostSample(cpu_percent=50, memory_used_bytes=1, temperature_celsius=60))
     frame = bytes([50, 25, 60])
     assert vitals_of(Capacities(host_memory_bytes=4), host) == Vitals(
-        0.5, 0.25, 1, 4, celsius=60, frame=frame, with_utilization=1, with_memory=1,
+        0.5, 0.25, 1, 4, celsius=60, frame=frame, with_utilization=1, with_memory=1, cpu_percent=50,
     )  # fmt: skip
-    assert history.frame_of(pb.NodeInfo(host=pb.HostInfo(memory_total_bytes=4)), host) == frame
+    info = pb.NodeInfo(host=pb.HostInfo(memory_total_bytes=4))
+    assert own_frame(info, host, box_summary(info, host)) == frame
 
 
 def test_a_reading_of_0_counts_and_watts_are_added_up() -> None:
@@ -88,13 +87,18 @@ def test_a_reading_of_0_counts_and_watts_are_added_up() -> None:
     assert (vitals.celsius, vitals.limit_celsius, vitals.milliwatts) == (0, 90, 500)
     host = pb.Sample(host=pb.HostSample(cpu_percent=0, memory_used_bytes=30, temperature_celsius=0))
     vitals = vitals_of(Capacities(host_memory_bytes=40), host)
-    assert vitals == Vitals(0, 0.75, 30, 40, celsius=0, frame=bytes([0, 75, 0]), with_utilization=1, with_memory=1)
+    assert vitals == Vitals(
+        0, 0.75, 30, 40, celsius=0, frame=bytes([0, 75, 0]), with_utilization=1, with_memory=1, cpu_percent=0,
+    )  # fmt: skip
 
 
 def test_of_what_is_not_known_neither_the_memory_nor_the_limit_is() -> None:
     reading = pb.DeviceSample(memory_used_bytes=5, temperature_celsius=70)
-    vitals = vitals_of(Capacities(devices=((10, 90),)), pb.Sample(devices=[pb.DeviceSample(), reading]))
-    assert (vitals.memory, vitals.memory_total_bytes, vitals.celsius, vitals.limit_celsius) == (None, 0, 70, None)
+    for capacities in (Capacities(), Capacities(devices=((0, 0),))):  # its node has not said what it has, or the driver does not
+        vitals = vitals_of(capacities, pb.Sample(devices=[reading]))
+        assert (vitals.memory, vitals.memory_total_bytes, vitals.celsius, vitals.limit_celsius) == (None, 0, 70, None)
+    of_two = vitals_of(Capacities(devices=((10, 90),)), pb.Sample(devices=[pb.DeviceSample(), reading]))
+    assert of_two == Vitals(frame=b"\xff" * 6, devices=1)  # info has one alone
     assert vitals_of(Capacities(), pb.Sample(host=pb.HostSample(memory_used_bytes=5))).memory is None
 
 
@@ -103,18 +107,165 @@ def test_of_two_that_are_equally_hot_the_first_one_says_the_limit() -> None:
     assert vitals_of(Capacities(devices=((0, 90), (0, 80))), pb.Sample(devices=devices)).limit_celsius == 90
 
 
-@pytest.mark.parametrize(
-    ("fields", "only"),
-    [
-        ({}, False),
-        ({"sample": pb.Sample()}, True),
-        ({"sample": pb.Sample(), "info": pb.NodeInfo()}, False),
-        ({"sample": pb.Sample(), "processes": pb.ProcessList()}, False),
-        ({"sample": pb.Sample(), "leaving": True}, False),
-    ],
-)
-def test_only_a_sample_may_be_left_unread(fields: dict[str, Any], only: bool) -> None:
-    assert is_only_a_sample(pb.HeartbeatRequest(**fields)) is only
+# ---- Summaries ----
+
+
+def reporting(registry: Registry, **fields: Any) -> Session:
+    """A session that begins with these fields."""
+    return registry.open(pb.HeartbeatRequest(node_id="box", **fields), "10.0.0.7", lambda _end: None)
+
+
+def drawn_box(chance: random.Random) -> tuple[pb.NodeInfo, pb.Sample]:
+    """A box in which each reading may be missing, or at a bound, or more than there is room for."""
+
+    def maybe(*values: int) -> int | None:
+        return chance.choice([None, *values])
+
+    info = pb.NodeInfo(host=pb.HostInfo(memory_total_bytes=maybe(1, 7, 2**40)))
+    sample = pb.Sample(sequence=1)
+    sample.host.MergeFrom(
+        pb.HostSample(
+            cpu_percent=maybe(0, chance.randrange(101)),
+            memory_used_bytes=maybe(0, 1, 8, chance.randrange(2**40)),
+            temperature_celsius=maybe(-100, 0, 45, 500),
+        )
+    )
+    for index in range(chance.choice([0, 0, 1, 2, 8])):
+        memory = maybe(1, 1000, 2**37)
+        info.devices.add(index=index, memory_total_bytes=memory, slowdown_temperature_celsius=maybe(0, 90))
+        sample.devices.add(
+            utilization_percent=maybe(0, 100, chance.randrange(101)),
+            memory_used_bytes=maybe(0, 1, 2**50, chance.randrange(2**38)),
+            temperature_celsius=maybe(-100, 0, chance.randrange(100), 500),
+            power_milliwatts=maybe(0, 10**8, chance.randrange(10**6)),
+            error=chance.choice(["", "", "lost"]),
+        )
+    return info, sample
+
+
+def test_what_is_shown_of_a_node_is_the_same_whoever_has_summed_it_up() -> None:
+    """And what a message says of its vitals, is they."""
+    for seed in range(500):
+        info, sample = drawn_box(random.Random(seed))
+        rows = []
+        for summary in (None, box_summary(info, sample)):
+            registry = Registry(1.0, 10, Clock())
+            session = reporting(registry, info=info)
+            registry.heartbeat(session, pb.HeartbeatRequest(sample=sample, summary=summary))
+            rows.append(registry.snapshot()[0])
+        made_here, sent = rows
+        assert made_here.vitals == sent.vitals, seed
+        assert (made_here.history, made_here.packed_sample) == (sent.history, sent.packed_sample)
+        assert vitals_from(sent.capacities, wire.summary_of(sent.vitals)) == sent.vitals, seed
+
+
+def test_a_percentage_is_rounded_once() -> None:
+    """12.49 is 12, though 12.5 is 13 and 12.49 is 12.5 to the permille: in numbers, and in the history."""
+    for used in range(10_001):
+        vitals = vitals_of(Capacities(devices=((10_000, 0),)), pb.Sample(devices=[pb.DeviceSample(memory_used_bytes=used)]))
+        nearest = (used + 50) // 100
+        assert show_percent(vitals.memory) == f"{nearest}%"
+        assert [vitals.frame[history.MEMORY], vitals.frame[3 + history.MEMORY]] == [nearest] * 2
+
+
+HOSTILE_SUMMARIES: list[tuple[dict[str, Any], str]] = [
+    ({"utilization_permille": 1001}, "a number out of its range"),
+    ({"memory_permille": 10**6 + 1}, "a number out of its range"),
+    ({"memory_used_bytes": 2**64 - 1}, "a number out of its range"),
+    ({"memory_total_bytes": 2**57 + 1}, "a number out of its range"),
+    ({"temperature_celsius": 501}, "a number out of its range"),
+    ({"temperature_celsius": -101}, "a number out of its range"),
+    ({"temperature_celsius": -(2**31)}, "a number out of its range"),
+    ({"hottest_device": 2**32 - 1}, "a number out of its range"),
+    ({"power_milliwatts": 2**64 - 1}, "a number out of its range"),
+    ({"failed_devices": MAX_DEVICES + 1}, "a number out of its range"),
+    ({"cpu_percent": 101}, "a number out of its range"),
+    ({"energy_joules": 2**63}, "a number out of its range"),
+    ({"without_utilization": 3}, "does not fit the 2 devices of info"),
+    ({"without_memory": 2**32 - 1}, "does not fit the 2 devices of info"),
+    ({"without_power": 3}, "does not fit the 2 devices of info"),
+    ({"readings": bytes(5)}, "does not fit the 2 devices of info"),
+    ({"readings": bytes(7)}, "does not fit the 2 devices of info"),
+    ({"readings": bytes(2**19)}, "does not fit the 2 devices of info"),
+    ({"readings": bytes([0, 0, 0, 101, 0, 0])}, "does not fit the 2 devices of info"),
+    ({"readings": bytes([0, 254, 0, 0, 0, 0])}, "does not fit the 2 devices of info"),
+]
+
+
+@pytest.mark.parametrize(("fields", "said"), HOSTILE_SUMMARIES, ids=map(str, range(len(HOSTILE_SUMMARIES))))
+def test_a_summary_that_can_not_be_is_refused(fields: dict[str, Any], said: str) -> None:
+    registry = Registry(1.0, 10, Clock())
+    session = reporting(registry, info=pb.NodeInfo(devices=[pb.DeviceInfo(memory_total_bytes=1000)] * 2))
+    (before,) = registry.snapshot()
+    request = pb.HeartbeatRequest(sample=pb.Sample(sequence=1), summary=pb.Summary(**fields))
+    code, reason = refused(lambda: registry.heartbeat(session, request))
+    assert (code, reason.startswith("heartbeat.summary ")) == (grpc.StatusCode.INVALID_ARGUMENT, True)
+    assert said in reason
+    assert registry.snapshot() == [before]
+
+
+def test_a_summary_at_its_bounds_is_taken_and_shown_as_it_is() -> None:
+    registry = Registry(1.0, 10, Clock())
+    session = reporting(registry, info=pb.NodeInfo(devices=[pb.DeviceInfo(memory_total_bytes=1000)] * 2))
+    most = pb.Summary(
+        utilization_permille=1000, memory_permille=10**6, memory_used_bytes=2**57, memory_total_bytes=2**57,
+        temperature_celsius=500, hottest_device=MAX_DEVICES, power_milliwatts=MAX_DEVICES * 10**8, failed_devices=MAX_DEVICES,
+        without_memory=1, cpu_percent=100, energy_joules=2**60, readings=bytes([100, 100, 254, 255, 255, 255]),
+    )  # fmt: skip
+    registry.heartbeat(session, pb.HeartbeatRequest(sample=pb.Sample(sequence=1), summary=most))
+    (row,) = registry.snapshot()
+    assert row.vitals == Vitals(
+        1.0, 1000.0, 2**57, 2**57, 500, None, MAX_DEVICES * 10**8, MAX_DEVICES, bytes([100, 100, 254]) + most.readings,
+        2, 2, 1, 2, MAX_DEVICES, 100, 2**60,
+    )  # fmt: skip
+    registry.heartbeat(session, pb.HeartbeatRequest(sample=pb.Sample(sequence=2), summary=pb.Summary()))
+    (row,) = registry.snapshot()
+    assert row.vitals == Vitals(frame=b"\xff" * 9, devices=2)  # nothing is reported, and nothing is 0
+
+
+def test_a_summary_of_what_info_does_not_name_stands_for_the_host() -> None:
+    """Of a node that has said nothing of its devices: no byte of its readings is kept."""
+    registry = Registry(1.0, 10, Clock())
+    summary = pb.Summary(utilization_permille=500, power_milliwatts=7, readings=bytes(2**16), without_power=9)
+    opened(registry, "box", sample=pb.Sample(sequence=1), summary=summary)
+    (row,) = registry.snapshot()
+    assert row.vitals == Vitals(0.5, milliwatts=7, frame=bytes([50, 255, 255]), with_utilization=1, with_power=1)
+
+
+def test_a_sample_with_a_summary_is_checked_when_it_is_read_and_wholly_when_a_session_begins() -> None:
+    registry = Registry(1.0, 10, Clock())
+    info = pb.NodeInfo(devices=[pb.DeviceInfo()])
+    nonsense = pb.Sample(sequence=2, devices=[pb.DeviceSample(temperature_celsius=10_000)])
+    summary = pb.Summary(temperature_celsius=70)
+    code, reason = refused(lambda: reporting(registry, info=info, sample=nonsense, summary=summary))
+    assert (code, "temperature_celsius is 10000" in reason) == (grpc.StatusCode.INVALID_ARGUMENT, True)
+    session = reporting(registry, info=info, sample=pb.Sample(sequence=1))
+    registry.heartbeat(session, pb.HeartbeatRequest(sample=nonsense, summary=summary))
+    (row,) = registry.snapshot()
+    assert (row.vitals.celsius, row.sample) == (70, pb.Sample())
+    assert registry.acknowledgement(session).acknowledged_sequence == 2
+    assert '"sample": {}' in snapshot_json(registry)
+    for bad in (b"\xff", pb.ProcessList(processes=[pb.Process(name="x" * 257)]).SerializeToString()):
+        assert row._replace(packed_sample=bad, packed_processes=bad).processes == ()
+    assert row._replace(packed_sample=b"\xff").sample == pb.Sample()
+    refused(lambda: registry.heartbeat(session, pb.HeartbeatRequest(sample=nonsense)))  # without a summary, at once
+
+
+def test_who_has_other_devices_than_before_has_no_reading_until_there_is_a_new_sample() -> None:
+    registry = Registry(1.0, 10, Clock())
+    info = pb.NodeInfo(instance_id="a", devices=[pb.DeviceInfo(memory_total_bytes=10)])
+    session = reporting(registry, info=info, sample=pb.Sample(devices=[pb.DeviceSample(memory_used_bytes=5)]))
+    assert registry.snapshot()[0].vitals.memory == 0.5
+    info.devices[0].memory_total_bytes = 20
+    registry.heartbeat(session, pb.HeartbeatRequest(info=info))
+    assert registry.snapshot()[0].vitals == Vitals(frame=b"\xff" * 6, devices=1)
+
+
+def test_a_summary_without_a_sample_says_nothing() -> None:
+    registry = Registry(1.0, 10, Clock())
+    registry.heartbeat(opened(registry, "box"), pb.HeartbeatRequest(summary=pb.Summary(utilization_permille=2**32 - 1)))
+    (row,) = registry.snapshot()
+    assert (row.vitals.utilization, row.sample_at, row.history) == (None, None, b"")
 
 
 def test_a_sample_from_the_future_is_new_and_one_without_a_clock_too() -> None:
@@ -245,17 +396,16 @@ def test_ranges_stand_in_one_table_and_the_fast_checks_agree_with_it(where: str,
         except (ValueError, TypeError):  # the field's type can't hold it
             continue
         sample = pb.Sample(host=part) if where == "host" else pb.Sample(devices=[part])
-        if lowest <= getattr(part, field) <= highest:
+        is_sane = is_sane_host(part) if where == "host" else is_sane_device(part)
+        assert is_sane == (lowest <= getattr(part, field) <= highest)
+        if is_sane:
+            check_sample(sample)
             check_fields(part, where)
-            assert vitals_of(Capacities(), sample).errors == 0  # what is at its bound is no error
-            assert where == "device" or is_sane_host(part)  # nor is it looked at twice
             accepted_values += 1
         else:
+            with pytest.raises(ValueError, match=rf"\.{field} is "):
+                check_sample(sample)
             refused_values += 1
-            for check in (lambda part=part: check_fields(part, where), lambda sample=sample: vitals_of(Capacities(), sample)):
-                code, reason = refused(check)
-                assert code is grpc.StatusCode.INVALID_ARGUMENT
-                assert f".{field} is " in reason
     assert accepted_values >= 2
     assert refused_values
 

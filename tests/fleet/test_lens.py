@@ -51,7 +51,7 @@ def node_of(node_id: str, *devices: pb.DeviceSample, **host: Any) -> Row:
     info = pb.NodeInfo(host=pb.HostInfo(memory_total_bytes=40), devices=[pb.DeviceInfo(memory_total_bytes=100)] * len(devices))
     sample = pb.Sample(host=pb.HostSample(**host), devices=devices)
     blank = Row(node_id, "10.0.0.7", Session(pb.HeartbeatRequest(node_id=node_id), "10.0.0.7", None), 1.0, heartbeat_at=NOW)
-    return after(blank, pb.HeartbeatRequest(node_id=node_id, info=info, sample=sample))
+    return after(blank, pb.HeartbeatRequest(node_id=node_id, info=info, sample=sample), NOW)
 
 
 def text_of(*rows: Row) -> str:
