@@ -31,6 +31,7 @@ MOST = {  # of each column of Beats
     "cpu_percent": 100 + 1,
     "energy_joules": 2**60 + 1,
     "round_trip_microseconds": 2**32,
+    "hottest_device": MAX_DEVICES,
 }
 MAX_EXTREMES_BYTES = 4096  # of a node
 LAST_SECOND = 253_402_300_799  # of the year 9999: what can be shown of a time
@@ -144,8 +145,8 @@ def is_only_a_beat(before: Row, row: Row) -> bool:
         and (before.session is None, before.address, before.left, before.reason, before.token_id, before.interval_seconds)
         == (row.session is None, row.address, row.left, row.reason, row.token_id, row.interval_seconds)
         and (before.extremes, before.awaited_until) == (row.extremes, row.awaited_until)
-        and (old.errors, old.with_utilization, old.with_memory, old.with_power, old.hottest, old.memory_total_bytes)
-        == (new.errors, new.with_utilization, new.with_memory, new.with_power, new.hottest, new.memory_total_bytes)
+        and (old.errors, old.with_utilization, old.with_memory, old.with_power, old.memory_total_bytes)
+        == (new.errors, new.with_utilization, new.with_memory, new.with_power, new.memory_total_bytes)
     )
 
 
@@ -165,6 +166,7 @@ def beats_of(pairs: Iterable[tuple[int, Row]], now: float) -> pb.Beats:
         cpu_percent=[0 if one.cpu_percent is None else 1 + one.cpu_percent for one in vitals],
         energy_joules=[0 if one.energy_joules is None else 1 + one.energy_joules for one in vitals],
         round_trip_microseconds=[0 if row.round_trip_seconds is None else most(1e6 * row.round_trip_seconds + 1) for row in rows],
+        hottest_device=[one.hottest for one in vitals],
     )
 
 
@@ -177,7 +179,7 @@ def rows_after(beats: pb.Beats, made_at: float, rows: Mapping[int, Row]) -> Iter
         if column and max(column) > most:
             raise Refused(f"beats.{name} is {max(column)}: it must be at most {most}")
     number = 0
-    for step, age, lag, busy, full, used, heat, power, cpu, energy, trip in zip(*columns, strict=True):
+    for step, age, lag, busy, full, used, heat, power, cpu, energy, trip, hottest in zip(*columns, strict=True):
         number += step
         if (row := rows.get(number)) is None:
             raise Refused(f"a beat is of node {number}, which was not told")
@@ -189,7 +191,8 @@ def rows_after(beats: pb.Beats, made_at: float, rows: Mapping[int, Row]) -> Iter
             memory=(full - 1) / 1000 if full else None,
             memory_used_bytes=used * MEBIBYTE,
             celsius=celsius,
-            limit_celsius=None if celsius is None else limit_of(row.capacities, row.vitals.hottest),
+            limit_celsius=None if celsius is None else limit_of(row.capacities, hottest),
+            hottest=hottest,
             milliwatts=power - 1 if power else None,
             frame=node + row.vitals.frame[len(node) :],  # what devices report is as it was, until their details come
             cpu_percent=cpu - 1 if cpu else None,
