@@ -30,7 +30,11 @@ class Watcher:
         self.started, self.whole_at = time.monotonic(), 0.0
         self.reads = threading.Event()
         self.reads.set()
-        options = (("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", MAX_UPDATE_BYTES))
+        options = (
+            ("grpc.use_local_subchannel_pool", 1),
+            ("grpc.http2.bdp_probe", 0),  # else gRPC itself reads megabytes ahead, and no server is held up
+            ("grpc.max_receive_message_length", MAX_UPDATE_BYTES),
+        )
         self._channel = grpc.insecure_channel(f"127.0.0.1:{port}", options=options)
         call: Any = self._channel.stream_stream("/node.NodeService/Watch", pb.WatchRequest.SerializeToString)
         self._call = call(iter([pb.WatchRequest(clock_milliseconds=1)]))
