@@ -1,0 +1,286 @@
+"""A file of moments: a fleet as it was, again and again, in SQLite. How it is laid out and read. A journal is such a file, and so
+is a recording.
+
+A moment is whole in itself but for the nodes' infos, which are kept once a segment. Its rows lie in parts of some hundred, each a
+compressed WatchUpdate; a node's part follows from its id, so that one node's course is read without the others'. A trend is a
+moment whose rows have two frames alone: the lowest and the highest of each reading in the time before it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import pathlib
+import sqlite3
+import threading
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import google.protobuf.message
+
+import node_pb2 as pb
+from edge import history
+from edge.event_log import Event
+from edge.fleet.intake import capacities_of, check_info, labels_of
+from edge.fleet.row import Refused, Row
+from edge.fleet.source import EVENTS_KEPT, Moment, NoPast, Readings, Source
+from edge.fleet.wire import node_row, row_of
+from edge.protocol import MAX_NODE_ID
+from edge.text import visible
+
+LAYOUT = 1  # of the file: what another version has is not read
+TREND = 0  # in the place of a segment
+ROWS_A_PART = 100
+MAX_PART_BYTES = 2**26  # unpacked: a file may come from anywhere
+FINE_SECONDS = 2 * 3600.0  # that a graph is drawn from moments at most: each is read whole, which takes half a millisecond
+SCHEMA = f"""
+CREATE TABLE moments (
+    moment INTEGER PRIMARY KEY,  -- in the order in which they were written: a wall clock may be set back
+    unix_milliseconds INTEGER NOT NULL,
+    milliseconds INTEGER NOT NULL,  -- of which its readings are, up to there
+    segment INTEGER NOT NULL,  -- whose infos its rows have; {TREND} is a trend
+    parts INTEGER NOT NULL,
+    bytes INTEGER NOT NULL  -- of its parts
+);
+CREATE INDEX moments_by_time ON moments (unix_milliseconds);
+CREATE TABLE parts (moment INTEGER NOT NULL, part INTEGER NOT NULL, packed BLOB NOT NULL, PRIMARY KEY (moment, part));
+CREATE TABLE infos (info INTEGER PRIMARY KEY, segment INTEGER NOT NULL, packed BLOB NOT NULL);
+CREATE INDEX infos_by_segment ON infos (segment);
+CREATE TABLE events (unix_milliseconds INTEGER NOT NULL, kind TEXT NOT NULL, node_id TEXT NOT NULL, text TEXT NOT NULL);
+CREATE INDEX events_by_time ON events (unix_milliseconds);
+PRAGMA user_version = {LAYOUT};
+"""
+
+
+class OtherLayout(Exception):
+    """A file that another version has written."""
+
+
+def part_of(node_id: str, parts: int) -> int:
+    """Where a node's row lies."""
+    return zlib.crc32(node_id.encode()) % parts
+
+
+def packed(rows: Iterable[pb.NodeRow]) -> bytes:
+    """Rows as a part."""
+    return zlib.compress(pb.WatchUpdate(rows=rows).SerializeToString(), 1)
+
+
+def unpacked(part: bytes) -> Sequence[pb.NodeRow]:
+    """The rows of a part. Raises ValueError for what is none."""
+    try:
+        reader = zlib.decompressobj()
+        return pb.WatchUpdate.FromString(reader.decompress(part, MAX_PART_BYTES)).rows
+    except (zlib.error, google.protobuf.message.DecodeError) as error:
+        raise ValueError(f"a part can't be read: {error}") from error
+
+
+def check_layout(database: sqlite3.Connection) -> None:
+    """Raises OtherLayout, or sqlite3.Error."""
+    (layout,) = database.execute("PRAGMA user_version").fetchone()
+    if layout != LAYOUT:
+        raise OtherLayout(f"its layout is {layout}, and this version reads {LAYOUT}")
+
+
+def spacing_seconds(row: Row) -> float:
+    """From one frame of its history to the next."""
+    return max(row.interval_seconds, row.capacities.sampling_seconds) or 1.0
+
+
+def kept_row(row: Row, now: float, frames: bytes, info_number: int) -> pb.NodeRow:
+    """A row of a moment. `frames`: those since the moment before. Its number, which nothing else needs here, is the time from
+    one of them to the next, in milliseconds."""
+    message = node_row(round(1000 * spacing_seconds(row)), row, now, before=row, details=True, processes=True)
+    message.readings, message.info_number = frames, info_number
+    return message
+
+
+# A byte that is not reported is the highest; shifted by one it is the lowest.
+SHIFTED = bytes((value + 1) % 256 for value in range(256))
+SHIFTED_BACK = bytes((value - 1) % 256 for value in range(256))
+
+
+def lower(one: bytes, other: bytes) -> bytes:
+    """The lower reading of each place of two frames."""
+    return bytes(map(min, one, other))
+
+
+def higher(one: bytes, other: bytes) -> bytes:
+    """The higher one."""
+    return bytes(map(max, one.translate(SHIFTED), other.translate(SHIFTED))).translate(SHIFTED_BACK)
+
+
+def extent_of(frames: bytes, width: int) -> tuple[bytes, bytes]:
+    """The lowest and the highest reading of each place, of at least one frame of this width."""
+    shifted = frames.translate(SHIFTED)
+    lowest = bytes([min(frames[place::width]) for place in range(width)])
+    return lowest, bytes([max(shifted[place::width]) for place in range(width)]).translate(SHIFTED_BACK)
+
+
+class Kept:
+    """The Past that a file has. Any thread asks; another process may be writing meanwhile."""
+
+    def __init__(self, path: pathlib.Path) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+        self._infos: dict[int, dict[int, Row]] = {}  # by where they lie in the file: rows by number that have nothing but an info
+        self._known: dict[bytes, Row] = {}  # the same by info
+
+    def span(self) -> tuple[float, float]:
+        """The first and the last moment that are kept, in seconds by the wall clock. Raises NoPast."""
+        with self._reading() as database:
+            query = "SELECT min(unix_milliseconds), max(unix_milliseconds) FROM moments WHERE segment <> ?"
+            first, last = database.execute(query, [TREND]).fetchone()
+        if first is None:
+            raise NoPast("nothing is kept yet")
+        return first / 1000, last / 1000
+
+    def moment(self, wall: float) -> Source:
+        """The fleet as it was then: the last moment that was kept up to that time, or the first one. Raises NoPast."""
+        query = "SELECT moment, unix_milliseconds, segment, parts FROM moments WHERE segment <> ? {} LIMIT 1"
+        with self._reading() as database:
+            until = query.format("AND unix_milliseconds <= ? ORDER BY unix_milliseconds DESC, moment DESC")
+            found = database.execute(until, [TREND, math.floor(1000 * wall + 0.5)]).fetchone()
+            found = found or database.execute(query.format("ORDER BY unix_milliseconds"), [TREND]).fetchone()
+            return self._read(database, found)
+
+    def newest(self) -> Source:
+        """The moment that was written last. Raises NoPast."""
+        query = "SELECT moment, unix_milliseconds, segment, parts FROM moments WHERE segment <> ? ORDER BY moment DESC LIMIT 1"
+        with self._reading() as database:
+            return self._read(database, database.execute(query, [TREND]).fetchone())
+
+    def _read(self, database: sqlite3.Connection, found: tuple[int, int, int, int] | None) -> Source:
+        if not found:
+            raise NoPast("nothing is kept yet")
+        moment, milliseconds, segment, _ = found
+        made_at, infos = milliseconds / 1000, self._infos_of(database, segment)
+        rows = []
+        for (part,) in database.execute("SELECT packed FROM parts WHERE moment = ?", [moment]):
+            for message in unpacked(part):
+                with contextlib.suppress(ValueError, Refused):  # a row that no server of ours has written costs that row
+                    rows.append(row_of(message, made_at, infos.get(message.info_number)))
+        query = "SELECT * FROM events WHERE unix_milliseconds <= ? ORDER BY unix_milliseconds DESC, rowid DESC LIMIT ?"
+        events = [
+            Event(at / 1000, visible(kind, 20), visible(node_id, MAX_NODE_ID), visible(text, 500))
+            for at, kind, node_id, text in database.execute(query, [milliseconds, EVENTS_KEPT])
+        ]
+        return Moment(made_at, made_at, rows, events[::-1])
+
+    def _infos_of(self, database: sqlite3.Connection, segment: int) -> dict[int, Row]:
+        """Rows by number that have an info, and what follows from it, alone."""
+        found: dict[int, Row] = {}
+        with self._lock:
+            places = [place for (place,) in database.execute("SELECT info FROM infos WHERE segment = ?", [segment])]
+            self._infos = {place: known for place, known in self._infos.items() if place in places}
+            for place in places:
+                if place not in self._infos:
+                    (part,) = database.execute("SELECT packed FROM infos WHERE info = ?", [place]).fetchone()
+                    self._infos[place] = dict(self._with_info(unpacked(part)))
+                found |= self._infos[place]
+            self._known = {row.packed_info: row for row in found.values()}
+        return found
+
+    def _with_info(self, messages: Iterable[pb.NodeRow]) -> Iterator[tuple[int, Row]]:
+        for message in messages:
+            if row := self._known.get(message.info):
+                yield message.info_number, row
+                continue
+            with contextlib.suppress(Refused, google.protobuf.message.DecodeError):
+                info = pb.NodeInfo.FromString(message.info)
+                check_info(info)
+                blank = Row(message.node_id, "", None, 0, packed_info=message.info)
+                yield message.info_number, blank._replace(capacities=capacities_of(info), labels=labels_of(info))
+
+    def graph(self, node_id: str, end: float, seconds: float, steps: int) -> Readings:
+        """Readings of the `seconds` before `end` (by the wall clock), NOT_REPORTED where nothing is kept. Raises NoPast."""
+        start, crc, courses = end - seconds, zlib.crc32(node_id.encode()), []
+        query = (
+            "SELECT unix_milliseconds, milliseconds, packed FROM moments JOIN parts USING (moment) WHERE unix_milliseconds > ?"
+            " AND unix_milliseconds <= ? AND (segment = ?) = ? AND part = ? % parts ORDER BY unix_milliseconds"
+        )
+        with self._reading() as database:
+            fine_from = start if seconds <= FINE_SECONDS else self._trends_until(database, end)
+            for is_trend, since in ((True, start), (False, fine_from)):
+                for at, span, part in database.execute(query, [1000 * since, 1000 * end, TREND, is_trend, crc]):
+                    found = (message for message in unpacked(part) if message.node_id == node_id)
+                    courses += [course_of(message, is_trend, at / 1000, span / 1000) for message in found]
+        return readings_of([course for course in courses if course], start, seconds / steps, steps)
+
+    @staticmethod
+    def _trends_until(database: sqlite3.Connection, end: float) -> float:
+        """Up to when trends tell all."""
+        query = "SELECT max(unix_milliseconds) FROM moments WHERE segment = ? AND unix_milliseconds <= ?"
+        (last,) = database.execute(query, [TREND, 1000 * end]).fetchone()
+        return (last or 0) / 1000
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        """Raises NoPast."""
+        try:
+            with contextlib.closing(opened_to_read(self.path)) as database:
+                check_layout(database)
+                yield database
+        except (sqlite3.Error, OtherLayout, ValueError) as error:
+            raise NoPast(f"{self.path} can't be read: {error}") from error
+
+
+def opened_to_read(path: pathlib.Path) -> sqlite3.Connection:
+    """Raises sqlite3.Error."""
+    last: sqlite3.Error | None = None
+    for how in ("mode=ro", "immutable=1"):  # the second: in a folder where nothing may be written, beside the file
+        try:
+            database = sqlite3.connect(f"{path.absolute().as_uri()}?{how}", uri=True, check_same_thread=False)
+            database.execute("PRAGMA user_version").fetchone()
+            database.execute("PRAGMA trusted_schema = OFF")
+        except sqlite3.OperationalError as error:
+            last = last or error
+        else:
+            return database
+    raise last or sqlite3.OperationalError("it can't be opened")
+
+
+class Course(NamedTuple):
+    """One node's readings in a moment or a trend."""
+
+    is_trend: bool
+    until: float  # wall clock, seconds; of a moment, when its newest sample was taken
+    seconds: float  # of a trend: all its time; of a moment: from one frame to the next
+    frames: list[bytes]  # oldest first; of a trend the lowest and the highest
+
+
+def course_of(message: pb.NodeRow, is_trend: bool, until: float, seconds: float) -> Course | None:
+    """What a row of a moment or trend says of a node's course, if it does."""
+    readings, count = message.readings, 2
+    if not is_trend:
+        until -= message.sample_age_milliseconds / 1000
+        seconds = max(message.number, 1) / 1000
+        count = len(readings) // (len(message.summary.readings) + len(history.COLUMNS))
+    if not count or not readings or len(readings) % count:
+        return None
+    width = len(readings) // count
+    return Course(is_trend, until, seconds, [readings[at : at + width] for at in range(0, len(readings), width)])
+
+
+def readings_of(courses: Sequence[Course], start: float, step_seconds: float, steps: int) -> Readings:
+    """The lowest and the highest of each step, of as many devices as the node had last."""
+    width = len(courses[-1].frames[0]) if courses else len(history.COLUMNS)
+    blank = bytes([history.NOT_REPORTED]) * width
+    lowest, highest = [blank] * steps, [blank] * steps
+    spans: Sequence[tuple[int, bytes, bytes]]
+    for course in courses:
+        if len(course.frames[0]) != width:
+            continue
+        if course.is_trend:
+            first, last = (math.floor((at - start) / step_seconds) for at in (course.until - course.seconds, course.until - 0.001))
+            spans = [(step, course.frames[0], course.frames[1]) for step in range(max(first, 0), min(last + 1, steps))]
+        else:
+            spans = [
+                (math.floor((course.until - back * course.seconds - start) / step_seconds), frame, frame)
+                for back, frame in enumerate(reversed(course.frames))
+            ]
+        for step, low, high in spans:
+            if 0 <= step < steps:
+                lowest[step], highest[step] = lower(lowest[step], low), higher(highest[step], high)
+    return Readings(width // len(history.COLUMNS) - 1, b"".join(lowest), b"".join(highest))
