@@ -11,7 +11,7 @@ import os
 import pathlib
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import node_pb2 as pb
@@ -24,9 +24,8 @@ from edge.fleet.moments import (
     OtherLayout,
     check_layout,
     extent_of,
-    higher,
+    frames_of_extent,
     kept_row,
-    lower,
     packed,
     part_of,
     spacing_seconds,
@@ -43,6 +42,7 @@ RECORD_SECONDS = 1.0  # the same in a recording
 SEGMENT_SECONDS = 600.0  # in which infos are kept once
 TREND_SECONDS = 300.0
 TRENDS_KEPT_SECONDS = 7 * 24 * 3600.0  # and events; as long as moments are kept in any case
+FOLDED_FRAMES = 100  # of the 120 of a history
 EVENTS_IN_FILE = 100_000
 MAX_PARTS = 1000
 PAUSE_SECONDS = 0.005  # after each part: other threads wait for the interpreter meanwhile
@@ -59,6 +59,11 @@ class Known(NamedTuple):
     segment: int  # where its info is kept, under this number
     info_number: int
     sample_at: float | None  # its frames up to there
+    folded_at: float | None  # those up to there are in its extent
+    extent: bytes  # of its readings since the last trend; empty: none yet
+
+
+UNKNOWN = Known(b"", 0, 0, None, None, b"")
 
 
 class Store:
@@ -69,7 +74,6 @@ class Store:
         self._size_bytes = size_bytes
         self._known: dict[str, Known] = {}
         self._segment, self._segment_ends, self._infos = 0, 0.0, 0
-        self._trend: dict[str, tuple[bytes, bytes]] = {}  # since the last one: the lowest and the highest of each node's readings
         self._trend_began = 0.0
         self._seen: set[Event] = set()
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # what runs on a fleet is nobody else's business
@@ -95,7 +99,7 @@ class Store:
 
     def know(self, rows: Iterable[Row]) -> None:
         """These rows are in the file already, with their frames."""
-        self._known = {row.node_id: Known(b"", 0, 0, row.sample_at) for row in rows}
+        self._known = {row.node_id: UNKNOWN._replace(sample_at=row.sample_at, folded_at=row.sample_at) for row in rows}
 
     def write(
         self, now: float, wall: float, seconds: float, rows: Sequence[Row], events: Sequence[Event], pause: Callable[[], object]
@@ -108,7 +112,8 @@ class Store:
             self._segment, self._segment_ends, self._infos = self._segment + 1, now + SEGMENT_SECONDS, 0
         if not self._trend_began:
             self._trend_began = now - seconds
-        parts, infos, known = self._pack(now, rows, pause)
+        is_due = now - self._trend_began >= TREND_SECONDS
+        parts, infos, known = self._pack(now, rows, is_due, pause)
         new = [event for event in events if event not in self._seen]
         execute = self._database.execute
         with self._transaction():
@@ -117,54 +122,41 @@ class Store:
                 execute("INSERT INTO infos (segment, packed) VALUES (?, ?)", [self._segment, packed(infos)])
             lines = [(round(1000 * event.time), *event[1:]) for event in new]
             self._database.executemany("INSERT INTO events VALUES (?, ?, ?, ?)", lines)
-            if is_due := now - self._trend_began >= TREND_SECONDS:
-                self._write_trend(now, wall, pause)
-        self._known, self._seen = known, set(events)
+            if is_due:
+                self._insert(wall, now - self._trend_began, TREND, trend_of(known))
         if is_due:
-            self._trend, self._trend_began = {}, now
+            known = {node_id: one._replace(extent=b"") for node_id, one in known.items()}
+            self._trend_began = now
+        self._known, self._seen = known, set(events)
         self._make_room(wall)
 
     def _pack(
-        self, now: float, rows: Sequence[Row], pause: Callable[[], object]
+        self, now: float, rows: Sequence[Row], is_due: bool, pause: Callable[[], object]
     ) -> tuple[list[bytes], list[pb.NodeRow], dict[str, Known]]:
+        """The parts of a moment, the infos that are not kept in its segment yet, and what is known then."""
         count = parts_for(len(rows))
         groups: list[list[Row]] = [[] for _ in range(count)]
         for row in rows:
             groups[part_of(row.node_id, count)].append(row)
-        parts, infos, all_known = [], [], {}
+        parts: list[bytes] = []
+        infos: list[pb.NodeRow] = []
+        all_known: dict[str, Known] = {}
         for group in groups:
             messages = []
             for row in group:
-                known = self._known.get(row.node_id)
-                if known and known.packed_info is row.packed_info and known.segment == self._segment:
-                    number = known.info_number
-                else:
+                known = self._known.get(row.node_id, UNKNOWN)
+                number = known.info_number
+                if known.packed_info is not row.packed_info or known.segment != self._segment:
                     number = self._infos = self._infos + 1
                     infos.append(pb.NodeRow(node_id=row.node_id, info=row.packed_info, info_number=number))
-                frames = frames_since(row, known.sample_at if known else None)
-                messages.append(kept_row(row, now, frames, number))
-                all_known[row.node_id] = Known(row.packed_info, self._segment, number, row.sample_at)
-                self._follow(row, frames)
+                messages.append(kept_row(row, now, frames_since(row, known.sample_at), number))
+                known = folded(known, row, is_due)
+                all_known[row.node_id] = known._replace(
+                    packed_info=row.packed_info, segment=self._segment, info_number=number, sample_at=row.sample_at
+                )
             parts.append(packed(messages))
             pause()
         return parts, infos, all_known
-
-    def _follow(self, row: Row, frames: bytes) -> None:
-        """Into the trend."""
-        if not frames:
-            return
-        lowest, highest = extent_of(frames, len(COLUMNS) * (1 + len(row.capacities.devices)))
-        before = self._trend.get(row.node_id)
-        if before and len(before[0]) == len(lowest):
-            lowest, highest = lower(before[0], lowest), higher(before[1], highest)
-        self._trend[row.node_id] = lowest, highest
-
-    def _write_trend(self, now: float, wall: float, pause: Callable[[], object]) -> None:
-        count = parts_for(len(self._trend))
-        groups: list[list[pb.NodeRow]] = [[] for _ in range(count)]
-        for node_id, (lowest, highest) in self._trend.items():
-            groups[part_of(node_id, count)].append(pb.NodeRow(node_id=node_id, readings=lowest + highest))
-        self._insert(wall, now - self._trend_began, TREND, list(map(packed, groups)))
 
     def _insert(self, wall: float, seconds: float, segment: int, parts: Sequence[bytes]) -> None:
         values = [round(1000 * wall), round(1000 * seconds), segment, len(parts), sum(map(len, parts))]
@@ -198,13 +190,38 @@ def parts_for(rows: int) -> int:
     return min(max(-(-rows // ROWS_A_PART), 1), MAX_PARTS)
 
 
+def width_of(row: Row) -> int:
+    """Of a frame of its history."""
+    return len(COLUMNS) * (1 + len(row.capacities.devices))
+
+
 def frames_since(row: Row, sample_at: float | None) -> bytes:
     """The frames of a row's history that are newer than the sample which was taken then; None: all."""
     if sample_at is None or row.sample_at is None:
         return row.history
-    width = len(COLUMNS) * (1 + len(row.capacities.devices))
     count = round((row.sample_at - sample_at) / spacing_seconds(row))
-    return row.history[-count * width :] if count > 0 else b""
+    return row.history[-count * width_of(row) :] if count > 0 else b""
+
+
+def folded(known: Known, row: Row, is_due: bool) -> Known:
+    """What is known after the row's newer frames went into its extent: many at once, which takes less time; all when it is due."""
+    if row.sample_at is None:
+        return known
+    if not is_due and known.folded_at and (row.sample_at - known.folded_at) / spacing_seconds(row) < FOLDED_FRAMES:
+        return known
+    frames = frames_since(row, known.folded_at)
+    extent = extent_of(frames, width_of(row), known.extent) if frames else known.extent
+    return known._replace(folded_at=row.sample_at, extent=extent)
+
+
+def trend_of(known: Mapping[str, Known]) -> list[bytes]:
+    """The parts of a trend."""
+    with_extent = [(node_id, one.extent) for node_id, one in known.items() if one.extent]
+    count = parts_for(len(with_extent))
+    groups: list[list[pb.NodeRow]] = [[] for _ in range(count)]
+    for node_id, extent in with_extent:
+        groups[part_of(node_id, count)].append(pb.NodeRow(node_id=node_id, readings=frames_of_extent(extent)))
+    return list(map(packed, groups))
 
 
 class Journal:
