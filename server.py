@@ -52,6 +52,7 @@ from edge.fleet.intake import (
     with_unread_if_sane,
 )
 from edge.fleet.joining import Joining, own_addresses, told
+from edge.fleet.journal import Journal, journal_in, recording_to, restored
 from edge.fleet.keys import follow, press
 from edge.fleet.lens import Lens, Ui
 from edge.fleet.listening import Crowd, default_endpoint, most_connections, too_few_files, why_not_bound
@@ -110,6 +111,7 @@ class Registry:
         self.clock = clock
         self.wall = time.time
         self.is_over: Callable[[str], object] = lambda _token_id: False  # whether a token lets nobody in any more
+        self.troubles: Callable[[], Sequence[str]] = tuple  # what is wrong with what is kept of this fleet
         self.log = EventLog(EVENTS_KEPT, self.wall, PLENTY)
         self.errors: collections.deque[str] = collections.deque(maxlen=100)  # written where the lock may be held
         self._keeps_history = keeps_history
@@ -216,6 +218,8 @@ class Registry:
             self._take_out(holder, f"another session of {session.node_id} has taken over")
         is_same = holder and holder.info.instance_id == session.instance_id
         if holder and is_same and not holder.left and (session.instance_id or holder.address == session.address):
+            if now < holder.awaited_until:
+                return  # it was this server that was away
             self._lines.add("back", f"after {show_seconds(now - holder.heartbeat_at)}", session.node_id, now)
         else:
             hostname = f"{visible(request.info.hostname)}, " if request.info.hostname else ""
@@ -351,8 +355,8 @@ class Registry:
         """All is at hand."""
 
     def notices(self) -> Sequence[str]:
-        """Of the registry there are none."""
-        return ()
+        """What is wrong with the journal."""
+        return self.troubles()
 
     def restore(self, row: Row) -> None:
         """Put a row as it is: for pictures and tests."""
@@ -360,6 +364,18 @@ class Registry:
             self._memory.swap(self._rows.get(row.node_id), row)
             self._rows[row.node_id] = row
             self._places.add(row)
+
+    def bring_back(self, moment: Source) -> None:
+        """The fleet of before a restart, as far as there is room; who has come already is there."""
+        now = self.clock()
+        for row in restored(moment, now, self.wall()):
+            with self._lock, contextlib.suppress(Refused):
+                if row.node_id not in self._rows and len(self._rows) < self.max_nodes:
+                    self._memory.swap(None, row)
+                    self._rows[row.node_id] = row
+                    self._places.add(row)
+                    if (state := state_of(row, now)) is State.LOST:
+                        self._told[row.node_id] = state
 
     def newest_events(self, count: int) -> list[Event]:
         """The last `count` events, the newest last."""
@@ -615,6 +631,24 @@ def print_events(events: Follower) -> None:
         put(f"{time_stamp(event.time)} {event.kind} {event.node_id}: {event.text}")
 
 
+def keep(registry: Registry, options: argparse.Namespace, ending: contextlib.ExitStack) -> Past | None:
+    """Begin to write what is to be kept, until `ending`; returns what there is of the past. Raises Failure."""
+
+    def complain(text: str) -> None:
+        registry.complain("warning", "server", text)
+
+    kept: list[Journal] = []
+    if not options.no_journal:
+        kept.append(journal_in(options.state, options.journal_size, registry, registry.bring_back, complain))
+    if options.record:
+        kept.append(recording_to(options.record, registry, complain))
+    registry.troubles = lambda: [notice for journal in kept for notice in journal.notices()]
+    for journal in kept:
+        journal.start()
+        ending.callback(journal.close)
+    return kept[0].past if kept else None
+
+
 def run(options: argparse.Namespace, make_registry: Callable[..., Registry] = Registry) -> int:
     """The program after its command line. Raises Failure."""
     screen = is_screen() and not options.headless and not options.json
@@ -626,9 +660,10 @@ def run(options: argparse.Namespace, make_registry: Callable[..., Registry] = Re
     if options.debug:
         logging.basicConfig(level=logging.ERROR)
     logging.getLogger().addHandler(ErrorEvents(registry))
-    with Inputs(keyboard=screen) as inputs:
+    with Inputs(keyboard=screen) as inputs, contextlib.ExitStack() as ending:
         if warning := too_few_files(options.max_nodes):
             registry.complain("warning", "server", warning)
+        past = keep(registry, options, ending)
         bound = network.start()
         listening = ", ".join(map(str, bound))
         try:
@@ -643,7 +678,7 @@ def run(options: argparse.Namespace, make_registry: Callable[..., Registry] = Re
                 except Failure as error:  # a folder that is read-only has all that a server needs
                     registry.complain("warning", "server", f"token list can't tell where this server listens: {error}")
             if screen:
-                show_screen(registry, None, network.is_alive, inputs, about, options)
+                show_screen(registry, past, network.is_alive, inputs, about, options)
             else:
                 is_told = not is_kept(sys.stderr if options.json else sys.stdout)
                 first = [f"{time_stamp(time.time())} listening on {listening}", *told(about().joining, with_tokens=is_told)]

@@ -11,11 +11,13 @@ import os
 import pathlib
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import node_pb2 as pb
 from edge.event_log import Event
+from edge.files import reason
 from edge.fleet.moments import (
     ROWS_A_PART,
     SCHEMA,
@@ -33,8 +35,9 @@ from edge.fleet.moments import (
 from edge.fleet.row import Row, State, state_of
 from edge.fleet.source import EVENTS_KEPT, NoPast, Source
 from edge.history import COLUMNS
-from edge.program import time_stamp
-from edge.state_folder import StateFile, make_folder
+from edge.program import Failure, time_stamp
+from edge.state_folder import StateFile, check_folder, make_folder, state_folder
+from edge.text import show_seconds
 
 FILE = "journal.db"
 MOMENT_SECONDS = 10.0
@@ -45,11 +48,17 @@ TRENDS_KEPT_SECONDS = 7 * 24 * 3600.0  # and events; as long as moments are kept
 FOLDED_FRAMES = 100  # of the 120 of a history
 EVENTS_IN_FILE = 100_000
 MAX_PARTS = 1000
+ROOM_AT_ONCE = 10  # moments that go at most when one comes
 PAUSE_SECONDS = 0.005  # after each part: other threads wait for the interpreter meanwhile
 GRACE_SECONDS = 45.0  # for nodes to come back after a restart; more for a large fleet, which spreads its return
 RESTORE_SECONDS = 3.0  # that a start waits for what is kept
 CLOSE_SECONDS = 5.0  # that an end waits for the last moment
 SLOW_SECONDS = 15.0  # after which a disk is said to give no answer
+WORDS = {  # SQLite's, for people
+    "database or disk is full": "the disk is full",
+    "attempt to write a readonly database": "the disk is read-only",
+    "database is locked": "another program holds its file",
+}
 
 
 class Known(NamedTuple):
@@ -76,7 +85,8 @@ class Store:
         self._segment, self._segment_ends, self._infos = 0, 0.0, 0
         self._trend_began = 0.0
         self._seen: set[Event] = set()
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # what runs on a fleet is nobody else's business
+        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+        os.close(os.open(path, flags, 0o600))  # what runs on a fleet is nobody else's business
         self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         try:
             self._prepare()
@@ -97,6 +107,10 @@ class Store:
         check_layout(self._database)
         (self._segment,) = execute("SELECT coalesce(max(segment), 0) FROM moments").fetchone()
 
+    def is_empty(self) -> bool:
+        """Whether it has no moment."""
+        return not self._number("SELECT count(*) FROM moments WHERE segment <> ?", TREND)
+
     def know(self, rows: Iterable[Row]) -> None:
         """These rows are in the file already, with their frames."""
         self._known = {row.node_id: UNKNOWN._replace(sample_at=row.sample_at, folded_at=row.sample_at) for row in rows}
@@ -115,46 +129,47 @@ class Store:
         is_due = now - self._trend_began >= TREND_SECONDS
         parts, infos, known = self._pack(now, rows, is_due, pause)
         new = [event for event in events if event not in self._seen]
-        execute = self._database.execute
+        execute_many = self._database.executemany
         with self._transaction():
             self._insert(wall, seconds, self._segment, parts)
-            if infos:
-                execute("INSERT INTO infos (segment, packed) VALUES (?, ?)", [self._segment, packed(infos)])
+            execute_many("INSERT INTO infos (segment, packed) VALUES (?, ?)", [(self._segment, part) for part in infos])
             lines = [(round(1000 * event.time), *event[1:]) for event in new]
-            self._database.executemany("INSERT INTO events VALUES (?, ?, ?, ?)", lines)
+            execute_many("INSERT INTO events VALUES (?, ?, ?, ?)", lines)
             if is_due:
                 self._insert(wall, now - self._trend_began, TREND, trend_of(known))
         if is_due:
             known = {node_id: one._replace(extent=b"") for node_id, one in known.items()}
             self._trend_began = now
         self._known, self._seen = known, set(events)
-        self._make_room(wall)
+        if self._size_bytes is not None:
+            self._make_room(wall, self._size_bytes, is_due)
 
     def _pack(
         self, now: float, rows: Sequence[Row], is_due: bool, pause: Callable[[], object]
-    ) -> tuple[list[bytes], list[pb.NodeRow], dict[str, Known]]:
+    ) -> tuple[list[bytes], list[bytes], dict[str, Known]]:
         """The parts of a moment, the infos that are not kept in its segment yet, and what is known then."""
         count = parts_for(len(rows))
         groups: list[list[Row]] = [[] for _ in range(count)]
         for row in rows:
             groups[part_of(row.node_id, count)].append(row)
-        parts: list[bytes] = []
-        infos: list[pb.NodeRow] = []
+        parts, infos = [], []
         all_known: dict[str, Known] = {}
         for group in groups:
-            messages = []
+            messages, new = [], []
             for row in group:
                 known = self._known.get(row.node_id, UNKNOWN)
                 number = known.info_number
-                if known.packed_info is not row.packed_info or known.segment != self._segment:
+                if known.packed_info != row.packed_info or known.segment != self._segment:
                     number = self._infos = self._infos + 1
-                    infos.append(pb.NodeRow(node_id=row.node_id, info=row.packed_info, info_number=number))
+                    new.append(pb.NodeRow(node_id=row.node_id, info=row.packed_info, info_number=number))
                 messages.append(kept_row(row, now, frames_since(row, known.sample_at), number))
                 known = folded(known, row, is_due)
                 all_known[row.node_id] = known._replace(
                     packed_info=row.packed_info, segment=self._segment, info_number=number, sample_at=row.sample_at
                 )
             parts.append(packed(messages))
+            if new:
+                infos.append(packed(new))
             pause()
         return parts, infos, all_known
 
@@ -165,7 +180,7 @@ class Store:
         self._database.executemany("INSERT INTO parts VALUES (?, ?, ?)", [(moment, *part) for part in enumerate(parts)])
 
     @contextlib.contextmanager
-    def _transaction(self):  # type: ignore[no-untyped-def]
+    def _transaction(self) -> Iterator[None]:
         self._database.execute("BEGIN IMMEDIATE")
         try:
             yield
@@ -175,8 +190,42 @@ class Store:
                 self._database.execute("ROLLBACK")
             raise
 
-    def _make_room(self, wall: float) -> None:
-        """The ring."""
+    def _make_room(self, wall: float, size_bytes: int, with_trends: bool) -> None:
+        """The oldest moments go; a few at a time, since this must not take long. Trends and events stay longer."""
+        execute = self._database.execute
+        with self._transaction():
+            for _ in range(ROOM_AT_ONCE):
+                oldest = execute("SELECT moment FROM moments WHERE segment <> ? ORDER BY moment LIMIT 2", [TREND]).fetchall()
+                if len(oldest) < 2 or self._used_bytes() <= size_bytes:
+                    break
+                self._remove("moment = ?", *oldest[0])
+            if with_trends:
+                self._forget(wall, size_bytes // 4)
+        if self._number("PRAGMA page_count") * self._number("PRAGMA page_size") > size_bytes:
+            execute("PRAGMA incremental_vacuum(1000)").fetchall()  # it was larger once
+
+    def _forget(self, wall: float, trend_bytes: int) -> None:
+        """Trends that are older than any moment, and old, or too many; and events."""
+        first = self._number("SELECT min(unix_milliseconds) FROM moments WHERE segment <> ?", TREND)
+        since = min(1000 * (wall - TRENDS_KEPT_SECONDS), first)
+        self._remove("segment = ? AND unix_milliseconds < ?", TREND, since)
+        while self._number("SELECT coalesce(sum(bytes), 0) FROM moments WHERE segment = ?", TREND) > trend_bytes:
+            self._remove("moment = ?", self._number("SELECT min(moment) FROM moments WHERE segment = ?", TREND))
+        too_many = "rowid <= (SELECT max(rowid) FROM events) - ?"
+        self._database.execute(f"DELETE FROM events WHERE unix_milliseconds < ? OR {too_many}", [since, EVENTS_IN_FILE])
+        self._database.execute("DELETE FROM infos WHERE segment NOT IN (SELECT segment FROM moments)")
+
+    def _remove(self, which: str, *values: float) -> None:
+        self._database.execute(f"DELETE FROM parts WHERE moment IN (SELECT moment FROM moments WHERE {which})", values)
+        self._database.execute(f"DELETE FROM moments WHERE {which}", values)
+
+    def _used_bytes(self) -> int:
+        free = self._number("PRAGMA freelist_count")
+        return (self._number("PRAGMA page_count") - free) * self._number("PRAGMA page_size")
+
+    def _number(self, query: str, *values: float) -> int:
+        (number,) = self._database.execute(query, values).fetchone()
+        return int(number)
 
     def close(self) -> None:
         """Let go of it: one file, with nothing beside it."""
@@ -229,91 +278,158 @@ class Journal:
 
     def __init__(
         self,
+        store: Callable[[], Store],
         path: pathlib.Path,
         source: Source,
-        size_bytes: int | None = None,
         seconds: float = MOMENT_SECONDS,
         restore: Callable[[Source], object] | None = None,
         complain: Callable[[str], object] = lambda _text: None,
     ) -> None:
-        """`restore`: takes the newest moment of before, if there is one; `complain`: tells of trouble, once."""
+        """`store` opens the file; `restore` takes the newest moment of before, if there is one; `complain` is told of each trouble
+        once."""
         self.past = Kept(path)
-        self._path, self._source, self._size_bytes, self._seconds = path, source, size_bytes, seconds
+        self._open, self._path, self._source, self._seconds = store, path, source, seconds
         self._restore, self._complain = restore, complain
         self._store: Store | None = None
-        self._lock: StateFile | None = None
         self._stop, self._is_read = threading.Event(), threading.Event()
-        self._trouble = ""
+        self._trouble, self._busy_since = "", 0.0
         self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
 
     def start(self) -> None:
-        """Returns when what was kept has been read, or the disk is too slow."""
+        """Returns when what was kept has been read, or the disk is too slow for a start to wait."""
         self._thread.start()
         self._is_read.wait(RESTORE_SECONDS)
 
     def close(self) -> None:
-        """Write the last moment; a disk that gives no answer is not waited for."""
+        """Write the last moment. A disk that gives no answer is not waited for."""
         self._stop.set()
         self._thread.join(CLOSE_SECONDS)
 
     def notices(self) -> Sequence[str]:
         """What is wrong, for the header."""
+        began = self._busy_since  # the thread may end it meanwhile
+        silent = time.monotonic() - began if began else 0.0
+        if silent > SLOW_SECONDS:
+            return [f"journal: its disk has given no answer for {show_seconds(silent)}"]
         return [self._trouble] if self._trouble else ()
 
     def _run(self) -> None:
-        try:
-            self._read()
-        finally:
-            self._is_read.set()
-        taken_at = self._source.clock()
-        wait = self._seconds
-        while True:
+        self._guarded(self._read)
+        self._is_read.set()
+        taken_at, wait = self._source.clock(), self._seconds
+        is_over = False
+        while not is_over:
             is_over = self._stop.wait(wait)
             now = self._source.clock()
-            self._take(now, now - taken_at)
+            self._guarded(lambda now=now, since=now - taken_at: self._take(now, since))  # type: ignore[misc]
             taken_at, spent = now, self._source.clock() - now
-            wait = max(self._seconds - spent, self._seconds / 2)  # so that what is not on disk yet is never older than that
-            if is_over:
-                break
+            wait = max(self._seconds - spent, self._seconds / 2)  # so that what is not on the disk yet is never older than that
         if self._store:
             self._store.close()
 
-    def _read(self) -> None:
-        if not self._open() or not self._restore or not self._store:
-            return
+    def _guarded(self, action: Callable[[], object]) -> None:
+        """The one boundary of what a disk, and what lies there, may do."""
+        self._busy_since = began = time.monotonic()
+        trouble = ""
         try:
-            moment = self.past.newest()
-        except NoPast:
-            return
-        self._restore(moment)
-        self._store.know(self._source.snapshot())
+            self._store = self._store or self._open()
+            action()
+        except OtherLayout as error:
+            trouble = self._put_aside("other-version", f"another version has written it ({error})")
+        except sqlite3.OperationalError as error:
+            trouble = f"journal: {WORDS.get(str(error), str(error))}"
+        except sqlite3.DatabaseError as error:
+            trouble = self._put_aside("damaged", f"it was damaged ({error})")
+        except OSError as error:
+            trouble = f"journal: {error if error.errno is None else f'{self._path.parent}: {reason(error)}'}"
+        self._busy_since = 0.0
+        spent = time.monotonic() - began
+        if spent > SLOW_SECONDS:
+            self._complain(f"journal: its disk gave no answer for {show_seconds(spent)}")
+        if trouble and trouble != self._trouble:
+            self._complain(trouble)
+        elif self._trouble and not trouble:
+            self._complain("journal: it is written again")
+        self._trouble = trouble
 
-    def _open(self) -> bool:
+    def _put_aside(self, name: str, why: str) -> str:
+        """Begin a new file, and keep one of such old ones; returns what is wrong then."""
+        aside = self._path.with_name(f"{self._path.stem}.{name}{self._path.suffix}")
+        if self._store:
+            self._store.close()
+            self._store = None
         try:
-            make_folder(self._path.parent)
-            self._lock = self._lock or StateFile(self._path.with_suffix(".lock"))
-            self._store = Store(self._path, self._size_bytes)
-        except (sqlite3.Error, OSError, OtherLayout) as error:
-            self._fail(str(error))
-        return self._store is not None
+            for ending in ("", "-wal", "-shm"):
+                with contextlib.suppress(FileNotFoundError):
+                    self._path.with_name(self._path.name + ending).replace(aside.with_name(aside.name + ending))
+            self.past.clear()
+            self._complain(f"journal: {why}: it lies in {aside} now, and a new one begins")
+            self._store = self._open()
+        except (OSError, sqlite3.Error) as error:
+            return f"journal: {why}, and no new one can begin: {error}"
+        return ""
+
+    def _read(self) -> None:
+        if self._restore and self._store and not self._store.is_empty():
+            try:
+                self._restore(self.past.newest())
+            except NoPast as error:
+                if type(error.__cause__) is sqlite3.DatabaseError:  # the file itself is spoilt, and not this moment alone
+                    raise error.__cause__ from error
+                self._complain(f"journal: what was before this start is not known: {error}")
+            self._store.know(self._source.snapshot())
 
     def _take(self, now: float, seconds: float) -> None:
-        if not self._store and not self._open():
-            return
-        assert self._store
-        try:
+        if self._store:
             wall, rows, events = self._source.wall(), self._source.snapshot(), self._source.newest_events(EVENTS_KEPT)
             self._store.write(now, wall, seconds, rows, events, lambda: self._stop.wait(PAUSE_SECONDS))
-        except (sqlite3.Error, OSError) as error:
-            self._fail(str(error))
-        else:
-            self._trouble = ""
 
-    def _fail(self, why: str) -> None:
-        trouble = f"journal: {why}"
-        if trouble != self._trouble:
-            self._complain(trouble)
-        self._trouble = trouble
+
+def journal_in(
+    given: pathlib.Path | None,
+    size_bytes: int,
+    source: Source,
+    restore: Callable[[Source], object],
+    complain: Callable[[str], object],
+) -> Journal:
+    """The journal of a server, in its state folder, which no other server may use meanwhile; a folder may be given."""
+    folder, nowhere = given, ""
+    if not folder:
+        try:
+            folder = state_folder()
+        except OSError as error:
+            folder, nowhere = pathlib.Path(), str(error)
+    path, held = folder / FILE, list[StateFile]()
+
+    def opened() -> Store:
+        if nowhere:
+            raise OSError(nowhere)
+        if not held:
+            make_folder(folder)
+            check_folder(folder)
+            held.append(lock_of(path))
+        return Store(path, size_bytes)
+
+    return Journal(opened, path, source, restore=restore, complain=complain)
+
+
+def lock_of(path: pathlib.Path) -> StateFile:
+    """Raises OSError."""
+    try:
+        return StateFile(path.with_suffix(".lock"))
+    except BlockingIOError:
+        raise OSError(f"another server keeps its own in {path.parent}: give this one another folder, by --state") from None
+
+
+def recording_to(path: pathlib.Path, source: Source, complain: Callable[[str], object]) -> Journal:
+    """A recording: a moment a second, in a new file. Raises Failure."""
+    if path.exists():
+        raise Failure(f"{path} is there already: give --record another name")
+    try:
+        store = Store(path, None)
+    except (OSError, sqlite3.Error) as error:
+        raise Failure(f"cannot record to {path}: {error}") from error
+    return Journal(lambda: store, path, source, RECORD_SECONDS, complain=complain)
 
 
 def restored(moment: Source, now: float, wall: float) -> list[Row]:

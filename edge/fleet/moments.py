@@ -158,6 +158,11 @@ class Kept:
         self._infos: dict[int, dict[int, Row]] = {}  # by where they lie in the file: rows by number that have nothing but an info
         self._known: dict[bytes, Row] = {}  # the same by info
 
+    def clear(self) -> None:
+        """Another file lies there now."""
+        with self._lock:
+            self._infos, self._known = {}, {}
+
     def span(self) -> tuple[float, float]:
         """The first and the last moment that are kept, in seconds by the wall clock. Raises NoPast."""
         with self._reading() as database:

@@ -48,7 +48,7 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
         "--max-nodes", "nodes at most, the lost ones counted (default 15000)", type=parse_count, default="15000", metavar="COUNT"
     )
     parser.switch("--secure", "encrypted, and nobody gets in without a token; the first start makes a key and tokens")
-    folder = "of the key and the tokens (default $STATE_DIRECTORY, else edge-compute-node in $XDG_STATE_HOME or ~/.local/state)"
+    folder = "of journal, key and tokens (default $STATE_DIRECTORY, else edge-compute-node in $XDG_STATE_HOME or ~/.local/state)"
     parser.option("--state", folder, type=parse_path, metavar="FOLDER")
     parser.option("--tls-cert", "secure, with a certificate of your own and its chain", type=parse_path, metavar="FILE")
     parser.option("--tls-key", "its key", type=parse_path, metavar="FILE")
