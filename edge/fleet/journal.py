@@ -281,7 +281,7 @@ class Journal:
         store: Callable[[], Store],
         path: pathlib.Path,
         source: Source,
-        seconds: float = MOMENT_SECONDS,
+        seconds: float,
         restore: Callable[[Source], object] | None = None,
         complain: Callable[[str], object] = lambda _text: None,
     ) -> None:
@@ -410,7 +410,7 @@ def journal_in(
             held.append(lock_of(path))
         return Store(path, size_bytes)
 
-    return Journal(opened, path, source, restore=restore, complain=complain)
+    return Journal(opened, path, source, MOMENT_SECONDS, restore, complain)
 
 
 def lock_of(path: pathlib.Path) -> StateFile:

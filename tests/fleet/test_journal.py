@@ -308,12 +308,12 @@ def test_a_disk_that_gives_no_answer_stops_nothing_else(path: pathlib.Path, monk
         answer.wait()
         return Store(path, None)
 
-    journal = Journal(blocked, path, example_registry(3), complain=told.append)
+    journal = Journal(blocked, path, example_registry(3), MOMENT_SECONDS, complain=told.append)
     journal.start()
     assert eventually(journal.notices)[0].startswith("journal: its disk has given no answer for ")
     journal.close()
     answer.set()
-    eventually(lambda: path.exists() and not path.with_name(f"{FILE}-wal").exists() and Kept(path).newest())
+    eventually(lambda: is_kept(path) and not path.with_name(f"{FILE}-wal").exists())
     assert told[0].startswith("journal: its disk gave no answer for ")
 
 
