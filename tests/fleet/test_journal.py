@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import pathlib
 import random
 import shutil
@@ -176,6 +177,12 @@ def test_the_oldest_moments_go_first_and_the_file_keeps_its_size(path: pathlib.P
         assert last == WALL + 2990
         assert WALL < first < last - 100
         assert len(past.moment(first).snapshot()) == 28
+        with contextlib.closing(sqlite3.connect(path)) as database:
+            query = "SELECT unix_milliseconds / 1000 FROM moments WHERE segment <> ? ORDER BY moment"
+            times = [at for (at,) in database.execute(query, [TREND])]
+        steps = [after - before for before, after in itertools.pairwise(times)]
+        assert set(steps[: len(steps) // 2 - 2]) == {60}  # what is older is kept a minute apart
+        assert set(steps[len(steps) // 2 + 2 :]) == {10}
         assert len(past.moment(last).newest_events(1000)) == 300  # they stay
         graph = past.graph("Node-1000", WALL + 2990, 2990, 10)
         assert set(graph.highest[:WIDTH]) != {history.NOT_REPORTED}  # from the trend
