@@ -196,7 +196,7 @@ def test_the_servers_restart_asks_nothing_of_anybody(secure: Callable[..., Serve
     server.program.end()
     again = secure(port=int(server.address.rpartition(":")[2]))
     assert again.token == server.token
-    again.program.line("joined Node-")
+    again.program.line("back Node-")
     assert node.end() == 130
 
 

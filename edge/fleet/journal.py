@@ -54,6 +54,14 @@ GRACE_SECONDS = 45.0  # for nodes to come back after a restart; more for a large
 RESTORE_SECONDS = 3.0  # that a start waits for what is kept
 CLOSE_SECONDS = 5.0  # that an end waits for the last moment
 SLOW_SECONDS = 15.0  # after which a disk is said to give no answer
+# The first moment in the minute of the one before it, and that one.
+SAME_MINUTE = """
+SELECT before, moment FROM (
+    SELECT moment, unix_milliseconds / 60000 AS minute, lag(moment) OVER by_number AS before,
+        lag(unix_milliseconds / 60000) OVER by_number AS minute_before
+    FROM moments WHERE segment <> ? AND moment BETWEEN ? AND ? WINDOW by_number AS (ORDER BY moment)
+) WHERE minute = minute_before LIMIT 1
+"""
 WORDS = {  # SQLite's, for people
     "database or disk is full": "the disk is full",
     "attempt to write a readonly database": "the disk is read-only",
@@ -84,6 +92,7 @@ class Store:
         self._known: dict[str, Known] = {}
         self._segment, self._segment_ends, self._infos = 0, 0.0, 0
         self._trend_began = 0.0
+        self._thinned = 0  # up to this moment, there is one a minute
         self._seen: set[Event] = set()
         flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
         os.close(os.open(path, flags, 0o600))  # what runs on a fleet is nobody else's business
@@ -191,18 +200,33 @@ class Store:
             raise
 
     def _make_room(self, wall: float, size_bytes: int, with_trends: bool) -> None:
-        """The oldest moments go; a few at a time, since this must not take long. Trends and events stay longer."""
+        """Old moments go, a few at a time, since this must not take long. Trends and events stay longer."""
         execute = self._database.execute
         with self._transaction():
             for _ in range(ROOM_AT_ONCE):
-                oldest = execute("SELECT moment FROM moments WHERE segment <> ? ORDER BY moment LIMIT 2", [TREND]).fetchall()
-                if len(oldest) < 2 or self._used_bytes() <= size_bytes:
+                if self._used_bytes() <= size_bytes or not (victim := self._next_to_go()):
                     break
-                self._remove("moment = ?", *oldest[0])
+                self._remove("moment = ?", victim)
             if with_trends:
                 self._forget(wall, size_bytes // 4)
         if self._number("PRAGMA page_count") * self._number("PRAGMA page_size") > size_bytes:
             execute("PRAGMA incremental_vacuum(1000)").fetchall()  # it was larger once
+
+    def _next_to_go(self) -> int | None:
+        """Of the older half of all moments, one a minute is kept; where that is done, the oldest goes. So a file of one size
+        reaches back three times as far. None: there is but one."""
+        count, last, first = self._database.execute(
+            "SELECT count(*), max(moment), min(moment) FROM moments WHERE segment <> ?", [TREND]
+        ).fetchone()
+        older = last - count // 2  # the newer half has all its numbers, or nearly so
+        found = self._database.execute(SAME_MINUTE, [TREND, self._thinned, older]).fetchone()
+        if found:
+            self._thinned, victim = found
+            return int(victim)
+        self._thinned = self._number(
+            "SELECT coalesce(max(moment), 0) FROM moments WHERE segment <> ? AND moment <= ?", TREND, older
+        )
+        return int(first) if count > 1 else None
 
     def _forget(self, wall: float, trend_bytes: int) -> None:
         """Trends that are older than any moment, and old, or too many; and events."""
@@ -281,13 +305,13 @@ class Journal:
         store: Callable[[], Store],
         path: pathlib.Path,
         source: Source,
-        seconds: float = MOMENT_SECONDS,
+        seconds: float,
         restore: Callable[[Source], object] | None = None,
         complain: Callable[[str], object] = lambda _text: None,
     ) -> None:
         """`store` opens the file; `restore` takes the newest moment of before, if there is one; `complain` is told of each trouble
         once."""
-        self.past = Kept(path)
+        self.past = Kept(path, is_own=True)
         self._open, self._path, self._source, self._seconds = store, path, source, seconds
         self._restore, self._complain = restore, complain
         self._store: Store | None = None
@@ -410,7 +434,7 @@ def journal_in(
             held.append(lock_of(path))
         return Store(path, size_bytes)
 
-    return Journal(opened, path, source, restore=restore, complain=complain)
+    return Journal(opened, path, source, MOMENT_SECONDS, restore, complain)
 
 
 def lock_of(path: pathlib.Path) -> StateFile:

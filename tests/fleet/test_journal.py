@@ -1,0 +1,391 @@
+"""The journal: what is written is what is read, whatever becomes of the file."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import pathlib
+import random
+import shutil
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from edge import history
+from edge.event_log import Event
+from edge.fleet.journal import (
+    FILE,
+    GRACE_SECONDS,
+    MOMENT_SECONDS,
+    Journal,
+    Store,
+    journal_in,
+    recording_to,
+    restored,
+)
+from edge.fleet.moments import TREND, Kept, extent_of, frames_of_extent, highest
+from edge.fleet.row import Row, State, state_of
+from edge.fleet.source import Moment, NoPast
+from edge.program import Failure
+from server import Registry
+from tests.fixtures.examples import EXAMPLE_EVENTS, NOW, WALL, example_registry, example_row
+from tests.fixtures.processes import eventually
+from tests.fixtures.sessions import Clock
+
+WIDTH = len(history.COLUMNS) * 9  # of a frame of example_row(0), which has 8 GPUs
+
+
+@pytest.fixture
+def path(tmp_path: pathlib.Path) -> pathlib.Path:
+    return tmp_path / FILE
+
+
+@contextlib.contextmanager
+def writing(path: pathlib.Path, size_bytes: int | None = None) -> Iterator[Store]:
+    store = Store(path, size_bytes)
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+def write(store: Store, seconds: float, rows: list[Row], events: tuple[Event, ...] = ()) -> None:
+    """A moment, so many seconds after NOW and WALL."""
+    store.write(NOW + seconds, WALL + seconds, MOMENT_SECONDS, rows, events, lambda: None)
+
+
+def later(row: Row, frames: bytes, seconds: float) -> Row:
+    """A row after so many more samples."""
+    count = len(frames) // WIDTH
+    kept = (row.history + frames)[-history.SAMPLES * WIDTH :]
+    vitals = row.vitals._replace(frame=frames[-WIDTH:], celsius=frames[-WIDTH + history.TEMPERATURE])
+    at, sample = NOW + seconds, b"\x08" + bytes([count])
+    return row._replace(history=kept, vitals=vitals, packed_sample=sample, sample_at=at, heartbeat_at=at)
+
+
+def course(seconds: int) -> list[bytes]:
+    """A frame a second."""
+    chance = random.Random(seconds)
+    return [bytes(chance.randrange(101) for _ in range(WIDTH)) for _ in range(seconds)]
+
+
+def test_a_course_is_read_back_moment_by_moment_as_it_was(path: pathlib.Path) -> None:
+    row, frames = example_row(0)._replace(history=b"", sample_at=NOW, heartbeat_at=NOW), course(200)
+    events = tuple(event._replace(time=WALL + 40 * number) for number, event in enumerate(EXAMPLE_EVENTS, 1))
+    written = {}
+    with writing(path) as store:
+        for at in range(10, 201, 10):
+            row = later(row, b"".join(frames[at - 10 : at]), at)
+            others = [example_row(index) for index in range(1, at % 70 // 10 + 1)]
+            write(store, at, [row, *others], events[: at // 40])
+            written[at] = {row.node_id, *(other.node_id for other in others)}
+        past = Kept(path)
+        assert past.span() == (WALL + 10, WALL + 200)
+        for at in range(200, 0, -10):
+            for asked in (at, at + 9.5):
+                moment = past.moment(WALL + asked)
+                assert moment.wall() == WALL + at
+                assert {one.node_id for one in moment.snapshot()} == written[at]
+                (found,) = moment.rows(["Node-1000"])
+                assert found
+                assert found.vitals.celsius == frames[at - 1][history.TEMPERATURE]
+                assert found.vitals.frame[3:] == frames[at - 1][3:]  # before that stand the node's own
+                assert found.history == b"".join(frames[at - 10 : at])
+                assert found.packed_info == row.packed_info
+                assert found.packed_sample == b"\x08\x0a"
+                assert moment.clock() - found.heartbeat_at == pytest.approx(0, abs=0.001)
+                assert moment.newest_events(9) == list(events[: at // 40])
+        assert past.moment(WALL - 1000).wall() == WALL + 10  # before the first one: that one
+        seconds = past.graph("Node-1000", WALL + 100.5, 60, 60)
+        assert seconds.devices == 8
+        assert seconds.lowest == seconds.highest == b"".join(frames[40:100])
+        steps = past.graph("Node-1000", WALL + 100.5, 60, 6)
+        for step in range(6):
+            there = frames[40 + 10 * step : 50 + 10 * step]
+            assert steps.lowest[step * WIDTH :][:WIDTH] == bytes(map(min, *there))
+            assert steps.highest[step * WIDTH :][:WIDTH] == bytes(map(max, *there))
+
+
+def test_a_spike_of_a_second_is_in_the_trend_when_its_moment_is_gone(path: pathlib.Path) -> None:
+    row, frames = example_row(0)._replace(history=b"", sample_at=NOW, heartbeat_at=NOW), course(620)
+    quiet = [bytes(min(value, 60) for value in frame) for frame in frames]
+    quiet[77] = bytes([99]) * WIDTH
+    with writing(path) as store:
+        for at in range(10, 621, 10):
+            row = later(row, b"".join(quiet[at - 10 : at]), at)
+            write(store, at, [row])
+        with sqlite3.connect(path) as database:
+            database.execute("DELETE FROM moments WHERE segment <> ? AND unix_milliseconds < ?", [TREND, 1000 * (WALL + 590)])
+        day = Kept(path).graph("Node-1000", WALL + 620, 24 * 3600, 288)  # a step is five minutes
+        last = day.highest[-3 * WIDTH :]
+        assert bytes([99]) * WIDTH in (last[:WIDTH], last[WIDTH : 2 * WIDTH])
+        assert set(day.highest[: -3 * WIDTH]) == {history.NOT_REPORTED}
+
+
+def test_the_highest_byte_of_each_place() -> None:
+    chance = random.Random(1)
+    for count in (1, 2, 3, 7, 120):
+        for width in (3, 27, 54):
+            frames = chance.randbytes(count * width)
+            assert highest(frames, width) == bytes(max(frames[place::width]) for place in range(width))
+    lowest_and_highest = frames_of_extent(extent_of(bytes([7, 255, 9]) + bytes([8, 255, 255]), 3))
+    assert lowest_and_highest == bytes([7, 255, 9]) + bytes([8, 255, 9])  # what is not reported is neither
+
+
+def test_of_the_past_of_a_node_that_is_not_kept_there_is_nothing(path: pathlib.Path) -> None:
+    with pytest.raises(NoPast, match="can't be read"):
+        Kept(path).span()
+    with writing(path) as store:
+        with pytest.raises(NoPast, match="nothing is kept yet"):
+            Kept(path).moment(WALL)
+        write(store, 0, [example_row(0)])
+        readings = Kept(path).graph("nobody", WALL, 60, 4)
+    assert readings.devices == 0
+    assert readings.lowest == readings.highest == bytes([history.NOT_REPORTED]) * 12
+
+
+def test_infos_are_kept_once_a_segment_and_again_when_they_change(path: pathlib.Path) -> None:
+    rows = [example_row(index) for index in range(12)]
+    with writing(path) as store, contextlib.closing(sqlite3.connect(path)) as database:
+
+        def count() -> int:
+            return int(database.execute("SELECT count(*) FROM infos").fetchone()[0])
+
+        for at in (0, 10, 20):
+            write(store, at, rows)
+        assert count() == 1
+        rows[3] = rows[3]._replace(packed_info=example_row(6).packed_info)
+        write(store, 30, rows)
+        assert count() == 2
+        assert Kept(path).moment(WALL + 20).rows(["Node-1003"])[0] != Kept(path).moment(WALL + 30).rows(["Node-1003"])[0]
+        write(store, 10_000, rows)
+        assert count() == 3
+        assert {row.packed_info for row in Kept(path).newest().snapshot()} == {row.packed_info for row in rows}
+
+
+def test_the_oldest_moments_go_first_and_the_file_keeps_its_size(path: pathlib.Path) -> None:
+    size, chance = 2**20, random.Random(1)
+    with writing(path, size) as store:
+        for at in range(0, 3000, 10):
+            processes = chance.randbytes(400)  # nothing makes them smaller
+            rows = [example_row(index)._replace(sample_at=NOW + at, packed_processes=processes[index:]) for index in range(28)]
+            write(store, at, rows, (Event(WALL + at, "joined", "box", str(at)),))
+        past = Kept(path)
+        first, last = past.span()
+        assert last == WALL + 2990
+        assert WALL < first < last - 100
+        assert len(past.moment(first).snapshot()) == 28
+        with contextlib.closing(sqlite3.connect(path)) as database:
+            query = "SELECT unix_milliseconds / 1000 FROM moments WHERE segment <> ? ORDER BY moment"
+            times = [at for (at,) in database.execute(query, [TREND])]
+        steps = [after - before for before, after in itertools.pairwise(times)]
+        assert set(steps[: len(steps) // 2 - 2]) == {60}  # what is older is kept a minute apart
+        assert set(steps[len(steps) // 2 + 2 :]) == {10}
+        assert len(past.moment(last).newest_events(1000)) == 300  # they stay
+        graph = past.graph("Node-1000", WALL + 2990, 2990, 10)
+        assert set(graph.highest[:WIDTH]) != {history.NOT_REPORTED}  # from the trend
+    assert path.stat().st_size < 1.5 * size
+    with writing(path, size // 4) as store:  # and shrinks, where it may have less
+        for at in range(3000, 3300, 10):
+            write(store, at, [example_row(0)])
+    assert path.stat().st_size < size
+
+
+def cuts(size: int, start: int) -> list[int]:
+    """Where a write-ahead log is cut: at every byte near the ends of its pages, where their headers lie, and at each 397th."""
+    page = 24 + 16384
+    return [at for at in range(start, size) if (at - 32) % page < 28 or (at - 32) % page > page - 3 or at % 397 == 0]
+
+
+def test_a_journal_that_was_cut_in_its_last_write_has_all_before_it(path: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    copy, wal = tmp_path / "copy.db", tmp_path / "copy.db-wal"
+    with writing(path) as store:
+        write(store, 0, [example_row(0), example_row(3)])
+        before = path.with_name(f"{FILE}-wal").stat().st_size
+        write(store, 10, [example_row(0), example_row(3)])
+        shutil.copy(path, copy)
+        whole = path.with_name(f"{FILE}-wal").read_bytes()
+    assert len(whole) > before
+    for cut in cuts(len(whole), before):
+        wal.write_bytes(whole[:cut])
+        with contextlib.closing(sqlite3.connect(copy)) as database:
+            newest = database.execute("SELECT max(unix_milliseconds) FROM moments").fetchone()
+            assert newest == (1000 * WALL,)
+            wal.unlink()  # what is in it must not come into the file
+            tmp_path.joinpath("copy.db-shm").unlink()
+    wal.write_bytes(whole)
+    assert Kept(copy).newest().wall() == WALL + 10
+
+
+# ---- After a restart ----
+
+
+def test_after_a_restart_all_are_there_greyed_with_their_ages(path: pathlib.Path) -> None:
+    before = example_registry(28)
+    with writing(path) as store:
+        write(store, 0, before.snapshot())
+        states = {row.node_id: state_of(row, NOW) for row in before.snapshot()}
+        clock = Clock(50.0)
+        registry = Registry(1.0, 100, clock=clock)
+        registry.wall = lambda: WALL + 30
+        registry.bring_back(Kept(path).newest())
+    for row in before.snapshot():
+        (found,) = registry.rows([row.node_id])
+        assert found
+        assert found.session is None
+        assert clock.now - found.heartbeat_at == pytest.approx(NOW + 30 - row.heartbeat_at, abs=0.01)
+        gone = states[row.node_id] in (State.LOST, State.LEFT)
+        assert state_of(found, clock.now) is (states[row.node_id] if gone else State.DISCONNECTED)
+        assert found.vitals.milliwatts == row.vitals.milliwatts
+        assert found.left or "last heard 20" in found.reason
+    registry.tick()
+    assert not registry.log.newest(9)
+    clock.now += GRACE_SECONDS + 1
+    registry.tick()
+    assert {event.kind for event in registry.log.newest(99)} == {"lost"}
+    assert len(registry.log.newest(99)) == 26  # but not who had been lost or left before
+
+
+def test_who_was_heard_last_is_brought_back_where_there_is_little_room(path: pathlib.Path) -> None:
+    rows = [example_row(index)._replace(heartbeat_at=NOW - index, left=False) for index in range(10)]
+    registry = Registry(1.0, 4, clock=lambda: NOW)
+    registry.bring_back(Moment(NOW, registry.wall(), rows, ()))
+    assert [row.node_id for row in registry.snapshot()] == [row.node_id for row in rows[:4]]
+
+
+def test_a_clock_that_was_set_back_makes_no_age_too_young() -> None:
+    row = example_row(0)._replace(heartbeat_at=NOW - 5)
+    (back,) = restored(Moment(NOW, WALL, [row], ()), 100.0, WALL - 3600)
+    assert back.heartbeat_at == 95.0
+
+
+# ---- Faults ----
+
+
+def keeper(folder: pathlib.Path, registry: Registry, told: list[str], size: int = 2**30) -> Journal:
+    return journal_in(folder, size, registry, registry.bring_back, told.append)
+
+
+def test_a_damaged_file_is_put_aside_and_a_new_one_begins(tmp_path: pathlib.Path) -> None:
+    (tmp_path / FILE).write_bytes(b"not a database" * 1000)
+    told: list[str] = []
+    journal = keeper(tmp_path, example_registry(3), told)
+    journal.start()
+    journal.close()
+    (line,) = told
+    assert "it was damaged" in line
+    assert (tmp_path / "journal.damaged.db").read_bytes().startswith(b"not a database")
+    assert len(journal.past.newest().snapshot()) == 3
+    assert not journal.notices()
+
+
+def test_another_versions_file_is_put_aside(tmp_path: pathlib.Path) -> None:
+    with contextlib.closing(sqlite3.connect(tmp_path / FILE)) as database:
+        database.executescript("CREATE TABLE other (x); PRAGMA user_version = 99")
+    told: list[str] = []
+    journal = keeper(tmp_path, example_registry(3), told)
+    journal.start()
+    journal.close()
+    assert "another version has written it (its layout is 99" in told[0]
+    assert (tmp_path / "journal.other-version.db").exists()
+    assert journal.past.span()
+
+
+def test_a_second_server_on_the_folder_keeps_none_and_says_so(tmp_path: pathlib.Path) -> None:
+    told: list[str] = []
+    first, second = keeper(tmp_path, example_registry(3), []), keeper(tmp_path, example_registry(1), told)
+    first.start()
+    second.start()
+    assert told == [f"journal: another server keeps its own in {tmp_path}: give this one another folder, by --state"]
+    assert second.notices() == told
+    second.close()
+    first.close()
+    assert len(first.past.newest().snapshot()) == 3
+
+
+def test_a_disk_that_gives_no_answer_stops_nothing_else(path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edge.fleet.journal.RESTORE_SECONDS", 0.01)
+    monkeypatch.setattr("edge.fleet.journal.SLOW_SECONDS", 0.05)
+    monkeypatch.setattr("edge.fleet.journal.CLOSE_SECONDS", 0.01)
+    answer, told = threading.Event(), list[str]()
+
+    def blocked() -> Store:
+        answer.wait()
+        return Store(path, None)
+
+    journal = Journal(blocked, path, example_registry(3), MOMENT_SECONDS, complain=told.append)
+    journal.start()
+    assert eventually(journal.notices)[0].startswith("journal: its disk has given no answer for ")
+    journal.close()
+    answer.set()
+    eventually(lambda: is_kept(path) and not path.with_name(f"{FILE}-wal").exists())
+    assert told[0].startswith("journal: its disk gave no answer for ")
+
+
+def test_trouble_is_told_once_and_so_is_its_end(path: pathlib.Path) -> None:
+    told: list[str] = []
+    registry, journal_seconds = example_registry(3), 0.01
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as other:
+        journal = Journal(lambda: quick(path), path, registry, journal_seconds, complain=told.append)
+        journal.start()
+        eventually(lambda: is_kept(path))
+        other.execute("BEGIN IMMEDIATE")
+        eventually(lambda: told)
+        assert journal.notices() == ["journal: another program holds its file"]
+        other.execute("ROLLBACK")
+        eventually(lambda: not journal.notices())
+        journal.close()
+    assert told == ["journal: another program holds its file", "journal: it is written again"]
+
+
+def is_kept(path: pathlib.Path) -> bool:
+    with contextlib.suppress(NoPast):
+        return bool(Kept(path).span())
+    return False
+
+
+def quick(path: pathlib.Path) -> Store:
+    """A store that does not wait for others."""
+    store = Store(path, None)
+    store._database.execute("PRAGMA busy_timeout = 1")
+    return store
+
+
+def test_a_recording_is_one_new_file(tmp_path: pathlib.Path) -> None:
+    path, registry = tmp_path / "night.edge", example_registry(3)
+    recording = recording_to(path, registry, lambda _text: None)
+    recording.start()
+    recording.close()
+    assert list(tmp_path.iterdir()) == [path]
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert len(Kept(path).newest().snapshot()) == 3
+    with pytest.raises(Failure, match="is there already: give --record another name"):
+        recording_to(path, registry, lambda _text: None)
+    with pytest.raises(Failure, match="cannot record to /nowhere/x"):
+        recording_to(pathlib.Path("/nowhere/x"), registry, lambda _text: None)
+
+
+def spoil_version(database: sqlite3.Connection) -> None:
+    database.execute("PRAGMA user_version = 2")
+
+
+def spoil_parts(database: sqlite3.Connection) -> None:
+    database.execute("UPDATE parts SET packed = ?", [b"\0" * 50])
+
+
+def spoil_tables(database: sqlite3.Connection) -> None:
+    database.execute("DROP TABLE parts")
+
+
+@pytest.mark.parametrize("spoil", [spoil_version, spoil_parts, spoil_tables])
+def test_a_file_from_anywhere_is_refused_in_a_sentence(path: pathlib.Path, spoil: Callable[[sqlite3.Connection], None]) -> None:
+    with writing(path) as store:
+        write(store, 0, [example_row(0)])
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as database:
+        spoil(database)
+    with pytest.raises(NoPast, match="can't be read"):
+        Kept(path).newest()
+    with pytest.raises(NoPast, match="can't be read"):
+        Kept(path).graph("Node-1000", WALL, 60, 10)
