@@ -635,6 +635,9 @@ class Growing:
         return ["GPU 1: fan can't be read (Unknown Error)"] if self.readings > 5 else []
     def device_infos(self):
         return [pb.DeviceInfo(name=f"H{number}", memory_total_bytes=100) for number in range(1 + self.readings // 8)]
+    def energies(self):
+        return []
+
     def device_samples(self):
         self.readings += self.readings < 16
         return [pb.DeviceSample(utilization_percent=7, memory_used_bytes=50) for _ in self.device_infos()]

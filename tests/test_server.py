@@ -33,6 +33,7 @@ from bench.http2 import (
 from edge.drawing import plain
 from edge.fleet.admission import COMPLAINTS_PER_SECOND, OWN_BYTES
 from edge.fleet.export import snapshot_json
+from edge.fleet.intake import vitals_of
 from edge.fleet.listening import default_endpoint
 from edge.fleet.row import End, Refused, Session, State, state_of
 from edge.fleet.source import EVENTS_KEPT
@@ -996,6 +997,18 @@ def test_json_lines_have_exactly_these_keys(start: Start, connect: Connect) -> N
     assert rows["empty"]["sample_age_seconds"] is None  # not reported is not 0
     again = program.json_line(lambda line: True)
     assert 0.5 < again["time"] - line["time"] < 5
+
+
+def test_what_a_real_node_sums_up_is_what_the_server_would(serve: Serve, start: Start) -> None:
+    """Its labels come along, and the energy that the server can't know."""
+    serving = serve(interval=0.1)
+    arguments = ("--server", serving.address, "--id", "box", "--interval", "0.1", "--label", "rack=a3,team=ml", *SIMULATED)
+    start("node.py", *arguments)
+    eventually(lambda: "box" in serving.rows() and (serving.rows()["box"].vitals.energy_joules or 0) > 20)
+    row = serving.rows()["box"]
+    assert row.labels == (("rack", "a3"), ("team", "ml"))
+    assert vitals_of(row.capacities, row.sample) == row.vitals._replace(energy_joules=None)
+    assert row.sample.devices
 
 
 def test_headless_tells_each_event_in_a_line(start: Start) -> None:

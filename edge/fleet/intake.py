@@ -16,7 +16,7 @@ from edge.protocol import BACKLOG_SAMPLES, MAX_DEVICES, check_node_id
 from edge.summary import MAX_PERMILLE, summarize
 
 MAX_KEPT_BYTES = 2**16  # of info, sample and processes together: what a node can make this process keep
-MAX_BYTES, MAX_MILLIWATTS, MAX_JOULES = MAX_DEVICES * 2**50, MAX_DEVICES * 10**8, 2**60  # of all devices together
+MAX_BYTES, MAX_MILLIWATTS, MAX_JOULES = 2**52 - 1, MAX_DEVICES * 10**8, 2**60  # of all devices together: as Beats can say it
 WIDTH = len(history.COLUMNS)  # of a frame: bytes of the node, and of each device
 BLANK = bytes([history.NOT_REPORTED]) * WIDTH
 PERCENTS = bytes([*range(101), history.NOT_REPORTED])

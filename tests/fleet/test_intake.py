@@ -135,7 +135,7 @@ def drawn_box(chance: random.Random) -> tuple[pb.NodeInfo, pb.Sample]:
         info.devices.add(index=index, memory_total_bytes=memory, slowdown_temperature_celsius=maybe(0, 90))
         sample.devices.add(
             utilization_percent=maybe(0, 100, chance.randrange(101)),
-            memory_used_bytes=maybe(0, 1, 2**50, chance.randrange(2**38)),
+            memory_used_bytes=maybe(0, 1, 2**48, chance.randrange(2**38)),
             temperature_celsius=maybe(-100, 0, chance.randrange(100), 500),
             power_milliwatts=maybe(0, 10**8, chance.randrange(10**6)),
             error=chance.choice(["", "", "lost"]),
@@ -157,6 +157,7 @@ def test_what_is_shown_of_a_node_is_the_same_whoever_has_summed_it_up() -> None:
         assert made_here.vitals == sent.vitals, seed
         assert (made_here.history, made_here.packed_sample) == (sent.history, sent.packed_sample)
         assert vitals_from(sent.capacities, wire.summary_of(sent.vitals)) == sent.vitals, seed
+        assert wire.beats_of([(1, sent)], 1000).number_steps == [1]
 
 
 def test_a_percentage_is_rounded_once() -> None:
@@ -171,8 +172,8 @@ def test_a_percentage_is_rounded_once() -> None:
 HOSTILE_SUMMARIES: list[tuple[dict[str, Any], str]] = [
     ({"utilization_permille": 1001}, "a number out of its range"),
     ({"memory_permille": 10**6 + 1}, "a number out of its range"),
-    ({"memory_used_bytes": 2**64 - 1}, "a number out of its range"),
-    ({"memory_total_bytes": 2**57 + 1}, "a number out of its range"),
+    ({"memory_used_bytes": 2**52}, "a number out of its range"),
+    ({"memory_total_bytes": 2**52}, "a number out of its range"),
     ({"temperature_celsius": 501}, "a number out of its range"),
     ({"temperature_celsius": -101}, "a number out of its range"),
     ({"temperature_celsius": -(2**31)}, "a number out of its range"),
@@ -208,16 +209,17 @@ def test_a_summary_at_its_bounds_is_taken_and_shown_as_it_is() -> None:
     registry = Registry(1.0, 10, Clock())
     session = reporting(registry, info=pb.NodeInfo(devices=[pb.DeviceInfo(memory_total_bytes=1000)] * 2))
     most = pb.Summary(
-        utilization_permille=1000, memory_permille=10**6, memory_used_bytes=2**57, memory_total_bytes=2**57,
+        utilization_permille=1000, memory_permille=10**6, memory_used_bytes=2**52 - 1, memory_total_bytes=2**52 - 1,
         temperature_celsius=500, hottest_device=MAX_DEVICES, power_milliwatts=MAX_DEVICES * 10**8, failed_devices=MAX_DEVICES,
         without_memory=1, cpu_percent=100, energy_joules=2**60, readings=bytes([100, 100, 254, 255, 255, 255]),
     )  # fmt: skip
     registry.heartbeat(session, pb.HeartbeatRequest(sample=pb.Sample(sequence=1), summary=most))
     (row,) = registry.snapshot()
     assert row.vitals == Vitals(
-        1.0, 1000.0, 2**57, 2**57, 500, None, MAX_DEVICES * 10**8, MAX_DEVICES, bytes([100, 100, 254]) + most.readings,
+        1.0, 1000.0, 2**52 - 1, 2**52 - 1, 500, None, MAX_DEVICES * 10**8, MAX_DEVICES, bytes([100, 100, 254]) + most.readings,
         2, 2, 1, 2, MAX_DEVICES, 100, 2**60,
     )  # fmt: skip
+    assert wire.beats_of([(1, row)], 1000).memory_used_mebibytes == [2**32 - 1]  # no number is too large for any message
     registry.heartbeat(session, pb.HeartbeatRequest(sample=pb.Sample(sequence=2), summary=pb.Summary()))
     (row,) = registry.snapshot()
     assert row.vitals == Vitals(frame=b"\xff" * 9, devices=2)  # nothing is reported, and nothing is 0
