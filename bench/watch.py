@@ -88,7 +88,7 @@ def watch(options: argparse.Namespace) -> Iterator[Figure]:
                     yield Figure("watch", f"{count} viewers: to each", came / count / WINDOW_SECONDS / 1000, "kB/s", 250)
             none, one, all_of_them = costs[0], costs[1], costs[options.viewers]
             yield Figure("watch", "a heartbeat with one viewer, of that with none", one.microseconds / none.microseconds, "x", 1.3)
-            each = (all_of_them.cpu_percent - none.cpu_percent) / options.viewers
+            each = max(all_of_them.cpu_percent - none.cpu_percent, 0.0) / options.viewers
             yield Figure("watch", "a viewer: processor", each, "% of a core", 2)
             first = watchers[0]
             took = first.whole_at - first.started

@@ -19,9 +19,13 @@ from edge.protocol import (
     MAX_DEVICES,
     MAX_MESSAGE_BYTES,
     MAX_NODE_ID,
+    MAX_OPEN_NODES,
     MAX_PENDING,
     MAX_RESPONSE_BYTES,
     MAX_STREAMS,
+    MAX_VIEWERS,
+    MAX_VIEWERS_ELSEWHERE,
+    MAX_WATCH_BYTES,
     MIN_PING_SECONDS,
     NODE_PING_SECONDS,
     NODE_PING_TIMEOUT_SECONDS,
@@ -200,3 +204,10 @@ def test_what_can_not_name_a_node_is_said_in_words(text: str, said: str) -> None
 def test_who_belongs_to_a_large_fleet_is_patient_within_bounds() -> None:
     assert [first_answer_seconds(spread) for spread in (0, 1, 5, 10, 15, 1000)] == [10, 10, 10, 20, 30, 30]
     assert first_answer_seconds(1000) == LONGEST_ANSWER_SECONDS
+
+
+def test_a_viewer_can_ask_for_all_that_it_may_in_one_message() -> None:
+    names = ["\N{GRINNING FACE}" * MAX_NODE_ID] * MAX_OPEN_NODES
+    assert len(pb.WatchRequest(open=names, forget=names, clock_milliseconds=2**63).SerializeToString()) <= MAX_WATCH_BYTES
+    assert MAX_WATCH_BYTES <= MAX_MESSAGE_BYTES
+    assert MAX_VIEWERS_ELSEWHERE < MAX_VIEWERS

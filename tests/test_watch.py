@@ -286,7 +286,7 @@ def test_who_comes_again_and_again_is_refused_for_a_second(serve: Serve, look: L
     [
         ({"open": ["x"] * (MAX_OPEN_NODES + 1)}, "RESOURCE_EXHAUSTED", "open has 257 nodes: it may have 256"),
         ({"forget": ["x" * 64]}, "INVALID_ARGUMENT", "forget has a name of more than 63 characters"),
-        ({"open": ["x" * MAX_WATCH_BYTES]}, "RESOURCE_EXHAUSTED", "a message of 131076 bytes: it may have 131072"),
+        ({"open": ["x" * MAX_WATCH_BYTES]}, "RESOURCE_EXHAUSTED", "bytes: it may have 262144"),
         ({"graph": pb.GraphRequest(seconds=1)}, "INVALID_ARGUMENT", "graph.steps is 0: it must be from 1 to 1000"),
         ({"graph": pb.GraphRequest(seconds=2**32 - 1, steps=1)}, "INVALID_ARGUMENT", "it must be from 1 to 2678400"),
         ({"moment_unix_milliseconds": 1}, "FAILED_PRECONDITION", "this server keeps no journal, so there is no past to see"),
@@ -296,6 +296,16 @@ def test_what_a_viewer_may_ask_is_bounded(serve: Serve, look: Look, first: dict[
     given, reason = look(serve().address, **first).status()
     assert given.name == code
     assert told in reason
+
+
+def test_who_asks_all_the_time_is_heard_twenty_times_a_second(serve: Serve, look: Look) -> None:
+    serving = serve()
+    started = serving.registry.clock()
+    viewer = look(serving.address)
+    for clock in range(1, 9):
+        viewer.ask(clock_milliseconds=clock)
+    viewer.until(lambda update: update.echoed_clock_milliseconds == 8)
+    assert serving.registry.clock() - started >= 7 * service.REQUEST_SECONDS
 
 
 def test_a_server_that_goes_tells_those_who_look(serve: Serve, look: Look) -> None:

@@ -183,8 +183,9 @@ class Feed:
             self._versions.append(Published(events, removed))
             self._removals += len(removed)
             while len(self._versions) > VERSIONS_KEPT or (self._removals > REMOVALS_KEPT and len(self._versions) > 1):
-                self._free += self._versions.popleft().removed  # no viewer that lags so far is told of them any more
-                self._removals = sum(len(one.removed) for one in self._versions)
+                forgotten = self._versions.popleft().removed  # no viewer that lags so far is told of them any more
+                self._free += forgotten
+                self._removals -= len(forgotten)
             self.version = version
             self._shared.clear()
         for viewer in self._viewers:
@@ -240,21 +241,23 @@ class Feed:
 
     def _changes(self, viewer: Viewer) -> Iterator[bytes]:
         """The fleet whole, or what changed since the version of a viewer; then it has this one. What is much comes in pieces, and
-        the sum at the end says what changed while they were sent."""
+        what changed while they were sent, in others; until the rest fits the sum that ends it."""
         base = known = viewer.version
         if not self._remembers(base):
-            base = known = self.version
+            base, known = self.version, 0
             yield self._update(self._fleet.clock(), is_snapshot=True, events=messages_of(self._events(0, base)))
-            yield from self._rows(0)
-        elif (base, base) not in self._shared and sum(seen.whole_at > base for seen in self._seen.values()) > NODES_A_MESSAGE:
-            known = self.version
-            yield from self._rows(base)
+        while not known or ((base, known) not in self._shared and self._is_much(known)):
+            since, known = known, self.version
+            yield from self._rows(since)
         if self._remembers(base):
             viewer.version, total = self.version, self._sum(base, known)
             yield total
         else:  # it took too long: all anew
             viewer.version = 0
             viewer.wake.set()
+
+    def _is_much(self, known: int) -> bool:
+        return sum(seen.whole_at > known for seen in self._seen.values()) > NODES_A_MESSAGE
 
     def _remembers(self, version: int) -> bool:
         """Whether it is known what changed since then."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pathlib
 import shutil
 import socket
 import subprocess
@@ -11,7 +12,7 @@ from collections.abc import Callable
 
 import pytest
 
-from edge.fleet.listening import peer_address
+from edge.fleet.listening import SERVICE_FOLDER, bind_socket, peer_address, socket_folders
 from tests.fixtures.processes import EXECUTE, Program
 
 NETWORK = ("unshare", "--net", "sh", "-c")
@@ -61,3 +62,24 @@ def test_a_zone(start: Callable[..., Program], listen: str, shown: str, server: 
 )
 def test_the_address_of_a_peer(peer: str, address: str) -> None:
     assert peer_address(peer) == address
+
+
+def test_the_socket_of_a_server_lies_where_what_runs_lies(monkeypatch: pytest.MonkeyPatch, state_home: pathlib.Path) -> None:
+    kept = state_home / "edge-compute-node"
+    assert list(socket_folders(None)) == [kept, SERVICE_FOLDER]
+    assert list(socket_folders(pathlib.Path("/given"))) == [pathlib.Path("/given"), SERVICE_FOLDER]
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/7")
+    assert next(socket_folders(None)) == pathlib.Path("/run/user/7/edge-compute-node")
+    monkeypatch.setenv("RUNTIME_DIRECTORY", "/run/edge:/run/other")
+    assert list(map(str, socket_folders(None))) == ["/run/edge", "/run/user/7/edge-compute-node", str(kept), str(SERVICE_FOLDER)]
+
+
+def test_a_socket_that_cannot_be_made_is_a_warning(tmp_path: pathlib.Path) -> None:
+    def refuses(_target: str) -> None:
+        raise RuntimeError("no")
+
+    start = "--attach on this machine needs an address: "
+    assert bind_socket(refuses, tmp_path, 7) == f"{start}no socket can be made at {tmp_path}/watch/7.sock: no"
+    (tmp_path / "file").touch()
+    assert bind_socket(refuses, tmp_path / "file", 7).endswith("7.sock: Not a directory")
+    assert bind_socket(refuses, tmp_path / ("x" * 100), 7).endswith("is too long for a socket")
