@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import pathlib
+import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -145,6 +146,50 @@ def test_a_connection_that_stands_still_makes_nobody_late(
     proxy.flows.set()
     eventually(lambda: not attached.notices() and rows(attached)["box"].vitals.cpu_percent == 1)
     assert serving.rows()["box"].heartbeat_at >= rows(attached)["box"].heartbeat_at - 0.002  # one clock here: never too young
+
+
+def test_over_a_slow_line_ages_are_too_old_by_a_round_trip_at_most_and_never_too_young(
+    serve: Serve, connect: Connect, look: Look, between: Callable[[Serving], Proxy]
+) -> None:
+    """Both ends have one clock here."""
+    serving = serve()
+    proxy = between(serving)
+    proxy.delay_seconds = 0.1
+    stream = connect(serving.address)
+    attached = look(proxy.address)
+    eventually(lambda: "box" in rows(attached))
+    for number in range(1, 4):
+        stream.send(sample=pb.Sample(sequence=number, host=pb.HostSample(cpu_percent=number)))
+        eventually(lambda: rows(attached)["box"].vitals.cpu_percent == number)  # noqa: B023  # it is asked now
+        here, there = rows(attached)["box"].heartbeat_at, serving.rows()["box"].heartbeat_at
+        assert there - 2.0 < here <= there + 0.002  # the greeting of a connection takes some round trips
+
+
+def test_however_often_the_line_breaks_what_is_seen_is_what_is_there(
+    serve: Serve, look: Look, between: Callable[[Serving], Proxy]
+) -> None:
+    chance, serving = random.Random(1), serve()
+    proxy = between(serving)
+    attached, registry = look(proxy.address), serving.registry
+    for number in range(12):
+        for node_id in chance.sample("abcdefgh", 4):
+            session = opened(registry, node_id, sample=pb.Sample(sequence=number + 1, host=pb.HostSample(cpu_percent=number)))
+            if chance.random() < 0.4:
+                registry.heartbeat(session, pb.HeartbeatRequest(leaving=True))
+        registry.forget(chance.choice("abcdefgh"))
+        proxy.delay_seconds = chance.choice((0.0, 0.0, 0.05))
+        attached.links[0]._wait(lambda: False, chance.uniform(0.0, 0.4))
+        proxy.cut()
+
+    def seen(rows: list[Row]) -> dict[str, tuple[bool, bool, int | None, str]]:
+        return {row.node_id: (row.left, row.session is None, row.vitals.cpu_percent, row.reason) for row in rows}
+
+    proxy.delay_seconds = 0.0
+    eventually(lambda: seen(attached.snapshot()) == seen(registry.snapshot()))
+    eventually(lambda: not attached.notices())
+    assert [event for event in texts(attached) if event.startswith("joined")] == [
+        event for event in serving.events() if event.startswith("joined")
+    ]
 
 
 def test_from_elsewhere_nobody_forgets(serve: Serve, connect: Connect, look: Look) -> None:
@@ -291,6 +336,7 @@ def test_a_service_and_its_screen(start: Callable[..., Program], connect: Connec
     screen = start("server.py", "--attach", "--json", **folder)
     lines = start("server.py", "--attach", "--headless", **folder)
     screen.json_line(lambda line: [node["node_id"] for node in line["nodes"]] == ["box"])
+    lines.line("joined box")
     service.process.kill()
     screen.json_line(lambda line: "its server has not been heard" in line["nodes"][0]["reason"])
     lines.line("warning this machine: this machine's server is gone; next try in ")

@@ -157,7 +157,8 @@ class Mirror:
                 self.status = update.server
         self._take_events(update.events)
         self.made_at, self.heard_at = made_at, arrived
-        self._set_known_until(math.inf)
+        if self.version and self._coming is None:  # else a fleet is still coming, and what is known is that of before
+            self._set_known_until(math.inf)
 
     def _made_at(self, update: pb.WatchUpdate, arrived: float) -> float:
         made, echoed = update.clock_milliseconds / 1000, update.echoed_clock_milliseconds / 1000
