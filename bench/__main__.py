@@ -28,11 +28,12 @@ from bench.scale import cost, scale
 from bench.secure import secure
 from bench.soak import soak
 from bench.start import start
+from bench.watch import watch
 
 NODES = 10_000
 Section = Callable[[argparse.Namespace], Iterator[Figure]]
 SECTIONS: dict[str, Section] = {
-    section.__name__: section for section in (scale, cost, restart, rows, agent, cadence, start, abuse, secure, soak, chaos)
+    section.__name__: section for section in (scale, cost, watch, restart, rows, agent, cadence, start, abuse, secure, soak, chaos)
 }  # fmt: skip
 LONG = ("secure", "soak", "chaos")
 
@@ -58,6 +59,7 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("names", nargs="*", metavar="SECTION", help="which to run (default all but the long ones)")
     parser.add_argument("--json", action="store_true", help="one JSON document instead of the table")
     parser.add_argument("--nodes", type=int, default=NODES, metavar="COUNT", help=f"in the fleet, at least 100 (default {NODES})")
+    parser.add_argument("--viewers", type=int, default=10, metavar="COUNT", help="of the section watch, 1 to 14 (default 10)")
     parser.add_argument("--minutes", type=float, default=30.0, help="of the section soak (default 30)")
     options = parser.parse_args(argv)
     unknown = [name for name in options.names if name not in SECTIONS]
@@ -65,6 +67,8 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"no section {', '.join(unknown)}: there are {', '.join(SECTIONS)}")
     if options.nodes < 100:
         parser.error("--nodes must be at least 100")
+    if not 1 <= options.viewers <= 14:
+        parser.error("--viewers must be from 1 to 14")
     return options
 
 

@@ -32,7 +32,7 @@ MAX_VIEWERS, MAX_VIEWERS_ELSEWHERE = 16, 14  # that look at the fleet at once: i
 MAX_OPEN_NODES = 256  # whose details a viewer may ask for in one message
 MAX_WATCH_BYTES = 2**17  # of a viewer's message
 MAX_GRAPH_SECONDS, MAX_GRAPH_STEPS = 31 * 24 * 3600, 1000
-MAX_UPDATE_BYTES = 2**24  # from the server to a viewer; of nodes a megabyte comes at a time, and the rest is 22 bytes a node
+MAX_UPDATE_BYTES = 2**24  # from the server to a viewer; of nodes a megabyte comes at a time, and the rest is 23 bytes a node
 MAX_PENDING = 9000  # calls of each kind that wait their turn, 16 KiB each: of 10,000 in a second a tenth is served meanwhile
 
 # ---- Timings ----

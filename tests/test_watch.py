@@ -147,6 +147,34 @@ def test_who_half_closes_looks_on(serve: Serve, look: Look) -> None:
     assert versions == [1, 2]
 
 
+def test_who_reads_nothing_for_a_while_goes_on_with_the_sum_and_sees_no_age_that_is_too_young(serve: Serve, look: Look) -> None:
+    serving = serve(max_nodes=2000)
+    feed, beats = serving.network._service.feed, set[int]()
+
+    def beat() -> None:
+        now = serving.registry.clock()
+        beats.add(int(1000 * now))
+        for index in range(2000):
+            serving.registry.restore(example_row(0)._replace(node_id=f"node-{index}", heartbeat_at=now, sample_at=now))
+
+    beat()
+    viewer = look(serving.address, channel=grpc.insecure_channel(serving.address, options=(*LOCAL, ("grpc.http2.bdp_probe", 0))))
+    first = viewer.until(lambda update: update.version).version
+    for version in range(first + 1, first + 13):
+        beat()
+        eventually(lambda version=version: feed.version >= version)  # type: ignore[misc]
+    told = [first]
+    while told[-1] < feed.version - 1:
+        update = viewer.until(lambda update: update.version)
+        told.append(update.version)
+        assert update.clock_milliseconds <= 1000 * serving.registry.clock()
+        for age in set(update.beats.heartbeat_age_milliseconds):
+            at = update.clock_milliseconds - age
+            assert min(abs(at - beat) for beat in beats) <= 1
+    assert told == sorted(set(told))
+    assert len(told) < told[-1] - first  # it missed some, and got their sum
+
+
 # ---- Who may ----
 
 

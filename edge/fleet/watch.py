@@ -107,7 +107,7 @@ class Viewer:
 class Feed:
     """The versions of a fleet, for all who look. In the network thread alone."""
 
-    def __init__(self, fleet: Fleet, past_status: Callable[[], pb.ServerStatus]) -> None:
+    def __init__(self, fleet: Fleet, past_status: Callable[[], pb.ServerStatus] = pb.ServerStatus) -> None:
         """`past_status`: what there is of the past."""
         self._fleet, self._past_status = fleet, past_status
         self.is_secure = False
@@ -246,7 +246,7 @@ class Feed:
             base = known = self.version
             yield self._update(self._fleet.clock(), is_snapshot=True, events=messages_of(self._events(0, base)))
             yield from self._rows(0)
-        elif sum(seen.whole_at > base for seen in self._slots if seen) > NODES_A_MESSAGE:
+        elif (base, base) not in self._shared and sum(seen.whole_at > base for seen in self._seen.values()) > NODES_A_MESSAGE:
             known = self.version
             yield from self._rows(base)
         if self._remembers(base):

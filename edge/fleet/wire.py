@@ -32,6 +32,7 @@ MOST = {  # of each column of Beats
     "cpu_percent": 100 + 1,
     "energy_joules": 2**60 + 1,
     "round_trip_microseconds": 2**32,
+    "hottest_device": MAX_DEVICES,
 }
 MAX_CACHED_BYTES = 4096  # of an info: 80 MB of those that are kept
 MAX_EXTREMES_BYTES = 4096  # of a node
@@ -145,8 +146,8 @@ def is_only_a_beat(before: Row, row: Row) -> bool:
         and (before.session is None, before.address, before.left, before.reason, before.token_id, before.interval_seconds)
         == (row.session is None, row.address, row.left, row.reason, row.token_id, row.interval_seconds)
         and (before.extremes, before.awaited_until) == (row.extremes, row.awaited_until)
-        and (old.errors, old.with_utilization, old.with_memory, old.with_power, old.hottest, old.memory_total_bytes)
-        == (new.errors, new.with_utilization, new.with_memory, new.with_power, new.hottest, new.memory_total_bytes)
+        and (old.errors, old.with_utilization, old.with_memory, old.with_power, old.memory_total_bytes)
+        == (new.errors, new.with_utilization, new.with_memory, new.with_power, new.memory_total_bytes)
     )
 
 
@@ -166,6 +167,7 @@ def beats_of(pairs: Iterable[tuple[int, Row]], now: float) -> pb.Beats:
         cpu_percent=[0 if one.cpu_percent is None else 1 + one.cpu_percent for one in vitals],
         energy_joules=[0 if one.energy_joules is None else 1 + one.energy_joules for one in vitals],
         round_trip_microseconds=[0 if row.round_trip_seconds is None else most(1e6 * row.round_trip_seconds + 1) for row in rows],
+        hottest_device=[one.hottest for one in vitals],
     )
 
 
@@ -189,7 +191,7 @@ def rows_after(beats: pb.Beats, made_at: float, rows: Mapping[int, Row]) -> Iter
         if column and max(column) > most:
             raise Refused(f"beats.{name} is {max(column)}: it must be at most {most}")
     number = 0
-    for step, age, lag, busy, full, used, heat, power, cpu, energy, trip in zip(*columns, strict=True):
+    for step, age, lag, busy, full, used, heat, power, cpu, energy, trip, hottest in zip(*columns, strict=True):
         number += step
         if (row := rows.get(number)) is None:
             raise Refused(f"a beat is of node {number}, which was not told")
@@ -199,9 +201,9 @@ def rows_after(beats: pb.Beats, made_at: float, rows: Mapping[int, Row]) -> Iter
         old = row.vitals
         vitals = Vitals(  # _replace, in half of its time
             (busy - 1) / 1000 if busy else None, (full - 1) / 1000 if full else None, used * MEBIBYTE, old.memory_total_bytes,
-            celsius, None if celsius is None else limit_of(row.capacities, old.hottest), power - 1 if power else None, old.errors,
+            celsius, None if celsius is None else limit_of(row.capacities, hottest), power - 1 if power else None, old.errors,
             node + old.frame[len(node) :],  # what devices report is as it was, until their details come
-            old.devices, old.with_utilization, old.with_memory, old.with_power, old.hottest,
+            old.devices, old.with_utilization, old.with_memory, old.with_power, hottest,
             cpu - 1 if cpu else None, energy - 1 if energy else None,
         )  # fmt: skip
         sample_at = heartbeat_at - lag / 1000
