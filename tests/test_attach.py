@@ -6,11 +6,14 @@ import itertools
 import pathlib
 import random
 from collections.abc import Callable, Iterator
+from concurrent import futures
 from typing import Any
 
+import grpc
 import pytest
 
 import node_pb2 as pb
+import node_pb2_grpc
 from edge.credentials import parse_token
 from edge.event_log import Event
 from edge.fleet.attach import Attached
@@ -267,6 +270,75 @@ def test_a_graph_is_asked_of_the_server_that_has_the_node(serve: Serve, connect:
         attached.graph("c", 1_500.0, 60.0, 4)
     with pytest.raises(NoPast, match="x is not known"):
         attached.graph("x", 1_500.0, 60.0, 4)
+
+
+# ---- Hostile servers ----
+
+
+class Liar(node_pb2_grpc.NodeServiceServicer):
+    """A server that tells what the test wants."""
+
+    def __init__(self, *updates: pb.WatchUpdate) -> None:
+        self.updates = updates
+
+    def Watch(self, requests: Iterator[pb.WatchRequest], context: Any) -> Iterator[pb.WatchUpdate]:
+        yield from self.updates
+        for _ in requests:
+            pass
+
+
+@pytest.fixture
+def lie() -> Iterator[Callable[..., str]]:
+    """Starts liars; each has an address."""
+    servers = []
+
+    def start(*updates: pb.WatchUpdate) -> str:
+        server = grpc.server(futures.ThreadPoolExecutor(4))
+        node_pb2_grpc.add_NodeServiceServicer_to_server(Liar(*updates), server)
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        servers.append(server)
+        return f"127.0.0.1:{port}"
+
+    yield start
+    for server in servers:
+        server.stop(0).wait()
+
+
+def test_who_lies_is_left_with_a_sentence(look: Look, lie: Callable[..., str]) -> None:
+    attached = look(lie(pb.WatchUpdate(epoch=1, version=1, is_snapshot=True, rows=[pb.NodeRow(number=1, node_id="\n")])))
+    (notice,) = eventually(lambda: [text for text in attached.notices() if "sends what" in text])
+    assert "no server of this version would: a node that can't be" in notice
+    assert not attached.is_known()
+
+
+def test_no_address_of_a_server_is_a_command(look: Look, lie: Callable[..., str]) -> None:
+    addresses = ["10.0.0.5;reboot", "$(reboot)", "10.0.0.5 -x", "[fd00::5]:6000", "x" * 101]
+    attached = look(lie(pb.WatchUpdate(epoch=1, version=1, is_snapshot=True, server=pb.ServerStatus(addresses=addresses))))
+    eventually(attached.is_known)
+    assert attached.joining().addresses == ["[fd00::5]:6000"]
+
+
+def test_a_server_that_does_not_know_the_call_is_older(look: Look) -> None:
+    server = grpc.server(futures.ThreadPoolExecutor(1))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    attached = look(f"127.0.0.1:{port}")
+    eventually(lambda: [text for text in attached.notices() if "is older than this screen" in text])
+    server.stop(0).wait()
+
+
+def test_a_server_that_says_nothing_any_more_is_left(
+    serve: Serve, look: Look, between: Callable[[Serving], Proxy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edge.fleet.attach.SILENCE_SECONDS", 1.5)
+    proxy = between(serve())
+    attached = look(proxy.address)
+    eventually(attached.is_known)
+    proxy.flows.clear()
+    eventually(lambda: [text for text in attached.notices() if "the connection is half-open" in text])
+    proxy.flows.set()
+    eventually(lambda: not attached.notices())
 
 
 # ---- Who may ----

@@ -136,6 +136,7 @@ class Mirror:
             self._coming = Rows()
         if not self.version and self._coming is None and (update.rows or update.beats.number_steps or update.details):
             raise Refused("an update builds on what was not told")
+        seconds_of(update.server.past_unix_milliseconds)
         made_at = self._made_at(update, arrived)
         rows = self._rows if self._coming is None else self._coming
         changes = [(message.number, self._row_of(message, made_at, rows)) for message in update.rows]

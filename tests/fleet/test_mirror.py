@@ -368,6 +368,7 @@ def row_with(**changes: Any) -> pb.NodeRow:
         ({"details": [pb.NodeDetails(number=1, sample=bytes(2**17))]}, "may have"),
         ({"events": [pb.FleetEvent(unix_milliseconds=2**62)]}, "no time"),
         ({"unix_milliseconds": -1}, "no time"),
+        ({"server": pb.ServerStatus(past_unix_milliseconds=2**62)}, "no time"),
         ({"echoed_clock_milliseconds": 2**60}, "not asked yet"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
