@@ -198,7 +198,7 @@ class Link:
                 self.mirror.take(update)
                 if not self._was_taken:
                     self._was_taken = True
-                    self._log.add("attached", f"to {self.name}", self.name)
+                    self._log.add("attached", f"a server of version {visible(self.mirror.status.version, 16)}", self.name)
                     self._trust.accepted(self.server, lambda text, kind="info": self._log.add(kind, text, self.name))
         except Refused as error:
             self._ended = SessionEnded(f"{self.name} sends what no server of this version would: {visible(str(error))}")
