@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import itertools
 import pathlib
+import random
 from collections.abc import Callable, Iterator
+from concurrent import futures
 from typing import Any
 
+import grpc
 import pytest
 
 import node_pb2 as pb
+import node_pb2_grpc
 from edge.credentials import parse_token
 from edge.event_log import Event
 from edge.fleet.attach import Attached
@@ -147,6 +151,50 @@ def test_a_connection_that_stands_still_makes_nobody_late(
     assert serving.rows()["box"].heartbeat_at >= rows(attached)["box"].heartbeat_at - 0.002  # one clock here: never too young
 
 
+def test_over_a_slow_line_ages_are_too_old_by_a_round_trip_at_most_and_never_too_young(
+    serve: Serve, connect: Connect, look: Look, between: Callable[[Serving], Proxy]
+) -> None:
+    """Both ends have one clock here."""
+    serving = serve()
+    proxy = between(serving)
+    proxy.delay_seconds = 0.1
+    stream = connect(serving.address)
+    attached = look(proxy.address)
+    eventually(lambda: "box" in rows(attached))
+    for number in range(1, 4):
+        stream.send(sample=pb.Sample(sequence=number, host=pb.HostSample(cpu_percent=number)))
+        eventually(lambda: rows(attached)["box"].vitals.cpu_percent == number)  # noqa: B023  # it is asked now
+        here, there = rows(attached)["box"].heartbeat_at, serving.rows()["box"].heartbeat_at
+        assert there - 2.0 < here <= there + 0.002  # the greeting of a connection takes some round trips
+
+
+def test_however_often_the_line_breaks_what_is_seen_is_what_is_there(
+    serve: Serve, look: Look, between: Callable[[Serving], Proxy]
+) -> None:
+    chance, serving = random.Random(1), serve()
+    proxy = between(serving)
+    attached, registry = look(proxy.address), serving.registry
+    for number in range(12):
+        for node_id in chance.sample("abcdefgh", 4):
+            session = opened(registry, node_id, sample=pb.Sample(sequence=number + 1, host=pb.HostSample(cpu_percent=number)))
+            if chance.random() < 0.4:
+                registry.heartbeat(session, pb.HeartbeatRequest(leaving=True))
+        registry.forget(chance.choice("abcdefgh"))
+        proxy.delay_seconds = chance.choice((0.0, 0.0, 0.05))
+        attached.links[0]._wait(lambda: False, chance.uniform(0.0, 0.4))
+        proxy.cut()
+
+    def seen(rows: list[Row]) -> dict[str, tuple[bool, bool, int | None, str]]:
+        return {row.node_id: (row.left, row.session is None, row.vitals.cpu_percent, row.reason) for row in rows}
+
+    proxy.delay_seconds = 0.0
+    eventually(lambda: seen(attached.snapshot()) == seen(registry.snapshot()))
+    eventually(lambda: not attached.notices())
+    assert [event for event in texts(attached) if event.startswith("joined")] == [
+        event for event in serving.events() if event.startswith("joined")
+    ]
+
+
 def test_from_elsewhere_nobody_forgets(serve: Serve, connect: Connect, look: Look) -> None:
     serving = serve()
     stream = connect(serving.address)
@@ -224,6 +272,75 @@ def test_a_graph_is_asked_of_the_server_that_has_the_node(serve: Serve, connect:
         attached.graph("x", 1_500.0, 60.0, 4)
 
 
+# ---- Hostile servers ----
+
+
+class Liar(node_pb2_grpc.NodeServiceServicer):
+    """A server that tells what the test wants."""
+
+    def __init__(self, *updates: pb.WatchUpdate) -> None:
+        self.updates = updates
+
+    def Watch(self, requests: Iterator[pb.WatchRequest], context: Any) -> Iterator[pb.WatchUpdate]:
+        yield from self.updates
+        for _ in requests:
+            pass
+
+
+@pytest.fixture
+def lie() -> Iterator[Callable[..., str]]:
+    """Starts liars; each has an address."""
+    servers = []
+
+    def start(*updates: pb.WatchUpdate) -> str:
+        server = grpc.server(futures.ThreadPoolExecutor(4))
+        node_pb2_grpc.add_NodeServiceServicer_to_server(Liar(*updates), server)
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        servers.append(server)
+        return f"127.0.0.1:{port}"
+
+    yield start
+    for server in servers:
+        server.stop(0).wait()
+
+
+def test_who_lies_is_left_with_a_sentence(look: Look, lie: Callable[..., str]) -> None:
+    attached = look(lie(pb.WatchUpdate(epoch=1, version=1, is_snapshot=True, rows=[pb.NodeRow(number=1, node_id="\n")])))
+    (notice,) = eventually(lambda: [text for text in attached.notices() if "sends what" in text])
+    assert "no server of this version would: a node that can't be" in notice
+    assert not attached.is_known()
+
+
+def test_no_address_of_a_server_is_a_command(look: Look, lie: Callable[..., str]) -> None:
+    addresses = ["10.0.0.5;reboot", "$(reboot)", "10.0.0.5 -x", "[fd00::5]:6000", "x" * 101]
+    attached = look(lie(pb.WatchUpdate(epoch=1, version=1, is_snapshot=True, server=pb.ServerStatus(addresses=addresses))))
+    eventually(attached.is_known)
+    assert attached.joining().addresses == ["[fd00::5]:6000"]
+
+
+def test_a_server_that_does_not_know_the_call_is_older(look: Look) -> None:
+    server = grpc.server(futures.ThreadPoolExecutor(1))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    attached = look(f"127.0.0.1:{port}")
+    eventually(lambda: [text for text in attached.notices() if "is older than this screen" in text])
+    server.stop(0).wait()
+
+
+def test_a_server_that_says_nothing_any_more_is_left(
+    serve: Serve, look: Look, between: Callable[[Serving], Proxy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edge.fleet.attach.SILENCE_SECONDS", 1.5)
+    proxy = between(serve())
+    attached = look(proxy.address)
+    eventually(attached.is_known)
+    proxy.flows.clear()
+    eventually(lambda: [text for text in attached.notices() if "the connection is half-open" in text])
+    proxy.flows.set()
+    eventually(lambda: not attached.notices())
+
+
 # ---- Who may ----
 
 
@@ -291,6 +408,7 @@ def test_a_service_and_its_screen(start: Callable[..., Program], connect: Connec
     screen = start("server.py", "--attach", "--json", **folder)
     lines = start("server.py", "--attach", "--headless", **folder)
     screen.json_line(lambda line: [node["node_id"] for node in line["nodes"]] == ["box"])
+    lines.line("joined box")
     service.process.kill()
     screen.json_line(lambda line: "its server has not been heard" in line["nodes"][0]["reason"])
     lines.line("warning this machine: this machine's server is gone; next try in ")

@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import pathlib
 import queue
+import re
 import socket
 import sys
 import threading
@@ -36,6 +37,7 @@ from edge.protocol import DEFAULT_PORT, GOODBYE_SECONDS, MAX_OPEN_NODES, SILENCE
 from edge.text import show_seconds, visible
 from edge.trust import SOCKET, VIEWER, Metadata, Trust, trust_of
 
+ADDRESS = re.compile(r"[\w.:%\[\]-]{1,100}", re.ASCII)  # that may stand in a command which people copy
 CLOCK_SECONDS = 5.0  # from one message with our clock to the next: its echo tells how old at most is what comes
 UNHEARD_SECONDS = 2.5  # without an update, of which one comes each second: what is known is then as of the last one
 LOOK_SECONDS = 0.5  # from one look at that to the next
@@ -196,7 +198,7 @@ class Link:
                 self.mirror.take(update)
                 if not self._was_taken:
                     self._was_taken = True
-                    self._log.add("attached", f"to {self.name}", self.name)
+                    self._log.add("attached", f"a server of version {visible(self.mirror.status.version, 16)}", self.name)
                     self._trust.accepted(self.server, lambda text, kind="info": self._log.add(kind, text, self.name))
         except Refused as error:
             self._ended = SessionEnded(f"{self.name} sends what no server of this version would: {visible(str(error))}")
@@ -272,7 +274,7 @@ class Attached:
     def joining(self) -> Joining:
         """How a box gets in there."""
         status, (host, *_) = self.links[0].mirror.status, [link.name for link in self.links]
-        addresses = [visible(address) for address in status.addresses[:16]]
+        addresses = [address for address in status.addresses[:16] if ADDRESS.fullmatch(address)]
         return Joining(is_secure=status.is_secure, addresses=addresses or [host], is_here=False)
 
     # ---- A Source ----

@@ -18,6 +18,7 @@ from edge.fleet.filters import Test, parse_terms, values_of
 EVENT_STYLES = {
     "joined": "green",
     "back": "green",
+    "attached": "green",
     "renewed": "green",
     "late": "yellow",
     "disconnected": "yellow",

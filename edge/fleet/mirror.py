@@ -136,6 +136,7 @@ class Mirror:
             self._coming = Rows()
         if not self.version and self._coming is None and (update.rows or update.beats.number_steps or update.details):
             raise Refused("an update builds on what was not told")
+        seconds_of(update.server.past_unix_milliseconds)
         made_at = self._made_at(update, arrived)
         rows = self._rows if self._coming is None else self._coming
         changes = [(message.number, self._row_of(message, made_at, rows)) for message in update.rows]
@@ -157,7 +158,8 @@ class Mirror:
                 self.status = update.server
         self._take_events(update.events)
         self.made_at, self.heard_at = made_at, arrived
-        self._set_known_until(math.inf)
+        if self.version and self._coming is None:  # else a fleet is still coming, and what is known is that of before
+            self._set_known_until(math.inf)
 
     def _made_at(self, update: pb.WatchUpdate, arrived: float) -> float:
         made, echoed = update.clock_milliseconds / 1000, update.echoed_clock_milliseconds / 1000

@@ -83,7 +83,7 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     if options.attach is not None and options.replay:
         parser.error("argument --replay: it plays a file, and --attach looks at a server: give one of them")
     if options.attach is not None:
-        own = {"--listen": options.listen, "--secure": options.secure, "--client-ca": options.client_ca}
+        own = {"--listen": options.listen, "--tls-cert": options.tls_cert, "--secure": options.secure}
         if given := [flag for flag, value in own.items() if value]:
             parser.error(f"argument {given[0]}: it is for a server here, and --attach looks at one elsewhere: give one of them")
     try:

@@ -290,6 +290,8 @@ def totals_parts(view: View) -> list[Line]:
     """What the living nodes have and do, all together: the most important first."""
     totals = view.totals
     parts: list[Line] = [[(" matching:", "bold yellow")]] * view.is_filtered
+    if totals.unheard and not totals.states.get(State.ONLINE):  # nobody knows
+        return parts
     if not totals.states.get(State.ONLINE):
         where = f" {'listening on' if view.about.is_here else 'looking at'} {view.about.listening}:"
         listening: list[Line] = [] if view.then else [[(where, "")]]

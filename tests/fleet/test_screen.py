@@ -20,6 +20,7 @@ import node_pb2 as pb
 from edge.drawing import cells, plain
 from edge.event_log import Event
 from edge.fleet.row import Row
+from edge.fleet.source import MayNot
 from edge.hardware.screen import Link
 from edge.hardware.screen import View as NodeView
 from edge.hardware.screen import render as render_node
@@ -396,6 +397,20 @@ def test_of_a_server_that_is_gone_nothing_is_live(monkeypatch: pytest.MonkeyPatc
     assert screen.lens.totals.gpus == sum(len(example_row(index).info.devices) for index in (1, 3, 5))
     assert "its server has not been heard for 10s" in screen.press("enter").text()
     assert " at 10.0.0.6:6000" in screen.text()
+
+
+def test_who_may_not_forget_is_told_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = example_registry(14)
+
+    def refuse(_node_id: str) -> bool:
+        raise MayNot("10.0.0.5 forgets a node only for its own user")
+
+    monkeypatch.setattr(registry, "forget", refuse)
+    screen = Screen(registry)
+    assert "10.0.0.5 forgets a node only for its own user" in screen.press("down", "f").text()
+    assert "forgets a node" not in screen.press("F").text()
+    assert "10.0.0.5 forgets a node only for its own user" in screen.press("y").text()
+    assert len(screen.nodes()) == 14
 
 
 def test_one_sorts_by_the_server_only_where_there_are_several() -> None:
