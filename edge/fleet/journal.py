@@ -6,10 +6,10 @@ The network never waits for the disk: the thread takes a snapshot as a screen do
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import pathlib
-import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,6 +19,7 @@ import node_pb2 as pb
 from edge.event_log import Event
 from edge.files import reason
 from edge.fleet.moments import (
+    NO_SQLITE,
     ROWS_A_PART,
     SCHEMA,
     TREND,
@@ -31,6 +32,7 @@ from edge.fleet.moments import (
     packed,
     part_of,
     spacing_seconds,
+    sqlite3,
     width_of,
 )
 from edge.fleet.row import Row, State, state_of
@@ -398,6 +400,32 @@ class Journal:
         if self._store:
             wall, rows, events = self._source.wall(), self._source.snapshot(), self._source.newest_events(EVENTS_KEPT)
             self._store.write(now, wall, seconds, rows, events, lambda: self._stop.wait(PAUSE_SECONDS))
+
+
+def keep(
+    options: argparse.Namespace,
+    source: Source,
+    complain: Callable[[str], object],
+    ending: contextlib.ExitStack,
+    restore: Callable[[Source], object] | None = None,
+) -> list[Journal]:
+    """What writes of a fleet, until `ending`, what the command line asks for. `restore`: of a server's own fleet, which alone has a
+    journal; takes what there was of it before. Raises Failure."""
+    if not sqlite3:
+        if options.record:
+            raise Failure(f"cannot record: {NO_SQLITE}")
+        if not options.no_journal:
+            complain(f"journal: {NO_SQLITE}")
+        return []
+    kept = []
+    if restore and not options.no_journal:
+        kept.append(journal_in(options.state, options.journal_size, source, restore, complain))
+    if options.record:
+        kept.append(recording_to(options.record, source, complain))
+    for journal in kept:
+        journal.start()
+        ending.callback(journal.close)
+    return kept
 
 
 def journal_in(

@@ -12,7 +12,6 @@ import contextlib
 import functools
 import math
 import pathlib
-import sqlite3
 import threading
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -30,6 +29,12 @@ from edge.fleet.wire import node_row, row_of
 from edge.protocol import MAX_NODE_ID
 from edge.text import visible
 
+try:
+    import sqlite3 as sqlite3  # noqa: PLC0414  # the journal has it from here
+except ImportError:  # a Python can be built without it
+    sqlite3 = None  # type: ignore[assignment]
+
+NO_SQLITE = "this Python has no sqlite3: install it with the system's packages, or run another Python"
 LAYOUT = 1  # of the file: what another version has is not read
 TREND = 0  # in the place of a segment
 ROWS_A_PART = 100
@@ -262,6 +267,8 @@ class Kept:
     @contextlib.contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
         """Raises NoPast."""
+        if not sqlite3:
+            raise NoPast(NO_SQLITE)
         try:
             with contextlib.closing(opened_to_read(self.path)) as database:
                 check_layout(database)
