@@ -48,7 +48,7 @@ from edge.fleet.extremes import new_extremes
 from edge.fleet.guard import Guard
 from edge.fleet.intake import after, identify
 from edge.fleet.joining import Joining, own_addresses, told
-from edge.fleet.journal import Journal, journal_in, recording_to, restored
+from edge.fleet.journal import keep, restored
 from edge.fleet.keys import follow, press
 from edge.fleet.lens import Lens, Ui
 from edge.fleet.listening import (
@@ -618,24 +618,6 @@ def print_events(events: Follower) -> None:
         put(f"{time_stamp(event.time)} {event.kind} {event.node_id}: {event.text}")
 
 
-def keep(registry: Registry, options: argparse.Namespace, ending: contextlib.ExitStack) -> Past | None:
-    """Begin to write what is to be kept, until `ending`; returns what there is of the past. Raises Failure."""
-
-    def complain(text: str) -> None:
-        registry.complain("warning", "server", text)
-
-    kept: list[Journal] = []
-    if not options.no_journal:
-        kept.append(journal_in(options.state, options.journal_size, registry, registry.bring_back, complain))
-    if options.record:
-        kept.append(recording_to(options.record, registry, complain))
-    registry.troubles = lambda: [notice for journal in kept for notice in journal.notices()]
-    for journal in kept:
-        journal.start()
-        ending.callback(journal.close)
-    return kept[0].past if kept else None
-
-
 def look_elsewhere(options: argparse.Namespace) -> int:
     """The program with --attach: the same screen, of other servers. Raises Failure."""
     screen = is_screen() and not options.headless and not options.json
@@ -672,14 +654,18 @@ def run(options: argparse.Namespace, make_registry: Callable[..., Registry] = Re
     gc.set_threshold(10_000, 50, 10_000)
     registry = make_registry(options.interval, options.max_nodes)
     guard = Guard(options.state, options.tls_cert, options.tls_key, options.client_ca) if options.secure else None
-    network = Network(registry, options.listen, guard=guard, socket_folder=next(socket_folders(options.state)))
     if options.debug:
         logging.basicConfig(level=logging.ERROR)
     logging.getLogger().addHandler(ErrorEvents(registry))
     with Inputs(keyboard=screen) as inputs, contextlib.ExitStack() as ending:
         if warning := too_few_files(options.max_nodes):
             registry.complain("warning", "server", warning)
-        past = keep(registry, options, ending)
+        complain = functools.partial(registry.complain, "warning", "server")
+        kept = keep(options, registry, complain, ending, registry.bring_back)
+        registry.troubles = lambda: [notice for journal in kept for notice in journal.notices()]
+        past = kept[0].past if kept else None
+        folder = next(socket_folders(options.state))
+        network = Network(registry, options.listen, guard=guard, socket_folder=folder, past=past)
         bound = network.start()
         listening = ", ".join(map(str, bound))
         try:

@@ -116,6 +116,16 @@ def test_without_a_journal_nothing_is_kept(start: Start, tmp_path: pathlib.Path)
     assert not list(tmp_path.iterdir())
 
 
+def test_a_python_without_sqlite_keeps_nothing_and_says_so(start: Start, tmp_path: pathlib.Path) -> None:
+    without = "import sys; sys.modules['sqlite3'] = None; import server; sys.exit(server.main(sys.argv[1:]))"
+    server = start("-c", without, "--headless", "--listen", "127.0.0.1:0")
+    server.line("listening on")
+    server.line("warning server: journal: this Python has no sqlite3: install it")
+    recording = start("-c", without, "--headless", "--listen", "127.0.0.1:0", "--record", str(tmp_path / "x"))
+    assert recording.wait() == 1
+    assert recording.lines[-1].startswith("server: cannot record: this Python has no sqlite3")
+
+
 def test_two_servers_on_one_folder(start: Start, tmp_path: pathlib.Path) -> None:
     one = start(*HEADLESS, "127.0.0.1:0", "--state", str(tmp_path))
     one.line("listening on")

@@ -6,10 +6,10 @@ The network never waits for the disk: the thread takes a snapshot as a screen do
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import pathlib
-import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,6 +19,7 @@ import node_pb2 as pb
 from edge.event_log import Event
 from edge.files import reason
 from edge.fleet.moments import (
+    NO_SQLITE,
     ROWS_A_PART,
     SCHEMA,
     TREND,
@@ -31,10 +32,11 @@ from edge.fleet.moments import (
     packed,
     part_of,
     spacing_seconds,
+    sqlite3,
+    width_of,
 )
 from edge.fleet.row import Row, State, state_of
 from edge.fleet.source import EVENTS_KEPT, NoPast, Source
-from edge.history import COLUMNS
 from edge.program import Failure, time_stamp
 from edge.state_folder import StateFile, check_folder, make_folder, state_folder
 from edge.text import show_seconds
@@ -172,10 +174,8 @@ class Store:
                     number = self._infos = self._infos + 1
                     new.append(pb.NodeRow(node_id=row.node_id, info=row.packed_info, info_number=number))
                 messages.append(kept_row(row, now, frames_since(row, known.sample_at), number))
-                known = folded(known, row, is_due)
-                all_known[row.node_id] = known._replace(
-                    packed_info=row.packed_info, segment=self._segment, info_number=number, sample_at=row.sample_at
-                )
+                extent = folded(known, row, is_due)
+                all_known[row.node_id] = Known(row.packed_info, self._segment, number, row.sample_at, *extent)
             parts.append(packed(messages))
             if new:
                 infos.append(packed(new))
@@ -263,11 +263,6 @@ def parts_for(rows: int) -> int:
     return min(max(-(-rows // ROWS_A_PART), 1), MAX_PARTS)
 
 
-def width_of(row: Row) -> int:
-    """Of a frame of its history."""
-    return len(COLUMNS) * (1 + len(row.capacities.devices))
-
-
 def frames_since(row: Row, sample_at: float | None) -> bytes:
     """The frames of a row's history that are newer than the sample which was taken then; None: all."""
     if sample_at is None or row.sample_at is None:
@@ -276,15 +271,13 @@ def frames_since(row: Row, sample_at: float | None) -> bytes:
     return row.history[-count * width_of(row) :] if count > 0 else b""
 
 
-def folded(known: Known, row: Row, is_due: bool) -> Known:
-    """What is known after the row's newer frames went into its extent: many at once, which takes less time; all when it is due."""
-    if row.sample_at is None:
-        return known
-    if not is_due and known.folded_at and (row.sample_at - known.folded_at) / spacing_seconds(row) < FOLDED_FRAMES:
-        return known
-    frames = frames_since(row, known.folded_at)
-    extent = extent_of(frames, width_of(row), known.extent) if frames else known.extent
-    return known._replace(folded_at=row.sample_at, extent=extent)
+def folded(known: Known, row: Row, is_due: bool) -> tuple[float | None, bytes]:
+    """`folded_at` and `extent` after a row: many frames go into it at once, which takes less time; all of them when it is due."""
+    at, since = row.sample_at, known.folded_at
+    if at is None or (not is_due and since is not None and at - since < FOLDED_FRAMES * spacing_seconds(row)):
+        return since, known.extent
+    frames = frames_since(row, since)
+    return at, extent_of(frames, width_of(row), known.extent) if frames else known.extent
 
 
 def trend_of(known: Mapping[str, Known]) -> list[bytes]:
@@ -407,6 +400,32 @@ class Journal:
         if self._store:
             wall, rows, events = self._source.wall(), self._source.snapshot(), self._source.newest_events(EVENTS_KEPT)
             self._store.write(now, wall, seconds, rows, events, lambda: self._stop.wait(PAUSE_SECONDS))
+
+
+def keep(
+    options: argparse.Namespace,
+    source: Source,
+    complain: Callable[[str], object],
+    ending: contextlib.ExitStack,
+    restore: Callable[[Source], object] | None = None,
+) -> list[Journal]:
+    """What writes of a fleet, until `ending`, what the command line asks for. `restore`: of a server's own fleet, which alone has a
+    journal; takes what there was of it before. Raises Failure."""
+    if not sqlite3:
+        if options.record:
+            raise Failure(f"cannot record: {NO_SQLITE}")
+        if not options.no_journal:
+            complain(f"journal: {NO_SQLITE}")
+        return []
+    kept = []
+    if restore and not options.no_journal:
+        kept.append(journal_in(options.state, options.journal_size, source, restore, complain))
+    if options.record:
+        kept.append(recording_to(options.record, source, complain))
+    for journal in kept:
+        journal.start()
+        ending.callback(journal.close)
+    return kept
 
 
 def journal_in(

@@ -12,7 +12,6 @@ import contextlib
 import functools
 import math
 import pathlib
-import sqlite3
 import threading
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -31,6 +30,12 @@ from edge.fleet.wire import node_row, row_of
 from edge.protocol import MAX_NODE_ID
 from edge.text import visible
 
+try:
+    import sqlite3 as sqlite3  # noqa: PLC0414  # the journal has it from here
+except ImportError:  # a Python can be built without it
+    sqlite3 = None  # type: ignore[assignment]
+
+NO_SQLITE = "this Python has no sqlite3: install it with the system's packages, or run another Python"
 LAYOUT = 1  # of the file: what another version has is not read
 TREND = 0  # in the place of a segment
 ROWS_A_PART = 100
@@ -88,6 +93,11 @@ def check_layout(database: sqlite3.Connection) -> None:
 def spacing_seconds(row: Row) -> float:
     """From one frame of its history to the next."""
     return max(row.interval_seconds, row.capacities.sampling_seconds) or 1.0
+
+
+def width_of(row: Row) -> int:
+    """Of a frame of its history, in bytes."""
+    return len(history.COLUMNS) * (1 + len(row.capacities.devices))
 
 
 def kept_row(row: Row, now: float, frames: bytes, info_number: int) -> pb.NodeRow:
@@ -258,6 +268,8 @@ class Kept:
     @contextlib.contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
         """Raises NoPast."""
+        if not sqlite3:
+            raise NoPast(NO_SQLITE)
         try:
             with contextlib.closing(opened_to_read(self.path)) as database:
                 check_layout(database)
