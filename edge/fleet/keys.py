@@ -170,20 +170,21 @@ def go(turn: Turn, at: float) -> Ui:
     ui, lens = turn.ui, turn.lens
     playing_since = None if ui.playing_since is None else lens.clock()
     at = min(at, lens.today()) if lens.has_now else at
-    return ui._replace(at=at, playing_since=playing_since, frozen=False, last_event=None)
+    return ui._replace(at=at, beyond=None, playing_since=playing_since, frozen=False, last_event=None)
 
 
 def step(turn: Turn) -> Ui:
-    """Back or forth in time. Back is always to another moment, however far the one before it is."""
+    """Back or forth in time, to another moment: where they are far apart, to the next one."""
     ui, lens, seconds = turn.ui, turn.lens, STEP_SECONDS[turn.key]
     if not lens.past:
         return ui._replace(said=NO_JOURNAL)
     if seconds > 0 and ui.at is None and not ui.frozen:
         return ui._replace(said="this is now: [ steps back")
     at = lens.position(ui) + seconds
-    if seconds < 0 and ui.at is not None and lens.visit and lens.going_to is None:
-        at = min(at, lens.visit.moment.wall() - 0.001)
-    return go(turn, at)
+    if ui.at is None or not lens.visit or lens.going_to is not None:
+        return go(turn, at)
+    shown = lens.visit.moment.wall()
+    return go(turn, min(at, shown - 0.001)) if seconds < 0 else go(turn, at)._replace(beyond=shown)
 
 
 def ask_for_time(turn: Turn) -> Ui:
@@ -204,7 +205,7 @@ def go_to_time(turn: Turn) -> Ui:
 
 def to_now(ui: Ui) -> Ui:
     """From the past, or from a picture that is frozen."""
-    return ui._replace(at=None, playing_since=None, frozen=False, last_event=None)
+    return ui._replace(at=None, beyond=None, playing_since=None, frozen=False, last_event=None)
 
 
 def now_or(action: Callable[[Turn], Ui]) -> Callable[[Turn], Ui]:
@@ -573,7 +574,7 @@ def follow_time(ui: Ui, lens: Lens) -> Ui:
     if ui.at is None or not visit:
         return ui
     if ui.playing_since is None:
-        return ui if lens.going_to is not None else ui._replace(at=min(max(ui.at, visit.first), visit.last))
+        return ui if lens.going_to is not None else ui._replace(at=min(max(ui.at, visit.moment.wall()), visit.last))
     is_over = visit.moment.wall() >= visit.last < lens.position(ui)
     return ui._replace(at=visit.last, playing_since=None) if is_over else ui
 

@@ -27,6 +27,7 @@ from edge.history import WHOLE_NODE
 MAX_OPEN = 256  # nodes whose details are asked for
 SINCE_SECONDS = 1.0  # from one look at what happens behind a picture that stands still to the next
 LOOKS_PER_SECOND = 2.0  # into a past that is played
+SPARSE_SECONDS = (60, 75, 90)  # after a moment, the next one is looked for, where it is old and they are a minute apart
 NO_JOURNAL = "nothing is kept of this fleet: it has no journal"
 
 
@@ -63,6 +64,7 @@ class Ui(NamedTuple):
     metric: str = METRICS[0].name  # what colours the grid
     frozen: bool = False
     at: float | None = None  # the moment of the past that is looked at, by the wall clock; None: now
+    beyond: float | None = None  # a moment that a step forth has left, by the wall clock: the next one is looked for
     playing_since: float | None = None  # by the lens' own clock: it goes on from there; None: it stands still
     speed: float = 1.0  # of that
     time: str | None = None  # the time to go to, while it is typed
@@ -82,6 +84,13 @@ class Ui(NamedTuple):
     question: Question | None = None
     said: str = ""  # what the last key could not do, until the next one
     closed: bool = False  # the user has left
+
+
+class Goal(NamedTuple):
+    """Where a visit goes to."""
+
+    at: float  # by the wall clock
+    beyond: float | None = None  # it is to be later than this moment
 
 
 class Visit(NamedTuple):
@@ -186,7 +195,7 @@ class Lens:
         self.visit: Visit | None = None  # the moment of the past that is shown
         self.going_to: float | None = None  # the one that is fetched, where it is another one
         self._news = ""  # what the last visit could not do, until it is told
-        self._told: Answered[float, Visit] | None = None
+        self._told: Answered[Goal, Visit] | None = None
         self.readings: tuple[Range, Readings] | None = None  # of the page's graphs; None: those that the row has
         self.refusal = ""  # why there are none
         self._graph_of: tuple[str, int] | None = None  # page and range
@@ -246,8 +255,9 @@ class Lens:
         if ui.playing_since is not None:  # in steps: looking at each costs something
             step_seconds = max(1.0, ui.speed / LOOKS_PER_SECOND)
             at += (self.position(ui) - at) // step_seconds * step_seconds
-        told = self._visits.ask(at, is_patient=ui.playing_since is None)
-        self.going_to = None if told and told.question == at else at
+        goal = Goal(at, ui.beyond if ui.playing_since is None else None)
+        told = self._visits.ask(goal, is_patient=ui.playing_since is None)
+        self.going_to = None if told and told.question == goal else at
         if told and told is not self._told:
             self._news = self._news_of(told)
             self._told = told
@@ -255,16 +265,16 @@ class Lens:
                 self.visit = told.answer
                 self._source = told.answer.moment
 
-    def _news_of(self, told: Answered[float, Visit]) -> str:
+    def _news_of(self, told: Answered[Goal, Visit]) -> str:
         """What a visit could not do: it is at the last moment before the one that was asked for, if any is kept."""
-        before, visit = self._told, told.answer
+        before, visit, goal = self._told, told.answer, told.question
         if not visit:
             return told.refusal
         wall = visit.moment.wall()
-        if wall > told.question:
+        if wall > goal.at and goal.beyond is None:
             return f"nothing is kept before {show_time(wall)}"
-        is_forth = before and before.answer and before.question < told.question
-        if is_forth and told.question > visit.last:
+        is_forth = before and before.answer and before.question.at < goal.at
+        if is_forth and goal.at > visit.last:
             return f"nothing is kept after {show_time(visit.last)}" + " yet: Esc is now" * self.has_now
         return ""
 
@@ -278,10 +288,13 @@ class Lens:
         """Whether the moment that is asked for can't be had."""
         return self._told is not None and self._told.answer is None and self.going_to is None
 
-    def _visit(self, at: float) -> Visit:
+    def _visit(self, goal: Goal) -> Visit:
         """In the lookup's thread. Raises NoPast."""
         assert self.past
-        moment = self.past.moment(at)
+        moment, beyond = self.past.moment(goal.at), goal.beyond
+        for seconds in SPARSE_SECONDS:
+            if beyond is not None and moment.wall() <= beyond < self.past.span()[1]:
+                moment = self.past.moment(max(goal.at, beyond + seconds))
         first, last = self.past.span()  # after it: a moment that is kept meanwhile is the last one
         return Visit(moment, first, last)
 

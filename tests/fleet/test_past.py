@@ -170,6 +170,24 @@ def test_a_step_back_over_a_hole_is_one_step() -> None:
     assert screen.lens.wall == FIRST + 590
 
 
+def test_where_moments_are_a_minute_apart_each_step_is_one_of_them() -> None:
+    screen = screen_of()
+    past = screen.lens.past
+    assert isinstance(past, Course)
+    past.only = kept = [FIRST + minute * 60 + 5 * (minute % 3) for minute in range(60)]
+    go(screen, *"t-75m", "enter")
+    place = kept.index(screen.lens.wall)
+    for _ in range(10):
+        go(screen, "]")
+        place += 1
+        assert screen.lens.wall == kept[place]
+    for _ in range(12):
+        go(screen, "[")
+        place -= 1
+        assert screen.lens.wall == kept[place]
+    assert "nothing kept" not in screen.text().splitlines()[0]
+
+
 # ---- Where it does not go ----
 
 
