@@ -118,3 +118,11 @@ def test_a_folder_is_no_recording(start: Start, tmp_path: pathlib.Path) -> None:
     program = start("server.py", "--replay", str(tmp_path))
     program.line("is a folder: name the file, like .*journal.db")
     assert program.wait() == 1
+
+
+def test_a_recording_of_times_that_there_never_were_is_not_played(start: Start, tmp_path: pathlib.Path) -> None:
+    with contextlib.closing(Store(tmp_path / "file", None)) as store:
+        store.write(NOW, 1e15, 10.0, course(FIRST, 6), (), lambda: None)
+    program = start("server.py", "--replay", str(tmp_path / "file"))
+    program.line("can't be played: it has times that there never were")
+    assert program.wait() == 1

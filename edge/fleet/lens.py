@@ -19,8 +19,8 @@ from edge.fleet.intake import device_vitals
 from edge.fleet.lookup import PATIENCE_SECONDS, Answered, Lookup
 from edge.fleet.metrics import METRICS
 from edge.fleet.row import Row, State, hanging_seconds, is_outdated, state_of
-from edge.fleet.source import Frozen, Moment, Past, Readings, Source, Wants
-from edge.fleet.times import show_time
+from edge.fleet.source import EVENTS_KEPT, Frozen, Moment, NoPast, Past, Readings, Source, Wants
+from edge.fleet.times import is_time, show_time
 from edge.fleet.users import SORT_BY_GPUS, User, Users, sorted_users
 from edge.history import WHOLE_NODE
 
@@ -296,6 +296,8 @@ class Lens:
             if beyond is not None and moment.wall() <= beyond < self.past.span()[1]:
                 moment = self.past.moment(max(goal.at, beyond + seconds))
         first, last = self.past.span()  # after it: a moment that is kept meanwhile is the last one
+        if not all(map(is_time, (first, last, moment.wall(), *(event.time for event in moment.newest_events(EVENTS_KEPT))))):
+            raise NoPast("what is kept there has times that there never were")
         return Visit(moment, first, last)
 
     def position(self, ui: Ui) -> float:

@@ -8,6 +8,7 @@ import time
 from edge.fleet.lens import Ui
 from edge.fleet.moments import Kept
 from edge.fleet.source import NoPast, Past
+from edge.fleet.times import is_time
 from edge.program import Failure
 
 
@@ -19,7 +20,9 @@ def opened(path: pathlib.Path, speed: float) -> tuple[Past, Ui]:
         raise Failure(f"{path} is not there: --replay plays a file that --record has made, or a journal")
     past = Kept(path)
     try:
-        first, _ = past.span()
+        first, last = past.span()
     except NoPast as error:
         raise Failure(f"{path} can't be played: {error}") from error
+    if not is_time(first) or not is_time(last):
+        raise Failure(f"{path} can't be played: it has times that there never were")
     return past, Ui(at=first, playing_since=time.monotonic(), speed=speed)

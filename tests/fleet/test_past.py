@@ -13,13 +13,14 @@ import pytest
 
 import node_pb2 as pb
 from edge.drawing import plain
+from edge.event_log import Event
 from edge.fleet.journal import Store
 from edge.fleet.keys import MAX_FILTER
 from edge.fleet.lens import NO_JOURNAL, RANGES, Lens, Ui
 from edge.fleet.moments import Kept
 from edge.fleet.row import State, state_of
 from edge.fleet.screen import About, look, render
-from edge.fleet.source import EVENTS_KEPT, NoPast, Readings, Source
+from edge.fleet.source import EVENTS_KEPT, Moment, NoPast, Readings, Source
 from edge.fleet.times import show_time
 from edge.keyboard import PASTE
 from server import Registry
@@ -219,6 +220,18 @@ def test_a_moment_that_can_t_be_read_leaves_one_where_one_was() -> None:
     assert screen.lens.wall == before
     assert screen.ui.at == before
     assert "PAST" in screen.text()
+
+
+@pytest.mark.parametrize("time_of_event", [-1e18, 1e18, float("nan")])
+def test_times_that_there_never_were_are_not_gone_to(time_of_event: float) -> None:
+    class Foreign(Course):
+        def moment(self, wall: float) -> Source:  # type: ignore[override]
+            moment = super().moment(wall)
+            return Moment(moment.clock(), moment.wall(), moment.snapshot(), [Event(time_of_event, "lost", "box", "why")])
+
+    screen = Screen(now_of(), past=Foreign())
+    assert "times that there never were" in go(screen, "[").splitlines()[-1]
+    assert screen.ui.at is None
 
 
 def test_nothing_is_forgotten_in_the_past() -> None:
