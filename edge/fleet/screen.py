@@ -227,10 +227,10 @@ def header(view: View, width: int) -> list[Line]:
             parts.append([(f"  {glyph} {number:,}" + f" {state.value.lower()}" * wide, style)])
     if view.totals.unheard:
         parts.append([(f"  ? {view.totals.unheard:,}" + " unheard" * wide, "bold yellow")])
-    if view.then:
-        return [past_line(view, view.then, width), fit_parts(totals_parts(view), width)]
-    right = clock_span(view, width)
     totals = fit_parts([*notice_parts(view, width), *totals_parts(view)], width)
+    if view.then:
+        return [past_line(view, view.then, width), totals]
+    right = clock_span(view, width)
     return [[*fit_parts(parts, width - cells(right[0])), right], totals]
 
 
