@@ -45,10 +45,10 @@ def test_what_a_row_takes_is_all_that_its_node_has_chosen() -> None:
 
 def test_a_beat_changes_these_and_nothing_else() -> None:
     row = Row("box", "", None, 1.0, reason="why", extremes=b"x")
-    beat = {
-        "round_trip_seconds": 0.1, "packed_sample": b"s", "vitals": Vitals(0.5), "history": b"h", "sample_at": 1.0, "heartbeat_at": 2.0,
-    }  # fmt: skip
-    assert row.beat(0.1, b"s", Vitals(0.5), b"h", 1.0, 2.0) == row._replace(**beat)
+    beaten = row._replace(
+        round_trip_seconds=0.1, packed_sample=b"s", vitals=Vitals(0.5), history=b"h", sample_at=1.0, heartbeat_at=2.0
+    )  # fmt: skip
+    assert row.beat(0.1, b"s", Vitals(0.5), b"h", 1.0, 2.0) == beaten
 
 
 def test_three_ages_are_told_apart() -> None:
