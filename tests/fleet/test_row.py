@@ -7,7 +7,7 @@ import pytest
 import node_pb2 as pb
 from edge.fleet.columns import age_span
 from edge.fleet.entry import EntryId, make_entries
-from edge.fleet.row import DEVICE_BYTES, Capacities, Row, Session, State, reason_of, state_of
+from edge.fleet.row import DEVICE_BYTES, Capacities, Row, Session, State, Vitals, reason_of, state_of
 from server import Registry
 from tests.fixtures.sessions import Clock, opened
 
@@ -41,6 +41,14 @@ def test_what_a_row_takes_is_all_that_its_node_has_chosen() -> None:
         capacities=Capacities(devices=((0, 0),) * 2),
     )  # fmt: skip
     assert row.kept_bytes() == 4321 + 2 * DEVICE_BYTES
+
+
+def test_a_beat_changes_these_and_nothing_else() -> None:
+    row = Row("box", "", None, 1.0, reason="why", extremes=b"x")
+    beaten = row._replace(
+        round_trip_seconds=0.1, packed_sample=b"s", vitals=Vitals(0.5), history=b"h", sample_at=1.0, heartbeat_at=2.0
+    )  # fmt: skip
+    assert row.beat(0.1, b"s", Vitals(0.5), b"h", 1.0, 2.0) == beaten
 
 
 def test_three_ages_are_told_apart() -> None:
