@@ -272,6 +272,7 @@ class Kept:
             raise NoPast(NO_SQLITE)
         try:
             with contextlib.closing(opened_to_read(self.path)) as database:
+                database.execute("BEGIN")  # what the ring takes away meanwhile is still there
                 check_layout(database)
                 yield database
         except (sqlite3.Error, OtherLayout, ValueError, TypeError, OverflowError) as error:  # a column may hold anything
