@@ -208,8 +208,10 @@ class Kept:
         rows = []
         for (part,) in database.execute("SELECT packed FROM parts WHERE moment = ?", [moment]):
             for message in unpacked(part):
+                known = infos.get(message.info_number)
                 with contextlib.suppress(ValueError, Refused):  # a row that no server of ours has written costs that row
-                    rows.append(row_of(message, made_at, infos.get(message.info_number)))
+                    if known:
+                        rows.append(row_of(message, made_at, known))
         query = "SELECT * FROM events WHERE unix_milliseconds <= ? ORDER BY unix_milliseconds DESC, rowid DESC LIMIT ?"
         events = [
             Event(at / 1000, visible(str(kind), 20), visible(str(node_id), MAX_NODE_ID), visible(str(text), 500))
