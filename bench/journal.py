@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import gc
 import pathlib
 import tempfile
 import time
@@ -32,6 +33,7 @@ def journal(options: argparse.Namespace) -> Iterator[Figure]:
 def keep_and_read(nodes: int, step_milliseconds: float) -> Iterator[Figure]:
     """Write moments as fast as it goes, then read them."""
     say(f"journal: {nodes:,} nodes")
+    gc.set_threshold(10_000, 50, 10_000)  # as the server does
     rows, began, name = fleet(nodes), time.time(), f"{nodes:,} nodes"
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / FILE

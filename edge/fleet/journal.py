@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
 import os
 import pathlib
 import threading
@@ -39,7 +40,7 @@ from edge.fleet.row import Row, State, state_of
 from edge.fleet.source import EVENTS_KEPT, NoPast, Source
 from edge.program import Failure, time_stamp
 from edge.state_folder import StateFile, check_folder, make_folder, state_folder
-from edge.text import show_seconds
+from edge.text import encodable, show_seconds
 
 FILE = "journal.db"
 MOMENT_SECONDS = 10.0
@@ -144,7 +145,7 @@ class Store:
         with self._transaction():
             self._insert(wall, seconds, self._segment, parts)
             execute_many("INSERT INTO infos (segment, packed) VALUES (?, ?)", [(self._segment, part) for part in infos])
-            lines = [(round(1000 * event.time), *event[1:]) for event in new]
+            lines = [(round(1000 * event.time), *map(encodable, event[1:])) for event in new]
             execute_many("INSERT INTO events VALUES (?, ?, ?, ?)", lines)
             if is_due:
                 self._insert(wall, now - self._trend_began, TREND, trend_of(known))
@@ -331,6 +332,17 @@ class Journal:
         return [self._trouble] if self._trouble else ()
 
     def _run(self) -> None:
+        """A thread that dies says so."""
+        try:
+            self._work()
+        except Exception:
+            logging.getLogger(__name__).exception("the journal has ended by an error of its own")
+            self._trouble = "journal: it has ended by an error of its own"
+        finally:
+            self._busy_since = 0.0
+            self._is_read.set()
+
+    def _work(self) -> None:
         self._guarded(self._read)
         self._is_read.set()
         taken_at, wait = self._source.clock(), self._seconds

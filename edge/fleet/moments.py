@@ -179,10 +179,11 @@ class Kept:
     def span(self) -> tuple[float, float]:
         """The first and the last moment that are kept, in seconds by the wall clock. Raises NoPast."""
         with self._reading() as database:
-            query = "SELECT min(unix_milliseconds), max(unix_milliseconds) FROM moments WHERE segment <> ?"
-            first, last = database.execute(query, [TREND]).fetchone()
-        if first is None:
+            query = "SELECT unix_milliseconds FROM moments WHERE segment <> ? ORDER BY unix_milliseconds {} LIMIT 1"
+            ends = [database.execute(query.format(order), [TREND]).fetchone() for order in ("ASC", "DESC")]
+        if not all(ends):
             raise NoPast("nothing is kept yet")
+        (first,), (last,) = ends
         return first / 1000, last / 1000
 
     def moment(self, wall: float) -> Source:
@@ -208,11 +209,13 @@ class Kept:
         rows = []
         for (part,) in database.execute("SELECT packed FROM parts WHERE moment = ?", [moment]):
             for message in unpacked(part):
+                known = infos.get(message.info_number)
                 with contextlib.suppress(ValueError, Refused):  # a row that no server of ours has written costs that row
-                    rows.append(row_of(message, made_at, infos.get(message.info_number)))
+                    if known:
+                        rows.append(row_of(message, made_at, known))
         query = "SELECT * FROM events WHERE unix_milliseconds <= ? ORDER BY unix_milliseconds DESC, rowid DESC LIMIT ?"
         events = [
-            Event(at / 1000, visible(kind, 20), visible(node_id, MAX_NODE_ID), visible(text, 500))
+            Event(at / 1000, visible(str(kind), 20), visible(str(node_id), MAX_NODE_ID), visible(str(text), 500))
             for at, kind, node_id, text in database.execute(query, [milliseconds, EVENTS_KEPT])
         ]
         return Moment(made_at, made_at, rows, events[::-1])
@@ -272,9 +275,10 @@ class Kept:
             raise NoPast(NO_SQLITE)
         try:
             with contextlib.closing(opened_to_read(self.path)) as database:
+                database.execute("BEGIN")  # what the ring takes away meanwhile is still there
                 check_layout(database)
                 yield database
-        except (sqlite3.Error, OtherLayout, ValueError) as error:
+        except (sqlite3.Error, OtherLayout, ValueError, TypeError, OverflowError) as error:  # a column may hold anything
             raise NoPast(f"{self.path} can't be read: {error}") from error
 
 

@@ -353,6 +353,23 @@ def quick(path: pathlib.Path) -> Store:
     return store
 
 
+def test_a_thread_that_dies_says_so(path: pathlib.Path, caplog: pytest.LogCaptureFixture) -> None:
+    def broken() -> Store:
+        raise KeyError("a bug")
+
+    journal = Journal(broken, path, example_registry(3), MOMENT_SECONDS)
+    journal.start()
+    journal.close()
+    assert journal.notices() == ["journal: it has ended by an error of its own"]
+    assert "a bug" in caplog.text
+
+
+def test_an_event_with_what_is_no_text_is_kept(path: pathlib.Path) -> None:
+    with writing(path) as store:
+        write(store, 0, [example_row(0)], (Event(WALL, "error", "server", "no \udcff text"),))
+        assert [event.text for event in Kept(path).newest().newest_events(9)] == ["no � text"]
+
+
 def test_a_recording_is_one_new_file(tmp_path: pathlib.Path) -> None:
     path, registry = tmp_path / "night.edge", example_registry(3)
     recording = recording_to(path, registry, lambda _text: None)
@@ -375,11 +392,15 @@ def spoil_parts(database: sqlite3.Connection) -> None:
     database.execute("UPDATE parts SET packed = ?", [b"\0" * 50])
 
 
+def spoil_columns(database: sqlite3.Connection) -> None:
+    database.execute("UPDATE parts SET packed = 'text'")
+
+
 def spoil_tables(database: sqlite3.Connection) -> None:
     database.execute("DROP TABLE parts")
 
 
-@pytest.mark.parametrize("spoil", [spoil_version, spoil_parts, spoil_tables])
+@pytest.mark.parametrize("spoil", [spoil_version, spoil_parts, spoil_columns, spoil_tables])
 def test_a_file_from_anywhere_is_refused_in_a_sentence(path: pathlib.Path, spoil: Callable[[sqlite3.Connection], None]) -> None:
     with writing(path) as store:
         write(store, 0, [example_row(0)])
@@ -389,3 +410,10 @@ def test_a_file_from_anywhere_is_refused_in_a_sentence(path: pathlib.Path, spoil
         Kept(path).newest()
     with pytest.raises(NoPast, match="can't be read"):
         Kept(path).graph("Node-1000", WALL, 60, 10)
+
+
+def test_a_row_that_no_server_has_written_costs_that_row(path: pathlib.Path) -> None:
+    with writing(path) as store:
+        spoilt = example_row(3)._replace(packed_info=b"\xff\xff")
+        write(store, 0, [example_row(0), spoilt, example_row(1)._replace(node_id=" ")])
+    assert [row.node_id for row in Kept(path).newest().snapshot()] == ["Node-1000"]
