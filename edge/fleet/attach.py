@@ -115,6 +115,8 @@ class Link:
         """A call of its own, of the past. Raises NoPast."""
         if not self._way:
             raise NoPast(f"{self.name} is not connected: what it keeps of the past is out of reach")
+        if not self.mirror.status.has_past:
+            raise NoPast(f"{self.name} keeps no journal, so there is no past to see")
         stub, metadata = self._way
         return stub.Watch(iter([request]), timeout=ANSWER_SECONDS, metadata=metadata)
 
