@@ -249,6 +249,8 @@ def test_the_past_of_several_servers_is_one_fleet(serve: Serve, look: Look) -> N
     then = attached.moment(1_500.0)
     assert {row.node_id: row.server for row in then.snapshot()} == {"a": servings[0].address, "b": servings[1].address}
     assert then.wall() == 1_497
+    attached.moment(900.0)
+    assert attached.span()[0] == 897  # it has been there
     (row,) = then.rows(["a"])
     assert row
     assert then.clock() - row.heartbeat_at == pytest.approx(1000 - example_row(0).heartbeat_at, abs=0.002)

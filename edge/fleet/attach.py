@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import pathlib
 import queue
 import re
@@ -115,6 +116,8 @@ class Link:
         """A call of its own, of the past. Raises NoPast."""
         if not self._way:
             raise NoPast(f"{self.name} is not connected: what it keeps of the past is out of reach")
+        if not self.mirror.status.has_past:
+            raise NoPast(f"{self.name} keeps no journal, so there is no past to see")
         stub, metadata = self._way
         return stub.Watch(iter([request]), timeout=ANSWER_SECONDS, metadata=metadata)
 
@@ -244,6 +247,7 @@ class Attached:
         ]
         self._wants = Wants()
         self.failure: Exception | None = None
+        self._earliest = math.inf  # of the moments that were asked for: servers tell theirs once a minute
         self._threads = [threading.Thread(target=self._keep, args=(link,), name="link", daemon=True) for link in self.links]
 
     def __enter__(self) -> Attached:
@@ -341,8 +345,9 @@ class Attached:
     def span(self) -> tuple[float, float]:
         """The first and the last moment that are kept, by the servers' wall clocks. Raises NoPast."""
         statuses = [link.mirror.status for link in self.links]
-        if first := [status.past_unix_milliseconds / 1000 for status in statuses if status.past_unix_milliseconds > 0]:
-            return min(first), self.wall()
+        told = [status.past_unix_milliseconds / 1000 for status in statuses if status.past_unix_milliseconds > 0]
+        if (first := min([*told, self._earliest])) < math.inf:
+            return first, self.wall()
         keeps = any(status.has_past for status in statuses)
         raise NoPast(f"{self.links[0].name} {'has kept nothing yet' if keeps else 'keeps no journal'}")
 
@@ -371,6 +376,7 @@ class Attached:
             raise reasons[0]
         rows = joined([mirror.snapshot() for mirror in mirrors])
         events = sorted(log.newest(EVENTS_KEPT), key=lambda event: event.time)
+        self._earliest = min(self._earliest, mirrors[0].made_at_wall)
         return Moment(mirrors[0].made_at, mirrors[0].made_at_wall, rows, events)
 
     def graph(self, node_id: str, end: float, seconds: float, steps: int) -> Readings:
