@@ -20,7 +20,7 @@ from edge.protocol import MAX_GRAPH_SECONDS, MAX_GRAPH_STEPS, MAX_NODE_ID
 
 ANSWERS_AT_ONCE = 4  # a moment of a large fleet takes 40 MB while it is sent
 WORKERS = 2
-SPAN_SECONDS = 60.0  # from one look at how far back the past goes to the next
+SPAN_SECONDS = 10.0  # from one look at how far back the past goes to the next
 NO_PAST = End("this server keeps no journal, so there is no past to see", grpc.StatusCode.FAILED_PRECONDITION)
 T = TypeVar("T")
 
