@@ -6,7 +6,7 @@ import asyncio
 import concurrent.futures
 import queue
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from typing import Any, TypeVar
 
 import grpc
@@ -72,7 +72,7 @@ class Recall:
         """In the worker's thread."""
         self._first_milliseconds = 0 if span.exception() else round(1000 * span.result()[0])
 
-    async def answer(self, request: pb.WatchRequest, epoch: int) -> AsyncIterator[bytes]:
+    async def answer(self, request: pb.WatchRequest, epoch: int) -> AsyncGenerator[bytes, None]:
         """What a request asks for, a message at a time. Raises Refused."""
         past = self._past
         if past is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import itertools
 import logging
@@ -251,8 +252,9 @@ class Service(node_pb2_grpc.NodeServiceServicer):
         self._recalling.add(stream)
         limit = asyncio.get_running_loop().call_later(PAST_SECONDS, self._end_stream, stream, TOO_SLOW)
         try:
-            async for message in self._recall.answer(request, self.feed.epoch):
-                await self._send(context, stream, message)
+            async with contextlib.aclosing(self._recall.answer(request, self.feed.epoch)) as messages:  # it gives its turn back
+                async for message in messages:
+                    await self._send(context, stream, message)
         finally:
             limit.cancel()
             self._recalling.discard(stream)
