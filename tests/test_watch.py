@@ -18,7 +18,7 @@ import node_pb2_grpc
 from edge import history
 from edge.credentials import SERVER_NAME, Role, Token, authority_of
 from edge.event_log import Event
-from edge.fleet import service, watch
+from edge.fleet import recall, service, watch
 from edge.fleet.certificates import OwnKey
 from edge.fleet.guard import Guard
 from edge.fleet.listening import socket_path, socket_target
@@ -28,7 +28,7 @@ from edge.protocol import MAX_OPEN_NODES, MAX_VIEWERS, MAX_VIEWERS_ELSEWHERE, MA
 from tests.fixtures.examples import example_row
 from tests.fixtures.garbage import collected
 from tests.fixtures.processes import Program, eventually
-from tests.fixtures.sessions import LOCAL, Serving, Stream, headers_of, unary
+from tests.fixtures.sessions import LOCAL, Clock, Serving, Stream, headers_of, unary
 
 Serve = Callable[..., Serving]
 Connect = Callable[..., Stream]
@@ -276,7 +276,7 @@ def test_there_are_so_many_viewers_and_the_last_places_are_this_machines(serve: 
 
 
 def test_who_comes_again_and_again_is_refused_for_a_second(serve: Serve, look: Look) -> None:
-    serving = serve()
+    serving = serve(clock=Clock())
     statuses = [look(serving.address, open=["x" * 64]).status() for _ in range(service.WATCHES_OF_ONE + 1)]
     assert (grpc.StatusCode.RESOURCE_EXHAUSTED, "too many come to look, in this second") in statuses
 
@@ -336,8 +336,8 @@ def test_viewers_leave_nothing_to_the_garbage_collector(serve: Serve, look: Look
 class OneDay:
     """A past of one moment."""
 
-    def __init__(self, gate: threading.Event | None = None) -> None:
-        self._gate = gate
+    def __init__(self, gate: threading.Event | None = None, nodes: int = 2) -> None:
+        self._gate, self._rows = gate, [example_row(0)._replace(node_id=f"node-{index}") for index in range(nodes)]
 
     def span(self) -> tuple[float, float]:
         return 1000.0, 2000.0
@@ -347,7 +347,7 @@ class OneDay:
             self._gate.wait()
         if wall < 1000:
             raise NoPast("nothing is kept of that time")
-        return Moment(1000.0, wall, [example_row(0), example_row(1)], [Event(wall, "joined", "Node-1000", "x")])
+        return Moment(1000.0, wall, self._rows, [Event(wall, "joined", "node-0", "x")])
 
     def graph(self, node_id: str, end: float, seconds: float, steps: int) -> Readings:
         return Readings(1, node_id.encode(), f"{end:g} {seconds:g} {steps}".encode())
@@ -357,7 +357,7 @@ def test_the_fleet_as_it_was_comes_whole_and_ends_the_stream(serve: Serve, look:
     serving = serve(past=OneDay())
     viewer = look(serving.address, moment_unix_milliseconds=1_500_000)
     rows, events = viewer.whole()
-    assert [row.node_id for row in rows] == ["Node-1000", "Node-1001"]
+    assert [row.node_id for row in rows] == ["node-0", "node-1"]
     assert rows[0].sample == example_row(0).packed_sample
     assert len(rows[0].readings) == history.SAMPLES * 3 * 9
     assert [event.unix_milliseconds for event in events] == [1_500_000]
@@ -380,3 +380,13 @@ def test_a_past_that_does_not_answer_keeps_nobody_else(serve: Serve, look: Look,
     assert {one.status()[0] for one in stuck} == {grpc.StatusCode.DEADLINE_EXCEEDED}
     gate.set()
     assert len(look(serving.address, moment_unix_milliseconds=1_500_000).whole()[0]) == 2
+
+
+def test_who_goes_before_the_answer_is_whole_takes_nobodys_turn(serve: Serve, look: Look) -> None:
+    serving = serve(past=OneDay(nodes=3000))
+    for _ in range(recall.ANSWERS_AT_ONCE + 1):
+        viewer = look(serving.address, moment_unix_milliseconds=1_500_000)
+        viewer.until(lambda update: update.rows)
+        viewer.close()
+        eventually(lambda: serving.streams() == 0)
+    assert len(look(serving.address, moment_unix_milliseconds=1_500_000).whole()[0]) == 3000

@@ -6,7 +6,7 @@ import asyncio
 import concurrent.futures
 import queue
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from typing import Any, TypeVar
 
 import grpc
@@ -20,7 +20,7 @@ from edge.protocol import MAX_GRAPH_SECONDS, MAX_GRAPH_STEPS, MAX_NODE_ID
 
 ANSWERS_AT_ONCE = 4  # a moment of a large fleet takes 40 MB while it is sent
 WORKERS = 2
-SPAN_SECONDS = 60.0  # from one look at how far back the past goes to the next
+SPAN_SECONDS = 10.0  # from one look at how far back the past goes to the next
 NO_PAST = End("this server keeps no journal, so there is no past to see", grpc.StatusCode.FAILED_PRECONDITION)
 T = TypeVar("T")
 
@@ -72,7 +72,7 @@ class Recall:
         """In the worker's thread."""
         self._first_milliseconds = 0 if span.exception() else round(1000 * span.result()[0])
 
-    async def answer(self, request: pb.WatchRequest, epoch: int) -> AsyncIterator[bytes]:
+    async def answer(self, request: pb.WatchRequest, epoch: int) -> AsyncGenerator[bytes, None]:
         """What a request asks for, a message at a time. Raises Refused."""
         past = self._past
         if past is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import itertools
 import logging
@@ -34,7 +35,7 @@ NO_SUCH_METHOD = End("this server has no such method", grpc.StatusCode.UNIMPLEME
 LOCAL_PEER = "unix:"  # by a socket in a folder that is this user's alone
 ONLY_LOOKING = End("this socket is for looking: nodes report to an address", grpc.StatusCode.PERMISSION_DENIED)
 NOT_FROM_AFAR = End("nodes are forgotten on the server's own machine alone", grpc.StatusCode.PERMISSION_DENIED)
-WATCHES_PER_SECOND, WATCHES_OF_ONE = 40, 20  # that begin: of all, and of one network
+WATCHES_PER_SECOND, WATCHES_OF_ONE = 100, 50  # that begin, steps through the past among them: of all, and of one network
 PAST_SECONDS = 60.0  # that an answer of the past may take, with all its messages
 TOO_SLOW = End(f"the answer took more than {PAST_SECONDS:g} s", grpc.StatusCode.DEADLINE_EXCEEDED)
 REQUEST_SECONDS = 0.05  # from one message of a viewer that is read to the next
@@ -251,8 +252,9 @@ class Service(node_pb2_grpc.NodeServiceServicer):
         self._recalling.add(stream)
         limit = asyncio.get_running_loop().call_later(PAST_SECONDS, self._end_stream, stream, TOO_SLOW)
         try:
-            async for message in self._recall.answer(request, self.feed.epoch):
-                await self._send(context, stream, message)
+            async with contextlib.aclosing(self._recall.answer(request, self.feed.epoch)) as messages:  # it gives its turn back
+                async for message in messages:
+                    await self._send(context, stream, message)
         finally:
             limit.cancel()
             self._recalling.discard(stream)

@@ -23,8 +23,8 @@ import node_pb2 as pb
 from edge.event_log import Event, EventLog
 from edge.fleet.row import Refused, Row
 from edge.fleet.source import EVENTS_KEPT, Wants
-from edge.fleet.wire import beats_of, is_only_a_beat, node_row
-from edge.history import extend
+from edge.fleet.wire import beats_of, frame_bytes, is_only_a_beat, node_row
+from edge.history import SAMPLES
 from edge.program import VERSION
 from edge.protocol import MAX_VIEWERS, MAX_VIEWERS_ELSEWHERE
 
@@ -340,7 +340,7 @@ class Feed:
 
 
 def update_of(epoch: int, now: float, wall: float, **parts: Any) -> bytes:
-    """A message. `now`: when it was made, by the server's clock; nothing in it may be older than that says."""
+    """A message. `now`: when it was made, by the server's clock; all ages in it are as of then."""
     clock, unix = int(MILLISECONDS * now), round(MILLISECONDS * wall)
     packed: bytes = pb.WatchUpdate(epoch=epoch, clock_milliseconds=clock, unix_milliseconds=unix, **parts).SerializeToString()
     return packed
@@ -363,24 +363,16 @@ def details_of(seen: Seen, before: Row | None) -> pb.NodeDetails:
         number=seen.number,
         sample=row.packed_sample,
         processes=None if before and before.packed_processes is row.packed_processes else row.packed_processes,
-        readings=frames_since(before.history, row.history, len(row.vitals.frame)) if before else row.history,
+        readings=frames_since(before.history, row.history, frame_bytes(row.capacities)) if before else row.history,
     )
 
 
 def frames_since(before: bytes, after: bytes, width: int) -> bytes:
-    """The frames by which a history was extended; all, where it was not."""
-    for length in range(0, len(after), width or 1):
-        news = after[len(after) - length :]
-        if (extend_by(before, news, width) if news else before) == after:
-            return news
+    """The frames, each of so many bytes, by which a history was extended; all, where it was not."""
+    for start in range(len(after), 0, -width):  # of what is new
+        if start == min(len(before), SAMPLES * width - len(after) + start) and before.endswith(after[:start]):
+            return after[start:]
     return after
-
-
-def extend_by(history: bytes, news: bytes, width: int) -> bytes:
-    """A history after some more frames."""
-    for start in range(0, len(news), width):
-        history = extend(history, news[start : start + width])
-    return history
 
 
 def messages_of(events: Iterable[Event]) -> list[pb.FleetEvent]:

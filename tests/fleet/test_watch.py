@@ -311,6 +311,10 @@ def test_there_is_room_for_so_many() -> None:
         (b"aa" * 120, b"aa" * 119 + b"bb", b"bb"),
         (b"aa" * 120, b"aa" * 120, b""),
         (b"ab" * 120, b"cd" * 5, b"cd" * 5),
+        (b"aa" * 120, b"aa" * 118 + b"bbcc", b"bbcc"),
+        (b"aa" * 119, b"aa" * 119 + b"bb", b"bb"),
+        (b"ab" * 120, b"ab" * 119, b"ab" * 119),
+        (b"aabb", b"", b""),
         (b"", b"", b""),
     ],
 )
