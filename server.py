@@ -621,7 +621,9 @@ def print_events(events: Follower) -> None:
 def look_elsewhere(options: argparse.Namespace) -> int:
     """The program with --attach: the same screen, of other servers. Raises Failure."""
     screen = is_screen() and not options.headless and not options.json
-    with Inputs(keyboard=screen) as inputs, attach(options) as attached:
+    with Inputs(keyboard=screen) as inputs, attach(options) as attached, contextlib.ExitStack() as ending:
+        if options.record:
+            keep(options, attached, functools.partial(attached.log.add, "warning", node_id="server"), ending)
         names = ", ".join(link.name for link in attached.links)
 
         def about() -> About:

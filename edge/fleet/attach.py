@@ -125,6 +125,8 @@ class Link:
         """Why there is no answer, in words."""
         if error.code() in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.FAILED_PRECONDITION):
             return NoPast(f"{self.name}: {visible(error.details() or 'nothing is kept of that')}")
+        if error.code() is grpc.StatusCode.CANCELLED:  # with the channel
+            return NoPast(f"the connection to {self.name} broke before it answered: try again")
         return NoPast(str(self._trust.explain(error, self.server)))
 
     # ---- Its own thread ----
@@ -237,8 +239,9 @@ class Attached:
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
         new_delays: Callable[[], Iterator[float]] = backoff,
+        wants_all: bool = False,
     ) -> None:
-        """`servers`: each as gRPC finds it, and as people call it."""
+        """`servers`: each as gRPC finds it, and as people call it. `wants_all`: whatever is looked at, it is recorded."""
         self.clock = clock
         self.log = EventLog(EVENTS_KEPT, wall)
         self.links = [
@@ -246,6 +249,8 @@ class Attached:
             for server, name in servers
         ]
         self._wants = Wants()
+        self._wants_all = wants_all
+        self.want(self._wants)
         self.failure: Exception | None = None
         self._earliest = math.inf  # of the moments that were asked for: servers tell theirs once a minute
         self._threads = [threading.Thread(target=self._keep, args=(link,), name="link", daemon=True) for link in self.links]
@@ -315,6 +320,8 @@ class Attached:
 
     def want(self, wants: Wants) -> None:
         """What is looked at from now on."""
+        if self._wants_all:
+            wants = wants._replace(details=True, processes=True)
         if wants == self._wants:
             return
         self._wants = wants
@@ -398,12 +405,12 @@ class Attached:
 def attach(options: argparse.Namespace) -> Attached:
     """The servers that the command line names, or the one of this user on this machine. Raises Failure, with what to do."""
     if not options.attach:
-        return Attached([own_server(options.state)], Trust(holder=VIEWER), new_delays=soon)
+        return Attached([own_server(options.state)], Trust(holder=VIEWER), new_delays=soon, wants_all=bool(options.record))
     servers = list(dict.fromkeys(options.attach))
     trust = trust_of(options, VIEWER)
     if not options.headless and not options.json and sys.stdin.isatty() and sys.stdout.isatty():
         trust.ask([str(server) for server in servers])
-    return Attached([(str(server), name_of(server)) for server in servers], trust)
+    return Attached([(str(server), name_of(server)) for server in servers], trust, wants_all=bool(options.record))
 
 
 def soon() -> Iterator[float]:

@@ -53,7 +53,8 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.switch("--secure", "encrypted, and nobody gets in without a token; the first start makes a key and tokens")
     folder = "of journal, key and tokens (default $STATE_DIRECTORY, else edge-compute-node in $XDG_STATE_HOME or ~/.local/state)"
     parser.option("--state", folder, type=parse_path, metavar="FOLDER")
-    parser.option("--tls-cert", "secure, with a certificate of your own and its chain", type=parse_path, metavar="FILE")
+    about = "secure, with a certificate of your own and its chain; with --attach: one that proves you"
+    parser.option("--tls-cert", about, type=parse_path, metavar="FILE")
     parser.option("--tls-key", "its key", type=parse_path, metavar="FILE")
     parser.option("--client-ca", "nodes come by certificates of this authority, with no token", type=parse_path, metavar="FILE")
     about = "look at a server elsewhere, with its screen here; given again: at several; alone: at this machine's own"
@@ -79,13 +80,13 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     given = [flag for flag, path in {**pair, "--client-ca": options.client_ca}.items() if path]
     if given and (missing := [flag for flag, path in pair.items() if not path]):
         parser.error(f"argument {given[0]}: {' and '.join(missing)} {'are' if len(missing) > 1 else 'is'} missing")
-    options.secure = options.secure or bool(options.tls_cert)
     if options.attach is not None and options.replay:
         parser.error("argument --replay: it plays a file, and --attach looks at a server: give one of them")
     if options.attach is not None:
-        own = {"--listen": options.listen, "--tls-cert": options.tls_cert, "--secure": options.secure}
+        own = {"--listen": options.listen, "--client-ca": options.client_ca, "--secure": options.secure}
         if given := [flag for flag, value in own.items() if value]:
             parser.error(f"argument {given[0]}: it is for a server here, and --attach looks at one elsewhere: give one of them")
+    options.secure = options.secure or bool(options.tls_cert)
     try:
         options.tokens = [] if options.token_file or options.attach is None else parse_tokens(secret)
     except ValueError as error:

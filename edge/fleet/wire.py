@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterable, Iterator, Mapping
 
 from google.protobuf.message import DecodeError
@@ -288,8 +289,8 @@ def small(packed: bytes, what: str) -> bytes:
 
 
 def milliseconds(seconds: float) -> int:
-    """Of a time that is over, as far as a message can say it."""
-    return max(most(1000 * seconds), 0)
+    """Of a time that is over, as far as a message can say it: never less, an age that is too young is none."""
+    return max(most(math.ceil(1000 * seconds)), 0)
 
 
 def most(value: float) -> int:
