@@ -319,7 +319,7 @@ class ServerStatus(_message.Message):
     def __init__(self, version: _Optional[str] = ..., is_secure: bool = ..., may_forget: bool = ..., journal: _Optional[str] = ..., has_past: bool = ..., addresses: _Optional[_Iterable[str]] = ..., past_unix_milliseconds: _Optional[int] = ...) -> None: ...
 
 class NodeRow(_message.Message):
-    __slots__ = ("number", "node_id", "address", "has_session", "left", "reason", "token_id", "interval_milliseconds", "heartbeat_age_milliseconds", "sample_age_milliseconds", "round_trip_microseconds", "info", "sample", "processes", "summary", "readings", "extremes", "awaited_milliseconds", "info_number")
+    __slots__ = ("number", "node_id", "address", "has_session", "left", "reason", "token_id", "interval_milliseconds", "heartbeat_age_milliseconds", "sample_age_milliseconds", "round_trip_microseconds", "info", "sample", "processes", "summary", "readings", "extremes", "awaited_milliseconds", "info_number", "node_readings")
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     NODE_ID_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
@@ -339,6 +339,7 @@ class NodeRow(_message.Message):
     EXTREMES_FIELD_NUMBER: _ClassVar[int]
     AWAITED_MILLISECONDS_FIELD_NUMBER: _ClassVar[int]
     INFO_NUMBER_FIELD_NUMBER: _ClassVar[int]
+    NODE_READINGS_FIELD_NUMBER: _ClassVar[int]
     number: int
     node_id: str
     address: str
@@ -358,7 +359,8 @@ class NodeRow(_message.Message):
     extremes: bytes
     awaited_milliseconds: int
     info_number: int
-    def __init__(self, number: _Optional[int] = ..., node_id: _Optional[str] = ..., address: _Optional[str] = ..., has_session: bool = ..., left: bool = ..., reason: _Optional[str] = ..., token_id: _Optional[str] = ..., interval_milliseconds: _Optional[int] = ..., heartbeat_age_milliseconds: _Optional[int] = ..., sample_age_milliseconds: _Optional[int] = ..., round_trip_microseconds: _Optional[int] = ..., info: _Optional[bytes] = ..., sample: _Optional[bytes] = ..., processes: _Optional[bytes] = ..., summary: _Optional[_Union[Summary, _Mapping]] = ..., readings: _Optional[bytes] = ..., extremes: _Optional[bytes] = ..., awaited_milliseconds: _Optional[int] = ..., info_number: _Optional[int] = ...) -> None: ...
+    node_readings: bytes
+    def __init__(self, number: _Optional[int] = ..., node_id: _Optional[str] = ..., address: _Optional[str] = ..., has_session: bool = ..., left: bool = ..., reason: _Optional[str] = ..., token_id: _Optional[str] = ..., interval_milliseconds: _Optional[int] = ..., heartbeat_age_milliseconds: _Optional[int] = ..., sample_age_milliseconds: _Optional[int] = ..., round_trip_microseconds: _Optional[int] = ..., info: _Optional[bytes] = ..., sample: _Optional[bytes] = ..., processes: _Optional[bytes] = ..., summary: _Optional[_Union[Summary, _Mapping]] = ..., readings: _Optional[bytes] = ..., extremes: _Optional[bytes] = ..., awaited_milliseconds: _Optional[int] = ..., info_number: _Optional[int] = ..., node_readings: _Optional[bytes] = ...) -> None: ...
 
 class Beats(_message.Message):
     __slots__ = ("number_steps", "heartbeat_age_milliseconds", "sample_lag_milliseconds", "utilization_permille", "memory_permille", "memory_used_mebibytes", "temperature_celsius", "power_milliwatts", "cpu_percent", "energy_joules", "round_trip_microseconds", "hottest_device")

@@ -84,6 +84,7 @@ RECONNECTS_PER_SECOND = 700  # sessions that one process can open beside its hea
 HEARTBEATS_PER_SECOND = 10_000  # what one process takes in; a larger fleet is told to beat more slowly
 STRAINED_SECONDS = 0.25  # that a tick comes too late where this machine is slower than that, and takes fewer
 STRAINED_NODES = 1000  # from so many on; heartbeats of fewer are not what keeps it
+BACKLOG_OF_MANY = 20  # samples that are read of a node's backlog then: each takes as long as three heartbeats, and all come at once
 MAX_STRETCH = 5.0  # of the cadence then
 FORGET_SECONDS = 24 * 3600.0
 DATA_FRAMES_PER_SECOND = 12  # heartbeats come all the time; keys are answered at once
@@ -138,7 +139,9 @@ class Registry:
         now = self.clock()
         session = Session(request, address, close)
         with self._lock:
-            holder = self._rows.get(session.node_id)
+            holder, is_large = self._rows.get(session.node_id), len(self._rows) >= STRAINED_NODES
+        if is_large:
+            del request.backlog[:-BACKLOG_OF_MANY]
         known = holder and holder.info.instance_id == session.instance_id
         # What is costly is done outside the lock: of a node that comes back, all that it does not bring along is as it was.
         blank = Row(session.node_id, address, session, self._cadence_seconds(), token_id=token_id, heartbeat_at=now)

@@ -38,6 +38,18 @@ def extend(history: bytes, frame: bytes) -> bytes:
     return (history + frame)[-SAMPLES * len(frame) :]
 
 
+def without_devices(history: bytes, devices: int) -> bytes:
+    """The node's own readings of a history of so many devices."""
+    width = len(COLUMNS) * (1 + devices)
+    return b"".join([history[start : start + len(COLUMNS)] for start in range(0, len(history), width)])
+
+
+def with_devices(own: bytes, devices: int) -> bytes:
+    """A history again, in which no device has reported anything."""
+    nothing = bytes([NOT_REPORTED]) * (len(COLUMNS) * devices)
+    return b"".join([own[start : start + len(COLUMNS)] + nothing for start in range(0, len(own), len(COLUMNS))])
+
+
 def series(history: bytes, devices: int, device: int, column: int) -> bytes:
     """One curve, oldest first, of a history of so many devices. The device may be WHOLE_NODE."""
     width = len(COLUMNS)

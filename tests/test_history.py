@@ -123,3 +123,11 @@ def test_a_memory_that_is_more_than_full_is_full(used: int) -> None:
     assert vitals.frame == bytes([255, 100, 255, 255, 100, 255])
     assert vitals.memory == used / 1000  # and what is shown is what was reported
     assert vitals_of(capacities_of(alone_info), alone).frame == bytes([255, 100, 255])
+
+
+def test_a_history_without_its_devices_and_with_nothing_of_them_again() -> None:
+    frames = bytes(range(18))  # two frames of two devices
+    own = history.without_devices(frames, 2)
+    assert own == bytes([0, 1, 2, 9, 10, 11])
+    assert history.with_devices(own, 2) == bytes([0, 1, 2, *[255] * 6, 9, 10, 11, *[255] * 6])
+    assert history.with_devices(history.without_devices(frames, 0), 0) == frames

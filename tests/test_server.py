@@ -37,9 +37,10 @@ from edge.fleet.intake import vitals_of
 from edge.fleet.listening import default_endpoint
 from edge.fleet.row import End, Refused, Session, State, state_of
 from edge.fleet.source import EVENTS_KEPT
+from edge.history import UTILIZATION, WHOLE_NODE, series
 from edge.program import VERSION
 from edge.protocol import ACKNOWLEDGE_SECONDS, GOODBYE_SECONDS, SILENCE_SECONDS
-from server import Registry, Ticker
+from server import BACKLOG_OF_MANY, STRAINED_NODES, Registry, Ticker
 from tests.fixtures.examples import example_registry
 from tests.fixtures.garbage import collected
 from tests.fixtures.peers import Peer
@@ -241,6 +242,19 @@ def test_many_refusals_do_not_flood_the_log() -> None:
     clock.now += 1
     registry.complain("refused", "box", "no")
     assert kinds(registry).count("refused") == COMPLAINTS_PER_SECOND + 1
+
+
+def test_of_a_backlog_a_large_fleet_s_server_reads_the_newest() -> None:
+    registry = Registry(1.0, 2000, Clock())
+    for number in range(STRAINED_NODES):
+        opened(registry, f"box-{number}")
+    backlog = [pb.Sample(sequence=sequence, host=pb.HostSample(cpu_percent=sequence)) for sequence in range(1, 51)]
+    request = pb.HeartbeatRequest(node_id="back", backlog=backlog, sample=pb.Sample(sequence=51, host=backlog[0].host))
+    session = registry.open(request, "10.0.0.7")
+    (row,) = registry.rows(["back"])
+    assert row
+    assert list(series(row.history, 0, WHOLE_NODE, UTILIZATION)) == [*range(51 - BACKLOG_OF_MANY, 51), 1]
+    assert registry.acknowledgement(session).acknowledged_sequence == 51
 
 
 def test_a_backlog_is_not_kept_in_memory() -> None:

@@ -65,7 +65,8 @@ def summary_of(vitals: Vitals) -> pb.Summary:
 def node_row(
     number: int, row: Row, now: float, before: Row | None = None, details: bool = False, processes: bool = False
 ) -> pb.NodeRow:
-    """A row, whole; `now` by the clock of its times. `details`: with its newest sample; `processes`: and with those.
+    """A row, whole; `now` by the clock of its times. `details`: with its newest sample, and the history of its devices;
+    `processes`: and with those.
 
     `before`: as the reader knows it already, with its info and history, so that these need not be said again.
     """
@@ -86,7 +87,8 @@ def node_row(
         sample=row.packed_sample if details else b"",
         processes=row.packed_processes if processes else b"",
         summary=summary_of(row.vitals),
-        readings=b"" if before else row.history,
+        readings=row.history if details and not before else b"",
+        node_readings=b"" if details or before else history.without_devices(row.history, len(row.capacities.devices)),
         extremes=row.extremes,
         awaited_milliseconds=milliseconds(row.awaited_until - now),
     )
@@ -110,8 +112,9 @@ def row_of(message: pb.NodeRow, made_at: float, before: Row | None = None, serve
             sample_at = made_at - message.sample_age_milliseconds / 1000
     except (ValueError, DecodeError) as error:  # UnicodeDecodeError, of protobuf in pure Python, is a ValueError
         raise Refused(f"a node that can't be: {error}") from error
-    frames = frames_of(message.readings, capacities)
-    if before and not message.readings and before.capacities == capacities:
+    own = message.node_readings[len(message.node_readings) % len(history.COLUMNS) :][-len(history.COLUMNS) * history.SAMPLES :]
+    frames = frames_of(message.readings or history.with_devices(own, len(capacities.devices)), capacities)
+    if before and not message.readings and not own and before.capacities == capacities:
         frames = history_after(before, sample_at, vitals.frame)
     trip = message.round_trip_microseconds / 1e6 if message.HasField("round_trip_microseconds") else None
     return Row(

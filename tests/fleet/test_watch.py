@@ -238,7 +238,7 @@ def test_no_message_is_larger_than_a_viewer_takes() -> None:
     viewer = fleet.join(details=True)
     sizes = [len(message) for message in fleet.feed._news(viewer)]
     assert max(sizes) < 2 * watch.MESSAGE_BYTES < MAX_UPDATE_BYTES
-    assert sum(sizes) > 600 * (2**16 + 2**15)
+    assert sum(sizes) > 600 * (2**16 + 2**14)
 
 
 def test_no_reading_is_too_large_for_a_message() -> None:
