@@ -218,8 +218,6 @@ class Registry:
             self._take_out(holder, f"another session of {session.node_id} has taken over")
         is_same = holder and holder.info.instance_id == session.instance_id
         if holder and is_same and not holder.left and (session.instance_id or holder.address == session.address):
-            if now < holder.awaited_until:
-                return  # it was this server that was away
             self._lines.add("back", f"after {show_seconds(now - holder.heartbeat_at)}", session.node_id, now)
         else:
             hostname = f"{visible(request.info.hostname)}, " if request.info.hostname else ""

@@ -113,7 +113,7 @@ def test_without_a_journal_nothing_is_kept(start: Start, tmp_path: pathlib.Path)
     server = start("server.py", "--headless", "--listen", "127.0.0.1:0", "--state", str(tmp_path), "--no-journal")
     server.line("listening on")
     server.end()
-    assert not list(tmp_path.iterdir())
+    assert not list(tmp_path.glob("journal*"))
 
 
 def test_a_python_without_sqlite_keeps_nothing_and_says_so(start: Start, tmp_path: pathlib.Path) -> None:
