@@ -66,7 +66,7 @@ def test_a_recording_is_played_stopped_and_stepped_through(terminal: Open, recor
     opened.shows("this is a recording")
     opened.press("qq")
     assert opened.wait() == 0
-    assert opened.is_restored()
+    eventually(opened.is_restored)
 
 
 def test_a_recording_that_is_played_fast_comes_to_its_end(terminal: Open, recording: pathlib.Path) -> None:
