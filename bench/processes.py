@@ -86,13 +86,14 @@ class Program:
     ) -> None:
         self.name = arguments[-1] if arguments[0] == "-c" else arguments[0]
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  closed with this object
+        self._state = tempfile.TemporaryDirectory()  # of its own: neither the user's, nor that of the program before
         before = os.sched_getaffinity(0)
         os.sched_setaffinity(0, {SERVER_CORE if core is None else core})  # the child inherits it
         try:
             self.process = subprocess.Popen(
                 [sys.executable, *arguments],
                 cwd=ROOT,
-                env=environment(TERM="xterm-256color", **variables),
+                env=environment(TERM="xterm-256color", STATE_DIRECTORY=self._state.name, **variables),
                 stdin=terminal.slave if terminal else subprocess.DEVNULL,
                 stdout=terminal.slave if terminal else subprocess.DEVNULL,
                 stderr=self._errors,
@@ -116,6 +117,7 @@ class Program:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+        self._state.cleanup()
 
     def cpu_seconds(self) -> float:
         """User and system time so far of the whole process: Linux has a clock for it, to the nanosecond."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 
@@ -22,6 +23,7 @@ def come_back(nodes: int, *server_options: str, token: str = "") -> Iterator[Fig
     """How a fleet comes back to a server with these options."""
     port = free_port()
     with contextlib.ExitStack() as stack:
+        server_options += ("--state", stack.enter_context(tempfile.TemporaryDirectory()))
         first = stack.enter_context(Program(*headless(port, *server_options)))
         first.wait_until_listening(port)
         load = stack.enter_context(Load(Plan(port, nodes, backlog=10, reconnect=True, token=token)))

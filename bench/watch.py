@@ -15,7 +15,7 @@ import node_pb2 as pb
 from bench.figures import WINDOW_SECONDS, Figure, say
 from bench.generator import Load, Plan
 from bench.processes import Program, free_port, headless
-from bench.scale import Cost, measure
+from bench.scale import Cost, measure, measure_fleet
 from edge.protocol import MAX_UPDATE_BYTES
 
 STALL_SECONDS = 60.0
@@ -67,10 +67,13 @@ def watch(options: argparse.Namespace) -> Iterator[Figure]:
     """Viewers of the whole fleet, 8 GPUs a node at 1 Hz: what each costs the server, and one that reads nothing for a minute."""
     port, nodes, watchers = free_port(), options.nodes, list[Watcher]()
     costs: dict[int, Cost] = {}
+    say(f"watch: {nodes:,} nodes, no journal, and nobody looks")
+    alone, lost_alone = measure_fleet(nodes, 8, lambda port: headless(port, "--no-journal"))
+    yield Figure("watch", "no journal, no viewer: a heartbeat", alone.microseconds, "µs", note=alone.sent.warning())
     with Program(*headless(port)) as program:
         program.wait_until_listening(port)
         with Load(Plan(port, nodes, reconnect=True)) as load:
-            lost = sum(report.lost() for report in load.connect())
+            lost = lost_alone + sum(report.lost() for report in load.connect())
             for count in dict.fromkeys((0, 1, options.viewers)):
                 while len(watchers) < count:
                     watchers.append(Watcher(port))
@@ -87,7 +90,8 @@ def watch(options: argparse.Namespace) -> Iterator[Figure]:
                 if count:
                     yield Figure("watch", f"{count} viewers: to each", came / count / WINDOW_SECONDS / 1000, "kB/s", 250)
             none, one, all_of_them = costs[0], costs[1], costs[options.viewers]
-            yield Figure("watch", "a heartbeat with one viewer, of that with none", one.microseconds / none.microseconds, "x", 1.3)
+            yield Figure("watch", "a heartbeat with one viewer, of that with none", one.microseconds / none.microseconds, "x")
+            yield Figure("watch", "and with a journal, of that with neither", one.microseconds / alone.microseconds, "x", 1.3)
             each = max(all_of_them.cpu_percent - none.cpu_percent, 0.0) / options.viewers
             yield Figure("watch", "a viewer: processor", each, "% of a core", 2)
             first = watchers[0]
