@@ -132,7 +132,7 @@ class Mirror:
         arrived = self.clock()
         if update.epoch != self.epoch:  # the server has started anew: its clock, and the numbers of its nodes
             self.epoch, self.version, self._offset = update.epoch, 0, Offset()
-        if update.is_snapshot and self._coming is None:
+        if update.is_snapshot:  # also where another was coming, which the server has given up
             self._coming = Rows()
         if not self.version and self._coming is None and (update.rows or update.beats.number_steps or update.details):
             raise Refused("an update builds on what was not told")

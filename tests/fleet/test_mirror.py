@@ -318,6 +318,14 @@ def test_a_server_that_is_not_heard_keeps_its_nodes_as_they_were_and_their_ages_
     assert state_of(looking.rows()["n1"], looking.clock.now) is State.LOST
 
 
+def test_a_snapshot_that_is_given_up_for_another_leaves_nothing() -> None:
+    looking = Looking()
+    for number, version in ((0, 0), (1, 1)):
+        looking.mirror.take(pb.WatchUpdate(epoch=1, is_snapshot=True))
+        looking.mirror.take(pb.WatchUpdate(epoch=1, rows=[node_row(number, example_row(number), 0.0)], version=version))
+    assert list(looking.rows()) == [example_row(1).node_id]
+
+
 def test_a_server_that_started_anew_is_told_from_the_one_before() -> None:
     looking = Looking()
     opened(looking.registry, "old")
