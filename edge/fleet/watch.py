@@ -320,7 +320,7 @@ class Feed:
 
     def _wanted(self, viewer: Viewer) -> Iterator[pb.NodeDetails]:
         """What has changed since the last time, of the nodes that the viewer knows by now."""
-        wants, version = viewer.wants, self.version
+        wants, version = viewer.wants, viewer.version  # what is newer than that comes with the next one
         samples_at = viewer.details_at if wants.details else version
         processes_at = viewer.processes_at if wants.processes else version
         viewer.details_at, viewer.processes_at = version if wants.details else 0, version if wants.processes else 0

@@ -230,6 +230,21 @@ def test_details_of_all_are_said_when_they_change() -> None:
     assert not any(update.details for update in told)
 
 
+def test_details_of_a_node_that_comes_while_a_sum_is_taken_come_with_it() -> None:
+    fleet = Fleet("a")
+    looking = Looking(fleet)
+    looking.viewer.want(pb.WatchRequest(processes=True))
+    looking.take_all()
+    fleet.put("a", 3)
+    fleet.publish()
+    looking.take()
+    fleet.put("b", packed_processes=b"\x0a\x00")
+    fleet.publish()
+    looking.take_all()
+    looking.take_all()
+    assert {row.node_id: row.packed_processes for row in looking.mirror.snapshot()}["b"] == b"\x0a\x00"
+
+
 def test_no_message_is_larger_than_a_viewer_takes() -> None:
     fleet = Fleet()
     for index in range(600):
