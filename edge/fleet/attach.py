@@ -362,6 +362,7 @@ class Attached:
         """The fleet as it was then. Raises NoPast where no server has kept anything."""
         request, log, reasons = pb.WatchRequest(moment_unix_milliseconds=max(int(1000 * wall), 1)), EventLog(EVENTS_KEPT), []
         asked: list[tuple[Link, Any]] = []
+        now = self.clock()  # of all mirrors, however long each takes to come: ages are as of one moment
         for link in self.links:  # all are asked before one is waited for
             try:
                 asked.append((link, link.ask(request)))
@@ -369,7 +370,7 @@ class Attached:
                 reasons.append(reason)
         mirrors = []
         for link, call in asked:
-            mirror = Mirror(log, link.mirror.name, self.clock)
+            mirror = Mirror(log, link.mirror.name, lambda: now)
             mirror.begin()
             try:
                 for update in call:
@@ -384,7 +385,7 @@ class Attached:
         rows = joined([mirror.snapshot() for mirror in mirrors])
         events = sorted(log.newest(EVENTS_KEPT), key=lambda event: event.time)
         self._earliest = min(self._earliest, mirrors[0].made_at_wall)
-        return Moment(mirrors[0].made_at, mirrors[0].made_at_wall, rows, events)
+        return Moment(now, mirrors[0].made_at_wall, rows, events)
 
     def graph(self, node_id: str, end: float, seconds: float, steps: int) -> Readings:
         """Readings of the `seconds` before `end`. Raises NoPast."""
