@@ -18,6 +18,7 @@ class Meter(NamedTuple):
     at: float = 0.0  # when its counter was read, in seconds
     millijoules: int | None = None  # that the counter said; of a device that does not answer, what it said last
     milliwatts: int | None = None
+    estimated: float = 0.0  # millijoules that were added by its power since
 
 
 class Energy:
@@ -38,12 +39,13 @@ class Energy:
             used = 0.0
             counted = -1 if counter is None or last.millijoules is None else counter - last.millijoules
             if 0 <= counted <= MAX_MILLIWATTS * (now - last.at):
-                used = counted
+                used = max(counted - last.estimated, 0.0)  # it has counted these, too
             elif milliwatts is not None and last.milliwatts is not None:
                 used = (milliwatts + last.milliwatts) / 2 * seconds
             if milliwatts is not None or counter is not None:
                 self._millijoules = (self._millijoules or 0) + used
-            self._meters.append(
-                last._replace(milliwatts=milliwatts) if counter is None else Meter(now, counter, milliwatts)
-            )  # fmt: skip
+            if counter is None:
+                self._meters.append(last._replace(milliwatts=milliwatts, estimated=last.estimated + used))
+            else:
+                self._meters.append(Meter(now, counter, milliwatts))
         return None if self._millijoules is None else int(self._millijoules / 1000)
