@@ -392,7 +392,7 @@ class Registry:
             for row, state in silent:
                 if self._rows.get(row.node_id) is not row:
                     continue
-                if now - row.heartbeat_at > FORGET_SECONDS:
+                if now - row.heartbeat_at > FORGET_SECONDS and now >= row.awaited_until:
                     self._remove(row, f"no heartbeat for {show_seconds(FORGET_SECONDS)}: the server has forgotten {row.node_id}")
                 elif state in (State.LATE, State.LOST) and self._told.get(row.node_id) is not state:
                     self._told[row.node_id] = state

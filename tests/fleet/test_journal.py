@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+import node_pb2 as pb
 from edge import history
 from edge.event_log import Event
 from edge.fleet.journal import (
@@ -29,7 +30,7 @@ from edge.fleet.moments import TREND, Kept, extent_of, frames_of_extent, highest
 from edge.fleet.row import Row, State, state_of
 from edge.fleet.source import Moment, NoPast
 from edge.program import Failure
-from server import Registry
+from server import FORGET_SECONDS, Registry
 from tests.fixtures.examples import EXAMPLE_EVENTS, NOW, WALL, example_registry, example_row
 from tests.fixtures.processes import eventually
 from tests.fixtures.sessions import Clock
@@ -246,6 +247,21 @@ def test_after_a_restart_all_are_there_greyed_with_their_ages(path: pathlib.Path
     registry.tick()
     assert {event.kind for event in registry.log.newest(99)} == {"lost"}
     assert len(registry.log.newest(99)) == 26  # but not who had been lost or left before
+
+
+def test_who_was_there_before_a_long_stop_is_awaited_like_others() -> None:
+    rows = [example_row(0)._replace(node_id=node_id, heartbeat_at=NOW) for node_id in ("a", "b")]
+    clock = Clock(50.0)
+    registry = Registry(1.0, 100, clock=clock)
+    registry.wall = lambda: WALL + 2 * FORGET_SECONDS
+    registry.bring_back(Moment(NOW, WALL, rows, ()))
+    registry.tick()
+    (row, _) = registry.snapshot()
+    registry.open(pb.HeartbeatRequest(node_id="a", info=row.info), row.address)
+    clock.now += GRACE_SECONDS + 1
+    registry.tick()
+    assert [row.node_id for row in registry.snapshot()] == ["a"]
+    assert "joined" not in {event.kind for event in registry.log.newest(9)}
 
 
 def test_who_was_heard_last_is_brought_back_where_there_is_little_room(path: pathlib.Path) -> None:
