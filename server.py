@@ -411,17 +411,17 @@ class Registry:
 
 
 class ErrorEvents(logging.Handler):
-    """What gRPC and asyncio log of exceptions in the network thread: an event, where stderr would go across the screen."""
+    """What is logged of exceptions in a thread, by gRPC, asyncio or us: an event, where stderr would go across the screen."""
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, tell: Callable[[str], object]) -> None:
         super().__init__(logging.ERROR)
-        self._registry = registry
+        self._tell = tell
 
     def emit(self, record: logging.LogRecord) -> None:
         error = record.exc_info[1] if record.exc_info else None
         if isinstance(error, grpc.aio.InternalError):  # a node that is gone, or does not read, could not be answered
             return
-        self._registry.errors.append(record.getMessage() + (f": {error!r}" if error else ""))
+        self._tell(record.getMessage() + (f": {error!r}" if error else ""))
 
 
 def tells_no_header(record: logging.LogRecord) -> bool:
@@ -623,6 +623,7 @@ def look_elsewhere(options: argparse.Namespace) -> int:
     """The program with --attach: the same screen, of other servers. Raises Failure."""
     screen = is_screen() and not options.headless and not options.json
     with Inputs(keyboard=screen) as inputs, attach(options) as attached, contextlib.ExitStack() as ending:
+        logging.getLogger().addHandler(ErrorEvents(lambda text: attached.log.add("error", visible(text, 500), "server")))
         if options.record:
             keep(options, attached, functools.partial(attached.log.add, "warning", node_id="server"), ending)
         names = ", ".join(link.name for link in attached.links)
@@ -648,6 +649,8 @@ def look_elsewhere(options: argparse.Namespace) -> int:
 
 def run(options: argparse.Namespace, make_registry: Callable[..., Registry] = Registry) -> int:
     """The program after its command line. Raises Failure."""
+    if options.debug:
+        logging.basicConfig(level=logging.ERROR)
     if options.replay:
         return run_replay(options)
     if options.attach is not None:
@@ -657,9 +660,7 @@ def run(options: argparse.Namespace, make_registry: Callable[..., Registry] = Re
     gc.set_threshold(10_000, 50, 10_000)
     registry = make_registry(options.interval, options.max_nodes)
     guard = Guard(options.state, options.tls_cert, options.tls_key, options.client_ca) if options.secure else None
-    if options.debug:
-        logging.basicConfig(level=logging.ERROR)
-    logging.getLogger().addHandler(ErrorEvents(registry))
+    logging.getLogger().addHandler(ErrorEvents(registry.errors.append))
     with Inputs(keyboard=screen) as inputs, contextlib.ExitStack() as ending:
         if warning := too_few_files(options.max_nodes):
             registry.complain("warning", "server", warning)
@@ -702,8 +703,7 @@ def run_replay(options: argparse.Namespace) -> int:
     past, ui = opened(options.replay, options.speed)
     if not is_screen() or options.headless or options.json:
         raise Failure("--replay needs a terminal, and neither --headless nor --json: it is played on a screen")
-    if not options.debug:
-        logging.getLogger().addHandler(logging.NullHandler())  # what can't be read is said on the screen
+    logging.getLogger().addHandler(logging.NullHandler())  # what can't be read is said on the screen
     about = About(options.replay.name, Joining(is_secure=False, addresses=()), is_here=False)
     with Inputs(keyboard=True) as inputs:
         show_screen(None, past, lambda: True, inputs, lambda: about, options, ui)

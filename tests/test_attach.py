@@ -440,6 +440,19 @@ def test_json_and_lines_go_through_it(serve: Serve, connect: Connect, start: Sta
     assert (as_json.end(), lines.end()) == (130, 130)
 
 
+def test_an_exception_in_a_thread_is_an_event_and_not_on_the_screen(serve: Serve, start: Start, tmp_path: pathlib.Path) -> None:
+    broken = (
+        "import sys, server\n"
+        "from edge.fleet.attach import Attached\n"
+        "Attached.snapshot = lambda _: 1 / 0  # the recording asks for it\n"
+        "sys.exit(server.main())"
+    )
+    program = start("-c", broken, "--attach", serve().address, "--headless", "--record", str(tmp_path / "night.edge"))
+    program.line(r"error server: .*ZeroDivisionError")
+    assert program.end() == 130
+    assert not any("Traceback" in line for line in program.lines)
+
+
 def test_json_tells_samples_too(serve: Serve, connect: Connect, start: Start) -> None:
     serving = serve()
     connect(serving.address, sample=pb.Sample(sequence=1, host=pb.HostSample(cpu_percent=42)))
