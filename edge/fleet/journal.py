@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import logging
 import os
 import pathlib
@@ -481,10 +482,10 @@ def recording_to(path: pathlib.Path, source: Source, complain: Callable[[str], o
     if path.exists():
         raise Failure(f"{path} is there already: give --record another name")
     try:
-        store = Store(path, None)
+        Store(path, None).close()
     except (OSError, sqlite3.Error) as error:
         raise Failure(f"cannot record to {path}: {error}") from error
-    return Journal(lambda: store, path, source, RECORD_SECONDS, complain=complain)
+    return Journal(functools.partial(Store, path, None), path, source, RECORD_SECONDS, complain=complain)
 
 
 def restored(moment: Source, now: float, wall: float) -> list[Row]:

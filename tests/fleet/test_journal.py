@@ -400,6 +400,17 @@ def test_a_recording_is_one_new_file(tmp_path: pathlib.Path) -> None:
         recording_to(pathlib.Path("/nowhere/x"), registry, lambda _text: None)
 
 
+def test_a_recording_that_is_damaged_goes_on_in_a_new_file(tmp_path: pathlib.Path) -> None:
+    path, told = tmp_path / "night.edge", list[str]()
+    recording = recording_to(path, example_registry(3), told.append)
+    path.write_bytes(b"no database" * 1000)
+    recording.start()
+    recording.close()
+    assert len(told) == 1
+    assert "it was damaged" in told[0]
+    assert len(Kept(path).newest().snapshot()) == 3
+
+
 def spoil_version(database: sqlite3.Connection) -> None:
     database.execute("PRAGMA user_version = 2")
 
