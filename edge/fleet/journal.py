@@ -303,12 +303,13 @@ class Journal:
         seconds: float,
         restore: Callable[[Source], object] | None = None,
         complain: Callable[[str], object] = lambda _text: None,
+        name: str = "journal",
     ) -> None:
         """`store` opens the file; `restore` takes the newest moment of before, if there is one; `complain` is told of each trouble
-        once."""
+        once. `name`: what people call it."""
         self.past = Kept(path, is_own=True)
         self._open, self._path, self._source, self._seconds = store, path, source, seconds
-        self._restore, self._complain = restore, complain
+        self._restore, self._complain, self._name = restore, complain, name
         self._store: Store | None = None
         self._stop, self._is_read = threading.Event(), threading.Event()
         self._trouble, self._busy_since = "", 0.0
@@ -329,16 +330,19 @@ class Journal:
         began = self._busy_since  # the thread may end it meanwhile
         silent = time.monotonic() - began if began else 0.0
         if silent > SLOW_SECONDS:
-            return [f"journal: its disk has given no answer for {show_seconds(silent)}"]
-        return [self._trouble] if self._trouble else ()
+            return [f"{self._name}: its disk has given no answer for {show_seconds(silent)}"]
+        return [f"{self._name}: {self._trouble}"] if self._trouble else ()
+
+    def _tell(self, text: str) -> None:
+        self._complain(f"{self._name}: {text}")
 
     def _run(self) -> None:
         """A thread that dies says so."""
         try:
             self._work()
         except Exception:
-            logging.getLogger(__name__).exception("the journal has ended by an error of its own")
-            self._trouble = "journal: it has ended by an error of its own"
+            logging.getLogger(__name__).exception(f"the {self._name} has ended by an error of its own")
+            self._trouble = "it has ended by an error of its own"
         finally:
             self._busy_since = 0.0
             self._is_read.set()
@@ -367,19 +371,19 @@ class Journal:
         except OtherLayout as error:
             trouble = self._put_aside("other-version", f"another version has written it ({error})")
         except sqlite3.OperationalError as error:
-            trouble = f"journal: {WORDS.get(str(error), str(error))}"
+            trouble = WORDS.get(str(error), str(error))
         except sqlite3.DatabaseError as error:
             trouble = self._put_aside("damaged", f"it was damaged ({error})")
         except OSError as error:
-            trouble = f"journal: {error if error.errno is None else f'{self._path.parent}: {reason(error)}'}"
+            trouble = str(error) if error.errno is None else f"{self._path.parent}: {reason(error)}"
         self._busy_since = 0.0
         spent = time.monotonic() - began
         if spent > SLOW_SECONDS:
-            self._complain(f"journal: its disk gave no answer for {show_seconds(spent)}")
+            self._tell(f"its disk gave no answer for {show_seconds(spent)}")
         if trouble and trouble != self._trouble:
-            self._complain(trouble)
+            self._tell(trouble)
         elif self._trouble and not trouble:
-            self._complain("journal: it is written again")
+            self._tell("it is written again")
         self._trouble = trouble
 
     def _put_aside(self, name: str, why: str) -> str:
@@ -393,10 +397,10 @@ class Journal:
                 with contextlib.suppress(FileNotFoundError):
                     self._path.with_name(self._path.name + ending).replace(aside.with_name(aside.name + ending))
             self.past.clear()
-            self._complain(f"journal: {why}: it lies in {aside} now, and a new one begins")
+            self._tell(f"{why}: it lies in {aside} now, and a new one begins")
             self._store = self._open()
         except (OSError, sqlite3.Error) as error:
-            return f"journal: {why}, and no new one can begin: {error}"
+            return f"{why}, and no new one can begin: {error}"
         return ""
 
     def _read(self) -> None:
@@ -406,7 +410,7 @@ class Journal:
             except NoPast as error:
                 if type(error.__cause__) is sqlite3.DatabaseError:  # the file itself is spoilt, and not this moment alone
                     raise error.__cause__ from error
-                self._complain(f"journal: what was before this start is not known: {error}")
+                self._tell(f"what was before this start is not known: {error}")
             self._store.know(self._source.snapshot())
 
     def _take(self, now: float, seconds: float) -> None:
@@ -485,7 +489,7 @@ def recording_to(path: pathlib.Path, source: Source, complain: Callable[[str], o
         Store(path, None).close()
     except (OSError, sqlite3.Error) as error:
         raise Failure(f"cannot record to {path}: {error}") from error
-    return Journal(functools.partial(Store, path, None), path, source, RECORD_SECONDS, complain=complain)
+    return Journal(functools.partial(Store, path, None), path, source, RECORD_SECONDS, complain=complain, name="recording")
 
 
 def restored(moment: Source, now: float, wall: float) -> list[Row]:
