@@ -129,17 +129,25 @@ class Store:
         self._known = {row.node_id: UNKNOWN._replace(sample_at=row.sample_at, folded_at=row.sample_at) for row in rows}
 
     def write(
-        self, now: float, wall: float, seconds: float, rows: Sequence[Row], events: Sequence[Event], pause: Callable[[], object]
+        self,
+        now: float,
+        wall: float,
+        seconds: float,
+        rows: Sequence[Row],
+        events: Sequence[Event],
+        pause: Callable[[], object],
+        is_last: bool = False,
     ) -> None:
         """Keep a moment, and a trend when it is due. All of it is in the file when this returns; else nothing.
 
-        `now`: by the clock of the rows' times; `seconds`: since the moment before; `pause` is called between two pieces.
+        `now`: by the clock of the rows' times; `seconds`: since the moment before; `pause` is called between two pieces; `is_last`:
+        of this start of the server, so that a trend tells of what is left.
         """
         if now >= self._segment_ends:
             self._segment, self._segment_ends, self._infos = self._segment + 1, now + SEGMENT_SECONDS, 0
         if not self._trend_began:
             self._trend_began = now - seconds
-        is_due = now - self._trend_began >= TREND_SECONDS
+        is_due = is_last or now - self._trend_began >= TREND_SECONDS
         parts, infos, known = self._pack(now, rows, is_due, pause)
         new = [event for event in events if event not in self._seen]
         execute_many = self._database.executemany
@@ -355,7 +363,7 @@ class Journal:
         while not is_over:
             is_over = self._stop.wait(wait)
             now = self._source.clock()
-            self._guarded(lambda now=now, since=now - taken_at: self._take(now, since))  # type: ignore[misc]
+            self._guarded(functools.partial(self._take, now, now - taken_at, is_over))
             taken_at, spent = now, self._source.clock() - now
             wait = max(self._seconds - spent, self._seconds / 2)  # so that what is not on the disk yet is never older than that
         if self._store:
@@ -413,10 +421,10 @@ class Journal:
                 self._tell(f"what was before this start is not known: {error}")
             self._store.know(self._source.snapshot())
 
-    def _take(self, now: float, seconds: float) -> None:
+    def _take(self, now: float, seconds: float, is_last: bool) -> None:
         if self._store:
             wall, rows, events = self._source.wall(), self._source.snapshot(), self._source.newest_events(EVENTS_KEPT)
-            self._store.write(now, wall, seconds, rows, events, lambda: self._stop.wait(PAUSE_SECONDS))
+            self._store.write(now, wall, seconds, rows, events, lambda: self._stop.wait(PAUSE_SECONDS), is_last)
 
 
 def keep(

@@ -254,7 +254,7 @@ class Kept:
             " AND unix_milliseconds <= ? AND (segment = ?) = ? AND part = ? % parts ORDER BY unix_milliseconds"
         )
         with self._reading() as database:
-            fine_from = start if seconds <= FINE_SECONDS else self._trends_until(database, end)
+            fine_from = start if seconds <= FINE_SECONDS else max(self._trends_until(database, end), start)
             for is_trend, since in ((True, start), (False, fine_from)):
                 for at, span, part in database.execute(query, [1000 * since, 1000 * end, TREND, is_trend, crc]):
                     found = (message for message in unpacked(part) if message.node_id == node_id)

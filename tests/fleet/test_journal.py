@@ -125,6 +125,15 @@ def test_a_spike_of_a_second_is_in_the_trend_when_its_moment_is_gone(path: pathl
         assert set(day.highest[: -3 * WIDTH]) == {history.NOT_REPORTED}
 
 
+def test_an_orderly_end_leaves_no_hole_in_a_graph_of_trends(tmp_path: pathlib.Path) -> None:
+    for _ in range(2):
+        journal = keeper(tmp_path, example_registry(1), [])
+        journal.start()
+        journal.close()
+    with contextlib.closing(sqlite3.connect(tmp_path / FILE)) as database:
+        assert database.execute("SELECT count(*) FROM moments WHERE segment = ?", [TREND]).fetchone() == (2,)
+
+
 def test_the_highest_byte_of_each_place() -> None:
     chance = random.Random(1)
     for count in (1, 2, 3, 7, 120):
