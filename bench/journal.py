@@ -16,7 +16,7 @@ import server
 from bench.figures import Figure, say
 from bench.messages import BOXES, course
 from edge.fleet.journal import FILE, MOMENT_SECONDS, SEGMENT_SECONDS, Store
-from edge.fleet.moments import Kept, width_of
+from edge.fleet.moments import Kept
 from edge.fleet.row import Row
 
 SAMPLES = 120
@@ -71,12 +71,12 @@ def fleet(nodes: int) -> list[Row]:
         session = registry.open(pb.HeartbeatRequest(node_id=f"bench-{number:05}", info=info), "10.0.0.1")
         for beat in beats:
             registry.heartbeat(session, beat)
-    return [row._replace(history=(row.history * SAMPLES)[: SAMPLES * width_of(row)]) for row in registry.snapshot()]
+    return [row._replace(history=(row.history * SAMPLES)[: SAMPLES * row.capacities.frame_bytes]) for row in registry.snapshot()]
 
 
 def later(row: Row) -> Row:
     """A row after ten more samples."""
-    turned = int(MOMENT_SECONDS) * width_of(row)
+    turned = int(MOMENT_SECONDS) * row.capacities.frame_bytes
     at = (row.sample_at or 0.0) + MOMENT_SECONDS
     return row._replace(sample_at=at, heartbeat_at=at, history=row.history[turned:] + row.history[:turned])
 

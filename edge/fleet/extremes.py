@@ -100,7 +100,7 @@ def is_read(row: Row, now: float) -> bool:
 
 def updated(row: Row, minute: int) -> bytes:
     """With the samples since the last update: a few more of them, which were seen before, are none too many."""
-    (before, _), width = read(row.extremes), len(COLUMNS) * (1 + len(row.capacities.devices))
+    (before, _), width = read(row.extremes), row.capacities.frame_bytes
     minutes = min(max(minute - before, 0), MAX_GAP_MINUTES) + 1
     samples = math.ceil(minutes * MINUTE_SECONDS / max(row.interval_seconds, row.capacities.sampling_seconds))
     return after(row.extremes, minute, row.history[-samples * width :], width)

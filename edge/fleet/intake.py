@@ -214,4 +214,4 @@ def with_backlog(row: Row, backlog: Sequence[pb.Sample]) -> bytes:
     for sample in missed:
         check_sample(sample)
     frames = b"".join([row.history, *(vitals_of(row.capacities, sample).frame for sample in missed)])
-    return frames[-history.SAMPLES * WIDTH * (1 + len(row.capacities.devices)) :]
+    return frames[-history.SAMPLES * row.capacities.frame_bytes :]

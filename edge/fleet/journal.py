@@ -35,7 +35,6 @@ from edge.fleet.moments import (
     part_of,
     spacing_seconds,
     sqlite3,
-    width_of,
 )
 from edge.fleet.row import Row, State, state_of
 from edge.fleet.source import EVENTS_KEPT, NoPast, Source
@@ -278,7 +277,7 @@ def frames_since(row: Row, sample_at: float | None) -> bytes:
     if sample_at is None or row.sample_at is None:
         return row.history
     count = round((row.sample_at - sample_at) / spacing_seconds(row))
-    return row.history[-count * width_of(row) :] if count > 0 else b""
+    return row.history[-count * row.capacities.frame_bytes :] if count > 0 else b""
 
 
 def folded(known: Known, row: Row, is_due: bool) -> tuple[float | None, bytes]:
@@ -287,7 +286,7 @@ def folded(known: Known, row: Row, is_due: bool) -> tuple[float | None, bytes]:
     if at is None or (not is_due and since is not None and at - since < FOLDED_FRAMES * spacing_seconds(row)):
         return since, known.extent
     frames = frames_since(row, since)
-    return at, extent_of(frames, width_of(row), known.extent) if frames else known.extent
+    return at, extent_of(frames, row.capacities.frame_bytes, known.extent) if frames else known.extent
 
 
 def trend_of(known: Mapping[str, Known]) -> list[bytes]:

@@ -95,11 +95,6 @@ def spacing_seconds(row: Row) -> float:
     return max(row.interval_seconds, row.capacities.sampling_seconds) or 1.0
 
 
-def width_of(row: Row) -> int:
-    """Of a frame of its history, in bytes."""
-    return len(history.COLUMNS) * (1 + len(row.capacities.devices))
-
-
 def kept_row(row: Row, now: float, frames: bytes, info_number: int) -> pb.NodeRow:
     """A row of a moment. `frames`: those since the moment before. Its number, which nothing else needs here, is the time from
     one of them to the next, in milliseconds."""

@@ -12,6 +12,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 import node_pb2 as pb
+from edge import history
 from edge.fleet.checks import check_processes, check_sample
 from edge.protocol import hangs_after_seconds, late_after_seconds, lost_after_seconds
 from edge.text import show_seconds
@@ -56,6 +57,11 @@ class Capacities(NamedTuple):
     host_memory_bytes: int = 0
     devices: tuple[tuple[int, int], ...] = ()  # memory in bytes, slowdown temperature in °C; 0 is not known
     sampling_seconds: float = 0  # from one sample to the next, as the box's owner set it; 0 is not known
+
+    @property
+    def frame_bytes(self) -> int:
+        """Of a frame of the history of such a node."""
+        return len(history.COLUMNS) * (1 + len(self.devices))
 
 
 class End(NamedTuple):

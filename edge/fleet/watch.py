@@ -23,7 +23,7 @@ import node_pb2 as pb
 from edge.event_log import Event, EventLog
 from edge.fleet.row import Refused, Row
 from edge.fleet.source import EVENTS_KEPT, Wants
-from edge.fleet.wire import beats_of, frame_bytes, is_only_a_beat, node_row
+from edge.fleet.wire import beats_of, is_only_a_beat, node_row
 from edge.history import SAMPLES
 from edge.program import VERSION
 from edge.protocol import MAX_VIEWERS, MAX_VIEWERS_ELSEWHERE
@@ -363,7 +363,7 @@ def details_of(seen: Seen, before: Row | None) -> pb.NodeDetails:
         number=seen.number,
         sample=row.packed_sample,
         processes=None if before and before.packed_processes is row.packed_processes else row.packed_processes,
-        readings=frames_since(before.history, row.history, frame_bytes(row.capacities)) if before else row.history,
+        readings=frames_since(before.history, row.history, row.capacities.frame_bytes) if before else row.history,
     )
 
 

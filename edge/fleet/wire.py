@@ -211,7 +211,7 @@ def rows_after(beats: pb.Beats, made_at: float, rows: Mapping[int, Row]) -> Iter
             cpu - 1 if cpu else None, energy - 1 if energy else None,
         )  # fmt: skip
         sample_at = heartbeat_at - lag / 1000
-        frames = history_after(row, sample_at, node.ljust(frame_bytes(row.capacities), bytes([history.NOT_REPORTED])))
+        frames = history_after(row, sample_at, node.ljust(row.capacities.frame_bytes, bytes([history.NOT_REPORTED])))
         round_trip = (trip - 1) / 1e6 if trip else None
         yield number, row.beat(round_trip, row.packed_sample, vitals, frames, sample_at, heartbeat_at)
 
@@ -233,7 +233,7 @@ def row_with(details: pb.NodeDetails, row: Row, told: bytes) -> Row:
 
     Raises Refused for what no server of ours would send.
     """
-    new, width, frames, vitals = frames_of(details.readings, row.capacities), frame_bytes(row.capacities), row.history, row.vitals
+    new, width, frames, vitals = frames_of(details.readings, row.capacities), row.capacities.frame_bytes, row.history, row.vitals
     if details.sample:
         row = row._replace(packed_sample=small(details.sample, "sample"))
         vitals = vitals._replace(frame=vitals_of(row.capacities, row.sample).frame)
@@ -273,14 +273,9 @@ def seconds_of(unix_milliseconds: int) -> float:
     return unix_milliseconds / 1000
 
 
-def frame_bytes(capacities: Capacities) -> int:
-    """Of a frame of such a node."""
-    return len(history.COLUMNS) * (1 + len(capacities.devices))
-
-
 def frames_of(readings: bytes, capacities: Capacities) -> bytes:
     """The last whole frames of a node."""
-    width = frame_bytes(capacities)
+    width = capacities.frame_bytes
     return readings[len(readings) % width :][-width * history.SAMPLES :]
 
 
