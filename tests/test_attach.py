@@ -272,8 +272,11 @@ def test_a_graph_is_asked_of_the_server_that_has_the_node(serve: Serve, connect:
     assert attached.graph("b", 1_500.0, 60.0, 4) == Readings(1, bytes([1] * 24), bytes([2] * 24))
     with pytest.raises(NoPast, match="nothing is kept of c"):
         attached.graph("c", 1_500.0, 60.0, 4)
-    with pytest.raises(NoPast, match="x is not known"):
+    with pytest.raises(NoPast, match="x is not known any more"):
         attached.graph("x", 1_500.0, 60.0, 4)
+    alone = look(serve(past=OneDay("gone")).address)
+    eventually(lambda: alone.is_known() and alone.links[0].mirror.status.has_past)
+    assert alone.graph("gone", 1_500.0, 60.0, 4).devices == 1  # it was there then
 
 
 # ---- Hostile servers ----

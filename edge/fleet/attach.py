@@ -252,7 +252,7 @@ class Attached:
         self._wants_all = wants_all
         self.want(self._wants)
         self.failure: Exception | None = None
-        self._earliest = math.inf  # of the moments that were asked for: servers tell theirs once a minute
+        self._earliest = math.inf  # of the moments that were asked for: servers tell theirs some seconds later
         self._threads = [threading.Thread(target=self._keep, args=(link,), name="link", daemon=True) for link in self.links]
 
     def __enter__(self) -> Attached:
@@ -389,12 +389,13 @@ class Attached:
 
     def graph(self, node_id: str, end: float, seconds: float, steps: int) -> Readings:
         """Readings of the `seconds` before `end`. Raises NoPast."""
-        if not (found := self._find(node_id)):
-            raise NoPast(f"{node_id} is not known")
-        link, row = found
-        wanted = pb.GraphRequest(
-            node_id=row.node_id, end_unix_milliseconds=max(int(1000 * end), 1), seconds=round(seconds), steps=steps
-        )
+        if found := self._find(node_id):
+            link, name = found[0], found[1].node_id
+        elif len(self.links) == 1:  # it may have been forgotten since
+            link, name = self.links[0], node_id
+        else:
+            raise NoPast(f"{node_id} is not known any more")
+        wanted = pb.GraphRequest(node_id=name, end_unix_milliseconds=max(int(1000 * end), 1), seconds=round(seconds), steps=steps)
         try:
             return graph_of(next(link.ask(pb.WatchRequest(graph=wanted)), pb.WatchUpdate()).graph, steps)
         except grpc.RpcError as error:
