@@ -8,8 +8,9 @@
 
 Data flows one way:  gRPC streams -> Registry -> Lens -> View -> render()
 
-Threads: main (screen or plain lines), and one network thread with grpc.aio's event loop and all the streams. They meet in the
-Registry, under its lock. Liveness is derived from ages, by the monotonic clock of this process; no clock of a node is believed.
+Threads: main (screen or plain lines), one network thread with grpc.aio's event loop and all the streams, and the journal's. They
+meet in the Registry, under its lock; what is asked of the past waits for the disk in threads of its own. Liveness is derived from
+ages, by the monotonic clock of this process; no clock of a node is believed.
 With --secure a Guard stands before the streams (edge/fleet/guard.py), and lets in who has a token.
 """
 

@@ -85,7 +85,7 @@ def slowly() -> float:
 
 
 class Trust:
-    """Tokens and files, and the channels that they open. Two threads at a time may use it, for different servers.
+    """Tokens and files, and the channels that they open. Several threads may use it, each for another server.
 
     Tokens that the user gives beat those that were saved for the same server. Each is tried until one fits: a server is proved by
     the key that the token names before the token is sent, so that a wrong one costs a handshake and tells nobody anything. What
