@@ -418,7 +418,8 @@ class Journal:
                 if type(error.__cause__) is sqlite3.DatabaseError:  # the file itself is spoilt, and not this moment alone
                     raise error.__cause__ from error
                 self._tell(f"what was before this start is not known: {error}")
-            self._store.know(self._source.snapshot())
+            came_back = (row for row in self._source.snapshot() if row.session is None)  # others have come while it was read
+            self._store.know(came_back)
 
     def _take(self, now: float, seconds: float, is_last: bool) -> None:
         if self._store:

@@ -28,7 +28,7 @@ from edge.fleet.journal import (
 )
 from edge.fleet.moments import TREND, Kept, extent_of, frames_of_extent, highest
 from edge.fleet.row import Row, State, state_of
-from edge.fleet.source import Moment, NoPast
+from edge.fleet.source import Moment, NoPast, Source
 from edge.program import Failure
 from server import FORGET_SECONDS, Registry
 from tests.fixtures.examples import EXAMPLE_EVENTS, NOW, WALL, example_registry, example_row
@@ -278,6 +278,24 @@ def test_who_was_heard_last_is_brought_back_where_there_is_little_room(path: pat
     registry = Registry(1.0, 4, clock=lambda: NOW)
     registry.bring_back(Moment(NOW, registry.wall(), rows, ()))
     assert [row.node_id for row in registry.snapshot()] == [row.node_id for row in rows[:4]]
+
+
+def test_who_comes_while_a_slow_disk_is_read_is_kept_with_all_that_came(tmp_path: pathlib.Path) -> None:
+    with writing(tmp_path / FILE) as store:
+        write(store, 0, [example_row(0)])
+    registry = Registry(1.0, 100)
+
+    def slowly(moment: Source) -> None:
+        backlog = [pb.Sample(sequence=number, host=pb.HostSample(cpu_percent=number)) for number in (1, 2, 3)]
+        registry.open(pb.HeartbeatRequest(node_id="box", backlog=backlog, sample=pb.Sample(sequence=4)), "10.0.0.1")
+        registry.bring_back(moment)
+
+    journal = journal_in(tmp_path, 2**30, registry, slowly, lambda _text: None)
+    journal.start()
+    journal.close()
+    (row,) = journal.past.newest().rows(["box"])
+    assert row
+    assert row.history[:: len(history.COLUMNS)] == bytes([1, 2, 3, history.NOT_REPORTED])
 
 
 def test_a_clock_that_was_set_back_makes_no_age_too_young() -> None:
