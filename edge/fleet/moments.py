@@ -27,7 +27,7 @@ from edge.fleet.intake import capacities_of, labels_of
 from edge.fleet.row import Refused, Row
 from edge.fleet.source import EVENTS_KEPT, Moment, NoPast, Readings, Source
 from edge.fleet.wire import node_row, row_of
-from edge.protocol import MAX_NODE_ID
+from edge.protocol import MAX_DEVICES, MAX_NODE_ID
 from edge.text import visible
 
 try:
@@ -302,15 +302,17 @@ class Course(NamedTuple):
 
 
 def course_of(message: pb.NodeRow, is_trend: bool, until: float, seconds: float) -> Course | None:
-    """What a row of a moment or trend says of a node's course, if it does."""
+    """What a row of a moment or trend says of a node's course, if it does, and a server of ours can have written it."""
     readings, count = message.readings, 2
     if not is_trend:
         until -= message.sample_age_milliseconds / 1000
         seconds = max(message.number, 1) / 1000
         count = len(readings) // (len(message.summary.readings) + len(history.COLUMNS))
-    if not count or not readings or len(readings) % count:
+    if not readings or not 0 < count <= history.SAMPLES or len(readings) % count:
         return None
     width = len(readings) // count
+    if width % len(history.COLUMNS) or width > len(history.COLUMNS) * (1 + MAX_DEVICES):
+        return None
     return Course(is_trend, until, seconds, [readings[at : at + width] for at in range(0, len(readings), width)])
 
 

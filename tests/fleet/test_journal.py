@@ -26,7 +26,7 @@ from edge.fleet.journal import (
     recording_to,
     restored,
 )
-from edge.fleet.moments import TREND, Kept, extent_of, frames_of_extent, highest
+from edge.fleet.moments import TREND, Kept, course_of, extent_of, frames_of_extent, highest
 from edge.fleet.row import Row, State, state_of
 from edge.fleet.source import Moment, NoPast, Source
 from edge.program import Failure
@@ -471,3 +471,10 @@ def test_a_row_that_no_server_has_written_costs_that_row(path: pathlib.Path) -> 
         spoilt = example_row(3)._replace(packed_info=b"\xff\xff")
         write(store, 0, [example_row(0), spoilt, example_row(1)._replace(node_id=" ")])
     assert [row.node_id for row in Kept(path).newest().snapshot()] == ["Node-1000"]
+
+
+@pytest.mark.parametrize(
+    ("readings", "is_trend"), [(bytes(2**20), True), (bytes(8), True), (bytes(3 * 2**20), False), (bytes(3 * 121), False)]
+)
+def test_a_course_that_no_server_has_written_is_none(readings: bytes, is_trend: bool) -> None:
+    assert course_of(pb.NodeRow(readings=readings), is_trend, WALL, 300.0) is None
