@@ -371,10 +371,12 @@ class Journal:
     def _guarded(self, action: Callable[[], object]) -> None:
         """The one boundary of what a disk, and what lies there, may do."""
         self._busy_since = began = time.monotonic()
-        trouble = ""
+        trouble = withheld = ""
         try:
             self._store = self._store or self._open()
             action()
+        except BlockingIOError as error:  # what lies there is another server's
+            trouble = withheld = str(error)
         except OtherLayout as error:
             trouble = self._put_aside("other-version", f"another version has written it ({error})")
         except sqlite3.OperationalError as error:
@@ -383,7 +385,7 @@ class Journal:
             trouble = self._put_aside("damaged", f"it was damaged ({error})")
         except OSError as error:
             trouble = str(error) if error.errno is None else f"{self._path.parent}: {reason(error)}"
-        self._busy_since = 0.0
+        self._busy_since, self.past.withheld = 0.0, withheld
         spent = time.monotonic() - began
         if spent > SLOW_SECONDS:
             self._tell(f"its disk gave no answer for {show_seconds(spent)}")
@@ -482,11 +484,11 @@ def journal_in(
 
 
 def lock_of(path: pathlib.Path) -> StateFile:
-    """Raises OSError."""
+    """Raises OSError; BlockingIOError where another server has it."""
     try:
         return StateFile(path.with_suffix(".lock"))
     except BlockingIOError:
-        raise OSError(f"another server keeps its own in {path.parent}: give this one another folder, by --state") from None
+        raise BlockingIOError(f"another server keeps its own in {path.parent}: give this one another folder, by --state") from None
 
 
 def recording_to(path: pathlib.Path, source: Source, complain: Callable[[str], object]) -> Journal:

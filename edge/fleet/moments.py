@@ -162,6 +162,7 @@ class Kept:
         """`is_own`: this server has written it, of what it had checked; what comes from anywhere is checked again, which takes
         half a second for ten thousand nodes."""
         self.path, self._is_own = path, is_own
+        self.withheld = ""  # why it is not to be read: what lies there is of another fleet
         self._lock = threading.Lock()
         self._infos: dict[int, dict[int, Row]] = {}  # by where they lie in the file: rows by number that have nothing but an info
         self._known: dict[bytes, Row] = {}  # the same by info
@@ -268,6 +269,8 @@ class Kept:
         """Raises NoPast."""
         if not sqlite3:
             raise NoPast(NO_SQLITE)
+        if self.withheld:
+            raise NoPast(f"nothing is kept of this fleet: {self.withheld}")
         try:
             with contextlib.closing(opened_to_read(self.path)) as database:
                 database.execute("BEGIN")  # what the ring takes away meanwhile is still there

@@ -343,6 +343,8 @@ def test_a_second_server_on_the_folder_keeps_none_and_says_so(tmp_path: pathlib.
     second.start()
     assert told == [f"journal: another server keeps its own in {tmp_path}: give this one another folder, by --state"]
     assert second.notices() == told
+    with pytest.raises(NoPast, match="nothing is kept of this fleet: another server keeps its own"):
+        second.past.newest()  # which would be the first one's
     second.close()
     first.close()
     assert len(first.past.newest().snapshot()) == 3
