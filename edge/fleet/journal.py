@@ -311,12 +311,13 @@ class Journal:
         restore: Callable[[Source], object] | None = None,
         complain: Callable[[str], object] = lambda _text: None,
         name: str = "journal",
+        held: Sequence[StateFile] = (),
     ) -> None:
         """`store` opens the file; `restore` takes the newest moment of before, if there is one; `complain` is told of each trouble
-        once. `name`: what people call it."""
+        once. `name`: what people call it; `held`: what it lets go of at its end."""
         self.past = Kept(path, is_own=True)
         self._open, self._path, self._source, self._seconds = store, path, source, seconds
-        self._restore, self._complain, self._name = restore, complain, name
+        self._restore, self._complain, self._name, self._held = restore, complain, name, held
         self._store: Store | None = None
         self._stop, self._is_read = threading.Event(), threading.Event()
         self._trouble, self._busy_since = "", 0.0
@@ -353,6 +354,8 @@ class Journal:
         finally:
             self._busy_since = 0.0
             self._is_read.set()
+            for file in self._held:
+                file.close()
 
     def _work(self) -> None:
         self._guarded(self._read)
@@ -480,7 +483,7 @@ def journal_in(
             held.append(lock_of(path))
         return Store(path, size_bytes)
 
-    return Journal(opened, path, source, MOMENT_SECONDS, restore, complain)
+    return Journal(opened, path, source, MOMENT_SECONDS, restore, complain, held=held)
 
 
 def lock_of(path: pathlib.Path) -> StateFile:
