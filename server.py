@@ -657,8 +657,6 @@ def run(options: argparse.Namespace, make_registry: Callable[..., Registry] = Re
     if options.attach is not None:
         return look_elsewhere(options)
     screen = is_screen() and not options.headless and not options.json
-    # gRPC leaves a cycle with each call. A pass over the objects of ten thousand nodes takes half a second, and finds nothing else.
-    gc.set_threshold(10_000, 50, 10_000)
     registry = make_registry(options.interval, options.max_nodes)
     guard = Guard(options.state, options.tls_cert, options.tls_key, options.client_ca) if options.secure else None
     logging.getLogger().addHandler(ErrorEvents(registry.errors.append))
