@@ -20,6 +20,7 @@ import node_pb2 as pb
 from edge.event_log import Event
 from edge.files import reason
 from edge.fleet.moments import (
+    MAX_PART_BYTES,
     NO_SQLITE,
     ROWS_A_PART,
     SCHEMA,
@@ -168,13 +169,23 @@ class Store:
         all_known: dict[str, Known] = {}
         for group in groups:
             messages, new = [], []
+            size = new_size = 0
             for row in group:
                 known = self._known.get(row.node_id, UNKNOWN)
                 number = known.info_number
                 if known.packed_info != row.packed_info or known.segment != self._segment:
                     number = self._infos = self._infos + 1
                     new.append(pb.NodeRow(node_id=row.node_id, info=row.packed_info, info_number=number))
-                messages.append(kept_row(row, now, frames_since(row, known.sample_at), number))
+                    new_size += len(row.packed_info)
+                if new_size > MAX_PART_BYTES // 4:
+                    infos.append(packed(new))
+                    new, new_size = [], 0
+                message = kept_row(row, now, frames_since(row, known.sample_at), number)
+                size += message.ByteSize()
+                if size > MAX_PART_BYTES // 2:  # ids can be chosen such that all lie here: what can't be read again is worth less
+                    for field in ("sample", "processes", "readings"):
+                        message.ClearField(field)
+                messages.append(message)
                 extent = folded(known, row, is_due)
                 all_known[row.node_id] = Known(row.packed_info, self._segment, number, row.sample_at, *extent)
             parts.append(packed(messages))
