@@ -488,3 +488,14 @@ def test_what_is_for_a_server_here_is_refused_beside_it(start: Start) -> None:
     program = start("server.py", "--attach", "10.0.0.5", "--secure")
     assert program.wait() == 2
     assert "argument --secure: it is for a server here, and --attach looks at one elsewhere" in program.lines[0]
+
+
+def test_a_node_that_calls_itself_like_another_servers_hides_nobody() -> None:
+    attached = Attached([("a", "a"), ("b", "b")], Trust(holder=VIEWER))
+    for link, names in zip(attached.links, (["n", "n (b)", "m (a)"], ["n", "m"]), strict=True):
+        rows = [pb.NodeRow(number=number, node_id=name, address=link.name) for number, name in enumerate(names)]
+        link.mirror.begin()
+        link.mirror.take(pb.WatchUpdate(epoch=1, version=1, is_snapshot=True, rows=rows))
+    shown = {row.node_id: row.address for row in attached.snapshot()}
+    assert shown == {"n": "a", "n (b) (a)": "a", "m (a) (a)": "a", "n (b)": "b", "m": "b"}
+    assert {row.node_id: row.address for row in attached.rows(shown) if row} == shown

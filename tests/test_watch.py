@@ -289,6 +289,8 @@ def test_who_comes_again_and_again_is_refused_for_a_second(serve: Serve, look: L
         ({"open": ["x" * MAX_WATCH_BYTES]}, "RESOURCE_EXHAUSTED", "bytes: it may have 262144"),
         ({"graph": pb.GraphRequest(seconds=1)}, "INVALID_ARGUMENT", "graph.steps is 0: it must be from 1 to 1000"),
         ({"graph": pb.GraphRequest(seconds=2**32 - 1, steps=1)}, "INVALID_ARGUMENT", "it must be from 1 to 2678400"),
+        ({"graph": pb.GraphRequest(seconds=1, steps=1, end_unix_milliseconds=2**63 - 1)}, "INVALID_ARGUMENT", "is no time"),
+        ({"moment_unix_milliseconds": -1}, "INVALID_ARGUMENT", "is no time"),
         ({"moment_unix_milliseconds": 1}, "FAILED_PRECONDITION", "this server keeps no journal, so there is no past to see"),
     ],
 )

@@ -15,7 +15,7 @@ import node_pb2 as pb
 from edge.fleet.row import End, Refused
 from edge.fleet.source import EVENTS_KEPT, NoPast, Past, Source
 from edge.fleet.watch import messages_of, piece_of, update_of
-from edge.fleet.wire import node_row
+from edge.fleet.wire import node_row, seconds_of
 from edge.protocol import MAX_GRAPH_SECONDS, MAX_GRAPH_STEPS, MAX_NODE_ID
 
 ANSWERS_AT_ONCE = 4  # a moment of a large fleet takes 40 MB while it is sent
@@ -97,6 +97,8 @@ def is_of_the_past(request: pb.WatchRequest) -> bool:
     graph = request.graph
     if len(graph.node_id) > MAX_NODE_ID:
         raise Refused(f"graph.node_id has {len(graph.node_id)} characters: it may have {MAX_NODE_ID}")
+    for asked in (request.moment_unix_milliseconds, graph.end_unix_milliseconds):
+        seconds_of(asked)
     for field, most in (("seconds", MAX_GRAPH_SECONDS), ("steps", MAX_GRAPH_STEPS)):
         if request.HasField("graph") and not 0 < getattr(graph, field) <= most:
             raise Refused(f"graph.{field} is {getattr(graph, field)}: it must be from 1 to {most}")

@@ -37,7 +37,7 @@ MOST = {  # of each column of Beats
 }
 MAX_CACHED_BYTES = 4096  # of an info: 80 MB of those that are kept
 MAX_EXTREMES_BYTES = 4096  # of a node
-LAST_SECOND = 253_402_300_799  # of the year 9999: what can be shown of a time
+LAST_SECOND = 250_000_000_000  # of what can be shown of a time, in the year 9892: a clock that is told goes on from there
 NEW_SAMPLE_SECONDS = 0.05  # by which a sample is another one than before; less is what clocks and roundings make
 
 
@@ -268,7 +268,7 @@ def event_of(message: pb.FleetEvent) -> Event:
 def seconds_of(unix_milliseconds: int) -> float:
     """By the wall clock. Raises Refused for a time that can't be shown."""
     if not 0 <= unix_milliseconds <= 1000 * LAST_SECOND:
-        raise Refused(f"{unix_milliseconds} is no time from 1970 to 9999")
+        raise Refused(f"{unix_milliseconds} is no time from 1970 to 9892")
     return unix_milliseconds / 1000
 
 
