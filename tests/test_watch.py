@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import pathlib
 import queue
@@ -281,6 +282,16 @@ def test_who_comes_again_and_again_is_refused_for_a_second(serve: Serve, look: L
     assert (grpc.StatusCode.RESOURCE_EXHAUSTED, "too many come to look, in this second") in statuses
 
 
+def test_who_looks_and_goes_again_and_again_is_refused_for_some_seconds(serve: Serve, look: Look) -> None:
+    serving = serve(clock=Clock())
+    for _ in range(service.LOOKS_OF_ONE):
+        viewer = look(serving.address)
+        viewer.until(lambda update: update.version)
+        viewer.close()
+    refused = look(serving.address)
+    assert refused.status() == (grpc.StatusCode.RESOURCE_EXHAUSTED, "too many come to look, in these seconds")
+
+
 @pytest.mark.parametrize(
     ("first", "code", "told"),
     [
@@ -392,3 +403,18 @@ def test_who_goes_before_the_answer_is_whole_takes_nobodys_turn(serve: Serve, lo
         viewer.close()
         eventually(lambda: serving.streams() == 0)
     assert len(look(serving.address, moment_unix_milliseconds=1_500_000).whole()[0]) == 3000
+
+
+def test_who_never_reads_the_past_keeps_no_turn_of_this_machines_own_user() -> None:
+    async def turns() -> None:
+        kept = recall.Recall(OneDay(), Clock())
+        asked = pb.WatchRequest(moment_unix_milliseconds=1_500_000)
+        unread = [kept.answer(asked, 1, is_local=False) for _ in range(recall.ANSWERS_AT_ONCE)]
+        for answer in unread:
+            await anext(answer)
+        own = kept.answer(asked, 1, is_local=True)
+        assert await asyncio.wait_for(anext(own), 10)
+        for answer in (*unread, own):
+            await answer.aclose()
+
+    asyncio.run(turns())
