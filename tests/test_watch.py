@@ -226,6 +226,14 @@ def test_the_socket_lies_in_a_folder_of_this_user_alone_or_there_is_none(serve: 
     ]
 
 
+def test_a_link_in_the_place_of_that_folder_is_not_followed(serve: Serve, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "own").mkdir(mode=0o700)
+    (tmp_path / "watch").symlink_to(tmp_path / "own")
+    serving = serve(socket_folder=tmp_path)
+    assert not list((tmp_path / "own").iterdir())
+    assert "is not this user's alone" in serving.events()[0]
+
+
 def test_a_server_that_was_killed_leaves_a_socket_that_the_next_one_takes(
     start: Start, look: Look, state_home: pathlib.Path
 ) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import math
+import os
 import pathlib
 import queue
 import re
@@ -430,7 +431,9 @@ def own_server(state: pathlib.Path | None) -> tuple[str, str]:
     found: dict[pathlib.Path, bool] = {}
     for folder in socket_folders(state):
         with contextlib.suppress(OSError):
-            found |= {path: answers(path) for path in sorted(socket_path(folder, 0).parent.glob("*.sock"))}
+            place = socket_path(folder, 0).parent
+            if os.name != "posix" or os.geteuid() in (0, place.lstat().st_uid):  # else anybody may answer there
+                found |= {path: answers(path) for path in sorted(place.glob("*.sock"))}
     living = [path for path, is_there in found.items() if is_there]
     if not living:
         gone = f" (one left {next(iter(found))}, and is gone)" if found else ""
