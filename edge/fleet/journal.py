@@ -95,6 +95,7 @@ class Store:
         self._size_bytes = size_bytes
         self._known: dict[str, Known] = {}
         self._segment, self._segment_ends, self._infos = 0, 0.0, 0
+        self._changed_bytes = 0  # infos in it that were not there when it began
         self._trend_began = 0.0
         self._thinned = 0  # up to this moment, there is one a minute
         self._seen: set[Event] = set()
@@ -135,12 +136,14 @@ class Store:
 
         `now`: by the clock of the rows' times; `seconds`: since the moment before; `pause` is called between two pieces.
         """
-        if now >= self._segment_ends:
+        is_new = now >= self._segment_ends or self._changed_bytes > MAX_PART_BYTES  # all of a segment's are read for a moment
+        if is_new:
             self._segment, self._segment_ends, self._infos = self._segment + 1, now + SEGMENT_SECONDS, 0
         if not self._trend_began:
             self._trend_began = now - seconds
         is_due = now - self._trend_began >= TREND_SECONDS
         parts, infos, known = self._pack(now, rows, is_due, pause)
+        self._changed_bytes = 0 if is_new else self._changed_bytes
         new = [event for event in events if event not in self._seen]
         execute_many = self._database.executemany
         with self._transaction():
@@ -177,6 +180,7 @@ class Store:
                     number = self._infos = self._infos + 1
                     new.append(pb.NodeRow(node_id=row.node_id, info=row.packed_info, info_number=number))
                     new_size += len(row.packed_info)
+                    self._changed_bytes += len(row.packed_info)
                 if new_size > MAX_PART_BYTES // 4:
                     infos.append(packed(new))
                     new, new_size = [], 0

@@ -433,6 +433,19 @@ def test_large_nodes_that_have_all_chosen_one_part_do_not_spoil_it(path: pathlib
     assert 0 < sum(bool(row.packed_sample) for row in read) < 50
 
 
+def test_a_node_that_changes_all_the_time_does_not_make_a_segment_grow(path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edge.fleet.journal.MAX_PART_BYTES", 20_000)
+    row = example_row(0)
+    with writing(path) as store:
+        for number in range(1, 41):
+            write(store, 10 * number, [row._replace(packed_info=row.packed_info + b"\xaa\x3e\xe0\x5d" + bytes([number]) * 12_000)])
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        counts = [count for (count,) in database.execute("SELECT count(*) FROM infos GROUP BY segment")]
+    assert max(counts) <= 4
+    assert sum(counts) == 40
+    assert len(Kept(path).moment(WALL + 200).snapshot()) == 1
+
+
 EMPTY_ROWS = b"\x42\x00" * 300_000
 
 
