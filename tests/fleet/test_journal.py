@@ -469,6 +469,16 @@ def test_frames_wider_than_any_node_has_are_not_drawn(path: pathlib.Path) -> Non
     assert Kept(path).graph("n", WALL, 60, 10).devices == 0
 
 
+def test_a_node_is_once_in_a_part(path: pathlib.Path) -> None:
+    """More of it, in each of many moments, would take any memory."""
+    with writing(path) as store:
+        write(store, 0, [example_row(0)])
+    rows = [pb.NodeRow(node_id="n", number=1000, readings=bytes([value] * 3)) for value in (40, 90)]
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as database:
+        database.execute("UPDATE parts SET packed = ?", [zlib.compress(pb.WatchUpdate(rows=rows).SerializeToString())])
+    assert set(Kept(path).graph("n", WALL + 1, 60, 10).highest) == {40, history.NOT_REPORTED}
+
+
 def test_a_file_whose_table_has_no_end_is_refused_in_time(path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edge.fleet.moments.MAX_READING_SECONDS", 0.05)
     with writing(path) as store:
