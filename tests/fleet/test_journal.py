@@ -372,6 +372,13 @@ def test_an_event_with_what_is_no_text_is_kept(path: pathlib.Path) -> None:
         assert [event.text for event in Kept(path).newest().newest_events(9)] == ["no � text"]
 
 
+def test_a_file_that_was_copied_there_is_this_users_alone(path: pathlib.Path) -> None:
+    path.touch(0o644)
+    with writing(path) as store:
+        write(store, 0, [example_row(0)])
+        assert {one.stat().st_mode & 0o777 for one in path.parent.iterdir()} == {0o600}
+
+
 def test_a_recording_is_one_new_file(tmp_path: pathlib.Path) -> None:
     path, registry = tmp_path / "night.edge", example_registry(3)
     recording = recording_to(path, registry, lambda _text: None)
