@@ -199,10 +199,10 @@ class Kept:
         with self._reading() as database:
             query = "SELECT unix_milliseconds FROM moments WHERE segment <> ? ORDER BY unix_milliseconds {} LIMIT 1"
             ends = [database.execute(query.format(order), [TREND]).fetchone() for order in ("ASC", "DESC")]
-        if not all(ends):
-            raise NoPast("nothing is kept yet")
-        (first,), (last,) = ends
-        return first / 1000, last / 1000
+            if not all(ends):
+                raise NoPast("nothing is kept yet")
+            (first,), (last,) = ends
+            return first / 1000, last / 1000
 
     def moment(self, wall: float) -> Source:
         """The fleet as it was then: the last moment that was kept up to that time, or the first one. Raises NoPast."""

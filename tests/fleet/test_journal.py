@@ -409,6 +409,15 @@ def spoil_tables(database: sqlite3.Connection) -> None:
     database.execute("DROP TABLE parts")
 
 
+def test_a_time_that_is_no_number_is_refused_in_a_sentence(path: pathlib.Path) -> None:
+    with writing(path) as store:
+        write(store, 0, [example_row(0)])
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as database:
+        database.execute("UPDATE moments SET unix_milliseconds = 'noon'")
+    with pytest.raises(NoPast, match="can't be read"):
+        Kept(path).span()
+
+
 @pytest.mark.parametrize("spoil", [spoil_version, spoil_parts, spoil_columns, spoil_tables])
 def test_a_file_from_anywhere_is_refused_in_a_sentence(path: pathlib.Path, spoil: Callable[[sqlite3.Connection], None]) -> None:
     with writing(path) as store:
