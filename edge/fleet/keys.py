@@ -153,7 +153,8 @@ def freeze(turn: Turn) -> Ui:
     ui, lens = turn.ui, turn.lens
     if ui.at is None:
         return ui._replace(frozen=not ui.frozen)
-    return ui._replace(at=lens.position(ui), playing_since=lens.clock() if ui.playing_since is None else None)
+    playing_since = lens.clock() if ui.playing_since is None else None
+    return ui._replace(at=lens.position(ui), beyond=None, nearest=False, playing_since=playing_since)
 
 
 def play_at(turn: Turn) -> Ui:
@@ -170,17 +171,19 @@ def go(turn: Turn, at: float) -> Ui:
     ui, lens = turn.ui, turn.lens
     playing_since = None if ui.playing_since is None else lens.clock()
     at = min(at, lens.today()) if lens.has_now else at
-    return ui._replace(at=at, beyond=None, playing_since=playing_since, frozen=False, last_event=None)
+    return ui._replace(at=at, beyond=None, nearest=False, playing_since=playing_since, frozen=False, last_event=None)
 
 
 def step(turn: Turn) -> Ui:
-    """Back or forth in time, to another moment: where they are far apart, to the next one."""
+    """Back or forth in time, to another moment: where they are far apart, to the next one; beyond the last one is now."""
     ui, lens, seconds = turn.ui, turn.lens, STEP_SECONDS[turn.key]
     if not lens.past:
         return ui._replace(said=NO_JOURNAL)
     if seconds > 0 and ui.at is None and not ui.frozen:
         return ui._replace(said="this is now: [ steps back")
     at = lens.position(ui) + seconds
+    if at >= lens.today() and lens.has_now:
+        return to_now(ui)
     if ui.at is None or not lens.visit or lens.going_to is not None:
         return go(turn, at)
     shown = lens.visit.moment.wall()
@@ -200,12 +203,12 @@ def go_to_time(turn: Turn) -> Ui:
     except Unreadable as error:
         return ui._replace(said=str(error))
     ui = ui._replace(time=None)
-    return to_now(ui) if at >= now and turn.lens.has_now else go(turn._replace(ui=ui), at)
+    return to_now(ui) if at >= now and turn.lens.has_now else go(turn._replace(ui=ui), at)._replace(nearest=True)
 
 
 def to_now(ui: Ui) -> Ui:
     """From the past, or from a picture that is frozen."""
-    return ui._replace(at=None, beyond=None, playing_since=None, frozen=False, last_event=None)
+    return ui._replace(at=None, beyond=None, nearest=False, playing_since=None, frozen=False, last_event=None)
 
 
 def now_or(action: Callable[[Turn], Ui]) -> Callable[[Turn], Ui]:
@@ -570,11 +573,12 @@ def follow_time(ui: Ui, lens: Lens) -> Ui:
         ui = ui._replace(said=lens.refusal, graph=0)
     visit = lens.visit
     if lens.is_refused and (lens.has_now or visit):  # back to where one was
-        return ui._replace(at=visit.moment.wall() if visit else None, playing_since=None)
+        return to_now(ui)._replace(at=visit.moment.wall() if visit else None)
     if ui.at is None or not visit:
         return ui
     if ui.playing_since is None:
-        return ui if lens.going_to is not None else ui._replace(at=min(max(ui.at, visit.moment.wall()), visit.last))
+        is_last = ui.beyond is not None and lens.going_to is None and visit.moment.wall() <= ui.beyond
+        return to_now(ui) if is_last and lens.has_now else ui
     is_over = visit.moment.wall() >= visit.last < lens.position(ui)
     return ui._replace(at=visit.last, playing_since=None) if is_over else ui
 

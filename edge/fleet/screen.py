@@ -33,7 +33,7 @@ from edge.fleet.events import draw_events, event_lines, lowest_line, newest_line
 from edge.fleet.groups import head_of, is_head
 from edge.fleet.joining import Joining, Step, details, named, steps, token_command
 from edge.fleet.keys import Place, Room, behind_help, filter_of, footer_of, help_lines, place_of
-from edge.fleet.lens import Lens, Range, Totals, Ui
+from edge.fleet.lens import HOLE_SECONDS, Lens, Range, Totals, Ui
 from edge.fleet.metrics import METRIC_NAMED, METRICS
 from edge.fleet.row import Row, State, hanging_seconds, is_outdated, reason_of, state_of
 from edge.fleet.source import EVENTS_KEPT, Readings
@@ -52,7 +52,6 @@ STATE_HELP = {
     State.LOST: f"no heartbeat for {LOST_SECONDS:g} s or {LOST_INTERVALS} intervals, whichever is longer",
     State.LEFT: "it said goodbye",
 }
-GAP_SECONDS = 100.0  # without a moment: the past has a hole there
 HEADER_LINES, FOOTER_LINES = 2, 1
 KEYS_CELLS = 15  # of the help
 GLYPHS = {f"{glyph} " for glyph, _ in STATE_STYLES.values()}
@@ -147,9 +146,9 @@ def then_of(lens: Lens, ui: Ui) -> Then | None:
     """What a header says of the past that is looked at."""
     if ui.at is None:
         return None
-    asked = lens.position(ui)
     ago_seconds = max(lens.today() - lens.wall, 0) if lens.has_now else max(time.time() - lens.wall, 0)
-    gap_until = asked if lens.visit and lens.wall < min(asked, lens.visit.last) - GAP_SECONDS else None
+    visit = lens.visit
+    gap_until = visit.goal.at if visit and lens.wall < min(visit.goal.at, visit.last) - HOLE_SECONDS else None
     going_to = lens.going_to if ui.playing_since is None else None
     return Then(lens.wall, ago_seconds, going_to, lens.visit is not None, lens.has_now, gap_until)
 

@@ -118,8 +118,9 @@ class Past(Protocol):
     def span(self) -> tuple[float, float]:
         """The first and the last moment that are kept, in seconds by the wall clock. Raises NoPast."""
 
-    def moment(self, wall: float) -> Source:
-        """The fleet as it was then: the last moment that was kept up to that time, or the first one. Raises NoPast."""
+    def moment(self, wall: float, after: bool = False) -> Source:
+        """The fleet as it was then: the last moment that was kept up to that time, or the first one. `after`: the first moment
+        after that time, or the last one. Raises NoPast."""
 
     def graph(self, node_id: str, end: float, seconds: float, steps: int) -> Readings:
         """Readings of the `seconds` before `end` (by the wall clock), NOT_REPORTED where nothing is kept. Raises NoPast."""
