@@ -19,7 +19,7 @@ from edge.fleet.intake import device_vitals
 from edge.fleet.lookup import PATIENCE_SECONDS, Answered, Lookup
 from edge.fleet.metrics import METRICS
 from edge.fleet.row import Row, State, hanging_seconds, state_of
-from edge.fleet.source import EVENTS_KEPT, Frozen, Moment, NoPast, Past, Readings, Source, Wants
+from edge.fleet.source import EVENTS_KEPT, Frozen, Moment, NoPast, Past, Readings, Source, Wants, wrong_in
 from edge.fleet.times import is_time, show_time
 from edge.fleet.users import SORT_BY_GPUS, User, Users, sorted_users
 from edge.history import WHOLE_NODE
@@ -185,10 +185,10 @@ class Lens:
         self.shown: Sequence[str] = ()  # the nodes that the last frame shows
         self.longest_name = 0  # in cells, whatever the filter matches
         self.users: list[User] = []  # of what the filter matches, in their order, while they are looked at
-        self.since: list[tuple[str, int]] = []  # what has happened now, behind a picture that stands still
+        self.since: list[tuple[str, int]] = []  # what has happened behind a picture that is frozen; in the past, what is wrong now
         self._live = source or Nothing()
         self._source = self._live
-        self._left: Frozen | None = None  # now, as it was when it was left for a picture that stands still
+        self._left: Frozen | None = None  # now, as it was when it was frozen
         self._visits = Lookup(self._visit, patience_seconds)
         self._graphs = Lookup(self._read_graph, patience_seconds)
         self.visit: Visit | None = None  # the moment of the past that is shown
@@ -204,7 +204,7 @@ class Lens:
         self._asked: tuple[object, ...] = ()
         self._wants: Wants | None = None
         self._users = Users()
-        self._due = self._since_due = 0.0
+        self._due, self._since_due = 0.0, -math.inf
         self.now = self.wall = 0.0  # the moment that is shown
 
     def refresh(self, ui: Ui) -> None:
@@ -234,19 +234,19 @@ class Lens:
 
     def _look_at(self, ui: Ui) -> None:
         """Choose what is shown. What happens now is counted behind all that stands still."""
-        if ui.at is None and not ui.frozen:
-            self._source, self._left, self.since = self._live, None, []
-        elif self.has_now and not self._left:
-            self._left, self._since_due = Frozen(self._live), self._live.clock() + SINCE_SECONDS
-        if self._left and self._live.clock() >= self._since_due:
-            self.since = self._left.since()
-            self._since_due = self._live.clock() + SINCE_SECONDS
+        is_frozen, clock = ui.at is None and ui.frozen, self._live.clock()
+        if is_frozen != bool(self._left) or (ui.at is None and not is_frozen):
+            self._left, self.since, self._since_due = Frozen(self._live) if is_frozen else None, [], -math.inf
+        if self.has_now and (is_frozen or ui.at is not None) and clock >= self._since_due:
+            self.since, self._since_due = self._left.since() if self._left else wrong_in(self._live), clock + SINCE_SECONDS
+        if ui.at is None and not is_frozen:
+            self._source = self._live
         if ui.at is not None:
             self._travel(ui, ui.at)
         elif self._told or self.going_to is not None:
             self._visits.drop()
             self.visit = self.going_to = self._told = None
-        if ui.at is None and ui.frozen and self._left:
+        if self._left:
             self._source = self._left
 
     def _travel(self, ui: Ui, at: float) -> None:

@@ -10,7 +10,8 @@ from edge.event_log import Event
 from edge.fleet.row import Row, State, state_of
 
 EVENTS_KEPT = 1000
-CHANGES = ("lost", "unheard", "disconnected", "late", "left", "joined")  # since a picture was frozen, the most important first
+WRONG = ("lost", "unheard", "disconnected", "late")  # what a node should not be, the most important first
+CHANGES = (*WRONG, "left", "joined")  # since a picture was frozen
 
 
 class MayNot(Exception):
@@ -98,6 +99,13 @@ class Frozen:
             elif state is not before and order.index(state) > order.index(before):
                 counts[state.value.lower()] += 1
         return [(word, counts[word]) for word in CHANGES if counts[word]]
+
+
+def wrong_in(source: Source) -> list[tuple[str, int]]:
+    """How many nodes are not as they should be, by what they are, the worst first."""
+    now = source.clock()
+    counts = collections.Counter(state_of(row, now).value.lower() for row in source.snapshot())
+    return [(word, counts[word]) for word in WRONG if counts[word]]
 
 
 class NoPast(Exception):

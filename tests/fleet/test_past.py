@@ -291,6 +291,27 @@ def test_times_that_there_never_were_are_not_gone_to(time_of_event: float) -> No
     assert screen.ui.at is None
 
 
+@pytest.mark.parametrize("key", ["q", "escape"])
+def test_from_the_past_q_and_esc_lead_to_now_first(key: str) -> None:
+    screen = screen_of()
+    go(screen, "down", "[", key)
+    assert (screen.ui.at, screen.ui.question, screen.ui.closed) == (None, None, False)
+    go(screen, "enter", "[", "q")
+    assert (screen.ui.at is None, screen.ui.page) == (False, "")
+    assert go(screen, "q").startswith(" Edge fleet")
+    go(screen, "q")
+    assert screen.ui.question
+
+
+def test_the_footer_of_the_past_names_what_works_there() -> None:
+    for width, height in SIZES[:2]:
+        footer = go(screen_of(width, height), "down", "[").splitlines()[-1]
+        assert footer.startswith(" Esc now  p play  [ ] 10 s  { } 10 min  t time  q back ")
+        assert "forget" not in footer
+        assert "join" not in footer
+        assert "[ past" in screen_of(width, height).text().splitlines()[-1]
+
+
 def test_nothing_is_forgotten_in_the_past() -> None:
     screen = screen_of()
     go(screen, "down", "[")
@@ -306,9 +327,8 @@ def test_a_time_that_can_t_be_read_is_said_and_stays() -> None:
     for width, height in SIZES:
         screen = screen_of(width, height)
         go(screen, *"t03:62", "enter")
-        assert "no clock shows 03:62" in screen.text().splitlines()[-1]
+        assert "03:62█  no clock shows 03:62" in screen.text().splitlines()[-1]
         assert screen.ui.time == "03:62"
-        assert "03:62█" not in screen.text()
         assert "03:6█" in go(screen, "backspace").splitlines()[-1]
         go(screen, "ctrl-u", f"{PASTE}-1h", "enter")
         assert screen.lens.wall == FIRST + (WALL - 3600 - FIRST) // 10 * 10
@@ -331,7 +351,7 @@ def test_keys_are_text_while_a_time_is_typed_and_esc_leaves_all_as_it_was() -> N
 
 @pytest.mark.parametrize("size", SIZES)
 def test_the_first_line_says_that_it_is_the_past_and_is_reversed(size: tuple[int, int]) -> None:
-    for keys in ([], ["v"], ["down", "enter"], ["e"], ["?"], ["j"], ["/", "x"], ["t", "x"], ["q"]):
+    for keys in ([], ["v"], ["down", "enter"], ["e"], ["?"], ["j"], ["/", "x"], ["t", "x"]):
         screen = screen_of(*size)
         go(screen, *"t-90m", "enter", *keys)
         frame = screen.frame()
@@ -350,8 +370,14 @@ def test_what_happens_now_is_told_in_the_past(size: tuple[int, int]) -> None:
     go(screen, "[")
     assert "NOW" not in screen.text()
     clock.now += 20
-    assert f"NOW 4 {'lost' if size[0] >= 80 else '✗'}" in screen.text().splitlines()[0]
-    assert "NOW" not in go(screen, "escape").splitlines()[0]
+    lost = "lost" if size[0] >= 80 else "✗"
+    assert f"NOW 4 {lost}" in screen.text().splitlines()[0]
+    go(screen, "escape")
+    assert "NOW" not in screen.text().splitlines()[0]
+    registry.restore(example_row(4)._replace(heartbeat_at=clock.now))
+    assert f"NOW 4 {lost}" in go(screen, "[").splitlines()[0]  # all that is wrong, and not only what came since
+    clock.now += 20
+    assert f"NOW 5 {lost}" in screen.text().splitlines()[0]
 
 
 # ---- Frozen, and played ----
@@ -486,8 +512,10 @@ def test_a_recording_has_no_now() -> None:
     lens.refresh(ui)
     text = plain(render(look(lens, ui, About("", OPEN, is_here=False), 80, 24), 80, 24))
     assert text.startswith(f" REPLAY {show_time(FIRST)}, ")
-    assert "Esc" not in text.splitlines()[0]
+    assert "Esc" not in text
     assert "Node-1000" in text
+    assert re.search(r"^ p play .* q quit", text.splitlines()[-1])
+    assert "join" not in text.splitlines()[-1]
 
 
 # ---- With what was sent ----
