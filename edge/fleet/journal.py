@@ -100,7 +100,9 @@ class Store:
         self._thinned = 0  # up to this moment, there is one a minute
         self._seen: set[Event] = set()
         flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
-        os.close(os.open(path, flags, 0o600))  # what runs on a fleet is nobody else's business
+        with os.fdopen(os.open(path, flags, 0o600)) as file:  # what runs on a fleet is nobody else's business
+            if os.name == "posix":
+                os.fchmod(file.fileno(), 0o600)  # one that was copied here has any mode, and what lies beside it gets the same
         self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         try:
             self._prepare()
