@@ -286,8 +286,8 @@ def forget(turn: Turn) -> Ui:
     ui, _, lens, _ = turn
     if not ui.selected or lens.place(ui.selected) is None:
         return ui
-    if ui.at is not None:
-        return ui._replace(said="nothing can be forgotten in the past")
+    if why := lens.why_not_forget(ui):
+        return ui._replace(said=why)
     try:
         if not lens.forget(ui.selected.node_id):
             return ui._replace(said=f"{ui.selected.node_id} stays: it is neither lost nor left")
@@ -312,8 +312,8 @@ def forget_all(turn: Turn) -> Ui:
 
 def ask_to_forget(turn: Turn) -> Ui:
     """All that are lost or left, of those that the filter matches."""
-    if turn.ui.at is not None:
-        return turn.ui._replace(said="nothing can be forgotten in the past")
+    if why := turn.lens.why_not_forget(turn.ui):
+        return turn.ui._replace(said=why)
     node_ids = turn.lens.forgettable()
     return turn.ui._replace(question=Question(Place.FORGET.value, node_ids)) if node_ids else turn.ui
 
@@ -514,7 +514,7 @@ BINDINGS = (
         ("h",), (Place.PAGE,), next_range,
         "h", "graphs over 2 minutes, 1 hour, 24 hours, 7 days", Footer(6, lambda ui, _: f"graphs: {RANGES[ui.graph].name}"),
     ),
-    Binding(("f",), LISTS, forget, "f", FORGET_HELP, Footer(10, say_of_now("forget"))),
+    Binding(("f",), LISTS, forget, "f", FORGET_HELP, Footer(10, say("forget"))),
     Binding(("f",), (Place.PAGE,), forget, "f", "forget it, when it is lost or left"),
     Binding(("F",), LISTS, ask_to_forget, "F", FORGET_HELP),
     Binding(("j",), VIEWS, join, "j", "how a box joins", Footer(12, say_of_now("join"))),
@@ -623,8 +623,9 @@ def help_lines(place: Place) -> list[tuple[str, str]]:
     return lines
 
 
-def footer_of(ui: Ui, place: Place, has_now: bool = True) -> list[tuple[str, str]]:
+def footer_of(ui: Ui, place: Place, may_forget: bool = True, has_now: bool = True) -> list[tuple[str, str]]:
     """The keys that a footer names, and what they do. `has_now`: it is no recording."""
-    named = [(binding.footer, binding.label) for binding in bindings_in(place) if binding.footer]
+    here = [binding for binding in bindings_in(place) if may_forget or binding.action is not forget]
+    named = [(binding.footer, binding.label) for binding in here if binding.footer]
     named.sort(key=lambda pair: (ui.at is None or not pair[0].is_of_past, pair[0].rank))
     return [(footer.short_label or label, does) for footer, label in named if (does := footer.does(ui, has_now))]

@@ -19,7 +19,7 @@ from edge.fleet.intake import device_vitals
 from edge.fleet.lookup import PATIENCE_SECONDS, Answered, Lookup
 from edge.fleet.metrics import METRICS
 from edge.fleet.row import Row, State, hanging_seconds, state_of
-from edge.fleet.source import EVENTS_KEPT, Frozen, Moment, NoPast, Past, Readings, Source, Wants, wrong_in
+from edge.fleet.source import EVENTS_KEPT, NOT_IN_THE_PAST, Frozen, Moment, NoPast, Past, Readings, Source, Wants, wrong_in
 from edge.fleet.times import is_time, show_time
 from edge.fleet.users import SORT_BY_GPUS, User, Users, sorted_users
 from edge.history import WHOLE_NODE
@@ -374,6 +374,10 @@ class Lens:
         """Remove a node that is lost or left; tells whether it is gone. The next refresh makes the order anew."""
         self._asked = ()
         return self._source.forget(node_id)
+
+    def why_not_forget(self, ui: Ui) -> str:
+        """Why nothing that is shown can be forgotten; empty where something can."""
+        return self._live.why_not_forget() if ui.at is None else NOT_IN_THE_PAST
 
     def notices(self) -> Sequence[str]:
         """What is wrong with where all this comes from."""

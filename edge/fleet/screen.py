@@ -79,6 +79,7 @@ class About(NamedTuple):
     listening: str  # where nodes report to
     joining: Joining
     is_here: bool = True  # this program is the server: it ends when the screen is left
+    is_known: bool = True  # some server has answered
 
 
 class Then(NamedTuple):
@@ -116,6 +117,7 @@ class View(NamedTuple):
     wall: float
     about: About
     events: Sequence[Event]
+    may_forget: bool = True  # any of the nodes
     notices: Sequence[str] = ()  # what is wrong with where all this comes from
 
 
@@ -148,6 +150,7 @@ def look(lens: Lens, ui: Ui, about: About, width: int, height: int) -> View:
         wall=lens.wall,
         about=about,
         events=lens.events(EVENTS_KEPT),
+        may_forget=not lens.why_not_forget(ui),
         notices=lens.notices(),
     )
 
@@ -229,8 +232,10 @@ def header(view: View, width: int) -> list[Line]:
     nodes = (
         f" {count:,} of {known:,} nodes match{'es' * (count == 1)}" if view.is_filtered else f" {known:,} node{'s' * (known != 1)}"
     )
-    trust = (" secure ", "green") if view.about.joining.is_secure else (" open ", "yellow")
-    parts: list[Line] = [[(" Edge fleet ", "bold")]] * wide + [[trust], [(nodes, "bold yellow" if view.is_filtered else "")]]
+    parts: list[Line] = [[(" Edge fleet ", "bold")]] * wide
+    if view.about.is_known:
+        parts += [[(" secure ", "green") if view.about.joining.is_secure else (" open ", "yellow")]]
+        parts += [[(nodes, "bold yellow" if view.is_filtered else "")]]
     for state, (glyph, style) in STATE_STYLES.items():
         if number := view.totals.states.get(state):
             parts.append([(f"  {glyph} {number:,}" + f" {state.value.lower()}" * wide, style)])
@@ -298,6 +303,8 @@ def totals_parts(view: View) -> list[Line]:
     """What the living nodes have and do, all together: the most important first."""
     totals = view.totals
     parts: list[Line] = [[(" matching:", "bold yellow")]] * view.is_filtered
+    if not view.about.is_known:
+        return parts
     if not totals.states.get(State.ONLINE):
         if totals.states.get(State.UNHEARD):  # nobody knows
             return parts
@@ -336,7 +343,7 @@ def of_some(number: int, count: int) -> str:
 def footer(view: View, width: int) -> Line:
     """The keys, or the filter while it is typed, or a question."""
     ui, place = view.ui, place_of(view.ui)
-    named = footer_of(ui, place, not view.then or view.then.has_now)
+    named = footer_of(ui, place, view.may_forget, not view.then or view.then.has_now)
     if ui.typing:
         typed = filter_of(ui)
         while cells(typed) > max(width - 20, 1):  # its end is where one types
@@ -487,14 +494,23 @@ def grid_cell(entry: Entry, width: int, ui: Ui) -> Line:
 def empty_panel(view: View, width: int) -> list[Line]:
     """Of a fleet without a node: what to do first."""
     room = view.room.lines + 2  # of the table, its titles and its lower border
+    if not view.about.is_known:
+        return connecting(view, width, room)
     more = ", and more" * bool(details(view.about.joining))
     text = [*steps(view.about.joining), Step(f"j shows this at any time{more}.")]
     lines = joining_text(view.about.joining, text, width, room)
     return [rule("No node yet", width), *cut(lines, 0, room, "j"), *[[]] * (room - len(lines))]
 
 
+def connecting(view: View, width: int, room: int) -> list[Line]:
+    """Before any server has answered: nothing is known of it yet."""
+    return fit_lines([[], [(f" Connecting to {view.about.listening} …", "bold")]], width, room)
+
+
 def joining_panel(view: View, width: int, room: int) -> list[Line]:
     """All that there is to know of it; what does not fit is scrolled to."""
+    if not view.about.is_known:
+        return connecting(view, width, room)
     title = "How a box joins" + " · ↑↓ scroll" * bool(view.room.reach.most)
     lines = joining_text(view.about.joining, all_steps(view.about.joining), width, room - 1)
     return [rule(title, width), *cut(lines, view.ui.scroll, room - 1)]

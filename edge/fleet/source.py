@@ -10,6 +10,7 @@ from edge.event_log import Event
 from edge.fleet.row import Row, State, state_of
 
 EVENTS_KEPT = 1000
+NOT_IN_THE_PAST = "nothing can be forgotten in the past"
 WRONG = ("lost", "unheard", "disconnected", "late")  # what a node should not be, the most important first
 CHANGES = (*WRONG, "left", "joined")  # since a picture was frozen
 
@@ -47,6 +48,9 @@ class Source(Protocol):
     def forget(self, node_id: str) -> bool:
         """Remove a node that is lost or left; any other stays. Tells whether it is gone, or goes. Raises MayNot."""
 
+    def why_not_forget(self) -> str:
+        """Why no node of it can be forgotten; empty where one can."""
+
     def want(self, wants: Wants) -> None:
         """What is looked at from now on. Where all is at hand, nothing has to be fetched."""
 
@@ -81,6 +85,9 @@ class Frozen:
 
     def forget(self, node_id: str) -> bool:
         return self._source.forget(node_id)
+
+    def why_not_forget(self) -> str:
+        return self._source.why_not_forget()
 
     def want(self, wants: Wants) -> None:
         pass
@@ -159,6 +166,9 @@ class Moment:
 
     def forget(self, node_id: str) -> bool:
         return False
+
+    def why_not_forget(self) -> str:
+        return NOT_IN_THE_PAST
 
     def want(self, wants: Wants) -> None:
         pass
