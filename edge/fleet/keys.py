@@ -187,6 +187,8 @@ def step(turn: Turn) -> Ui:
     if seconds > 0 and ui.at is None and not ui.frozen:
         return ui._replace(said="this is now: [ steps back")
     at = lens.position(ui) + seconds
+    if ui.at is not None and ui.playing_since is None:  # beyond an end each step asks anew, and so is answered
+        at = min(at, ui.at + seconds) if seconds < 0 else max(at, ui.at + seconds)
     if at >= lens.today() and lens.has_now:
         return to_now(ui)
     if ui.at is None or not lens.visit or lens.going_to is not None:

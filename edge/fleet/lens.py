@@ -287,7 +287,8 @@ class Lens:
         if goal.nearest and wall > goal.at + HOLE_SECONDS:
             return f"nothing is kept of {show_time(goal.at)}: this is the nearest"
         is_forth = before and before.answer and before.question.at < goal.at
-        if is_forth and goal.at > visit.last:
+        has_moved = goal.beyond is not None and wall > goal.beyond
+        if is_forth and goal.at > visit.last and not has_moved:
             return f"nothing is kept after {show_time(visit.last)}" + " yet: Esc is now" * self.has_now
         return ""
 

@@ -137,7 +137,7 @@ def test_before_the_first_moment_and_after_the_last_it_says_so() -> None:
     screen = screen_of(160)
     assert f"nothing is kept before {show_time(FIRST)}" in go(screen, *"t-3h", "enter").splitlines()[-1]
     assert screen.lens.wall == FIRST
-    for key in "[{":
+    for key in "[[{{":
         assert f"nothing is kept before {show_time(FIRST)}" in go(screen, key).splitlines()[-1]
         assert screen.lens.wall == screen.lens.position(screen.ui) == FIRST
     go(screen, "]")
@@ -516,6 +516,16 @@ def test_a_recording_has_no_now() -> None:
     assert "Node-1000" in text
     assert re.search(r"^ p play .* q quit", text.splitlines()[-1])
     assert "join" not in text.splitlines()[-1]
+    screen = screen_of()
+    screen.lens, screen.ui = lens, ui._replace(at=LAST - 5)
+    screen.frame()
+    assert "nothing is kept" not in go(screen, "]").splitlines()[-1]  # it is the last
+    for key in "]]}}":
+        text = go(screen, key)
+        assert screen.lens.wall == LAST
+        assert f"nothing is kept after {show_time(LAST)}" in text.splitlines()[-1]
+    go(screen, "]", "[")
+    assert screen.lens.wall == FIRST + (LAST - 10 - FIRST) // 10 * 10
 
 
 # ---- With what was sent ----
