@@ -13,6 +13,7 @@ from edge.drawing import (
     BLOCKS,
     MIN_HEIGHT,
     MIN_WIDTH,
+    SHADE,
     Line,
     Span,
     align,
@@ -33,10 +34,10 @@ from edge.fleet.events import draw_events, event_lines, lowest_line, newest_line
 from edge.fleet.groups import head_of, is_head
 from edge.fleet.joining import Joining, Step, details, named, steps, token_command
 from edge.fleet.keys import Place, Room, behind_help, filter_of, footer_of, help_lines, place_of
-from edge.fleet.lens import Lens, Range, Totals, Ui
+from edge.fleet.lens import HOLE_SECONDS, RANGES, Graphs, Lens, Totals, Ui
 from edge.fleet.metrics import METRIC_NAMED, METRICS
 from edge.fleet.row import Row, State, hanging_seconds, reason_of, state_of
-from edge.fleet.source import EVENTS_KEPT, Readings
+from edge.fleet.source import EVENTS_KEPT
 from edge.fleet.times import EXAMPLES as TIME_EXAMPLES
 from edge.fleet.times import show_time
 from edge.fleet.users import User, draw_users, shown_name
@@ -53,7 +54,14 @@ STATE_HELP = {
     State.LOST: f"no heartbeat for {LOST_SECONDS:g} s or {LOST_INTERVALS} intervals, whichever is longer",
     State.LEFT: "it said goodbye",
 }
-GAP_SECONDS = 100.0  # without a moment: the past has a hole there
+Sign = tuple[str, str, str]  # as the screen shows it, its style, and what it means
+FAILED: Sign = ("✗2", "bold red", "after a name: so many of its devices can't be read")
+HANGING = "heartbeats come, but its sensors are silent"
+MORE_SIGNS: dict[Place, Sequence[Sign]] = {  # beside the states
+    Place.TABLE: (FAILED, ("~3m", "bold yellow", f"in AGE: {HANGING} for so long")),
+    Place.GRID: (("~", "bold yellow", HANGING), ("·", "dim", "the metric is not reported")),
+    Place.PAGE: ((SHADE, "green", "in a graph: between the lowest and the highest reading of that time"),),
+}
 HEADER_LINES, FOOTER_LINES = 2, 1
 KEYS_CELLS = 15  # of the help
 GLYPHS = {f"{glyph} " for glyph, _ in STATE_STYLES.values()}
@@ -101,9 +109,9 @@ class View(NamedTuple):
     longest_name: int  # in cells
     totals: Totals  # of what the filter matches
     users: Sequence[User]  # of what the filter matches
-    since: Sequence[tuple[str, int]]  # what has happened behind a frozen picture
+    since: Sequence[tuple[str, int]]  # what has happened behind a frozen picture; in the past, what is wrong now
     page: Row | None
-    readings: tuple[Range, Readings] | None  # of its graphs, where these are not what the row has
+    graphs: Graphs | None  # of the page, where these are not what the row has
     then: Then | None  # where a moment of the past is shown, or asked for
     now: float  # by the registry's clock
     wall: float
@@ -136,7 +144,7 @@ def look(lens: Lens, ui: Ui, about: About, width: int, height: int) -> View:
         users=lens.users,
         since=lens.since,
         page=lens.rows([ui.page])[0] if ui.page else None,
-        readings=lens.readings,
+        graphs=lens.graphs,
         then=then_of(lens, ui),
         now=lens.now,
         wall=lens.wall,
@@ -151,9 +159,9 @@ def then_of(lens: Lens, ui: Ui) -> Then | None:
     """What a header says of the past that is looked at."""
     if ui.at is None:
         return None
-    asked = lens.position(ui)
     ago_seconds = max(lens.today() - lens.wall, 0) if lens.has_now else max(time.time() - lens.wall, 0)
-    gap_until = asked if lens.visit and lens.wall < min(asked, lens.visit.last) - GAP_SECONDS else None
+    visit = lens.visit
+    gap_until = visit.goal.at if visit and lens.wall < min(visit.goal.at, visit.last) - HOLE_SECONDS else None
     going_to = lens.going_to if ui.playing_since is None else None
     return Then(lens.wall, ago_seconds, going_to, lens.visit is not None, lens.has_now, gap_until)
 
@@ -172,7 +180,7 @@ def render(view: View, width: int, height: int) -> list[Line]:
     elif view.ui.users:
         body = user_view(view, width)
     elif view.page:
-        body = page_panels(view.page, view.now, width, room, view.ui.scroll, view.readings)
+        body = page_panels(view.page, view.now, width, room, view.ui.scroll, view.graphs)
     elif view.ui.page:
         body = [[], [(f" {fit_name(view.ui.page, max(width - 20, 16))} was not here then.", "bold")]]
     else:
@@ -202,7 +210,7 @@ def room_of(ui: Ui, lens: Lens, joining: Joining, width: int, height: int) -> Ro
     elif ui.users:
         reach = Reach(max(len(lens.users) - (view_lines - 3), 0), view_lines - 3)
     elif page := ui.page and lens.rows([ui.page])[0]:
-        reach = reach_of(subject_of(page, lens.readings), width, view_lines - len(page_head(page, lens.now, width, view_lines)))
+        reach = reach_of(subject_of(page, lens.graphs), width, view_lines - len(page_head(page, lens.now, width, view_lines)))
     rooms = [Room(lines, max((width - 4) // cell, 1), reach) for cell in GRID_CELLS] if ui.grid else [Room(lines, 1, reach)]
     return next((room for room in rooms if room.entries >= len(lens.order)), rooms[-1])
 
@@ -231,7 +239,9 @@ def header(view: View, width: int) -> list[Line]:
     for state, (glyph, style) in STATE_STYLES.items():
         if number := view.totals.states.get(state):
             parts.append([(f"  {glyph} {number:,}" + f" {state.value.lower()}" * wide, style)])
-    totals = fit_parts([*notice_parts(view, width), *totals_parts(view)], width)
+    notices, sums = notice_parts(view, width), totals_parts(view)
+    between: Line = [(" ·", "dim")] if notices else []
+    totals = fit_parts([*notices, *([*between, *part] for part in sums[:1]), *sums[1:]], width)
     if view.then:
         return [past_line(view, view.then, width), totals]
     right = clock_span(view, width)
@@ -246,7 +256,7 @@ def notice_parts(view: View, width: int) -> list[Line]:
     rest = f" (and {len(more)} more)" if more else ""
     if cells(" · ".join(view.notices)) + 2 <= width // 2:
         first, rest = " · ".join(view.notices), ""
-    return [[(f" {fit(first, min(cells(first), width - cells(rest) - 2))}{rest} ", "bold yellow")]]
+    return [[(f" {fit(first, min(cells(first), width - cells(rest) - 2))}{rest}", "bold yellow")]]
 
 
 def past_line(view: View, then: Then, width: int) -> Line:
@@ -269,7 +279,6 @@ def past_line(view: View, then: Then, width: int) -> Line:
         parts += [f"▶ {ui.speed:g}× "]
     if then.gap_until is not None:
         parts += [f"· nothing kept until {show_time(then.gap_until)} "]
-    parts += ["· Esc is now "] * then.has_now
     parts += [
         f"  {glyph} {number:,}" + f" {state.value.lower()}" * wide
         for state, (glyph, _) in STATE_STYLES.items()
@@ -334,14 +343,17 @@ def of_some(number: int, count: int) -> str:
 def footer(view: View, width: int) -> Line:
     """The keys, or the filter while it is typed, or a question."""
     ui, place = view.ui, place_of(view.ui)
-    named = footer_of(ui, place, view.may_forget)
+    named = footer_of(ui, place, view.may_forget, not view.then or view.then.has_now)
     if ui.typing:
         typed = filter_of(ui)
         while cells(typed) > max(width - 20, 1):  # its end is where one types
             typed = typed[1:]
         keys = ", ".join(f"{label} {does}" for label, does in named)
         return fit_line([(" /", "bold"), (typed, ""), ("█", ""), (f"  {keys}", "dim")], width)
-    if ui.time is not None and not ui.said:
+    if ui.time is not None and ui.said:
+        typed = fit(ui.time, min(cells(ui.time), width // 3))
+        return fit_line([(" t ", "bold"), (f"{typed}█  ", ""), (ui.said, "bold yellow")], width)
+    if ui.time is not None:
         hint = "" if ui.time else f" {TIME_EXAMPLES}"
         keys = ", ".join(f"{label} {does}" for label, does in named)
         return fit_line([(" go to the time ", "bold"), (ui.time, ""), ("█", ""), (hint, "dim"), (f"  {keys}", "dim")], width)
@@ -546,23 +558,26 @@ def rule(title: str, width: int) -> Line:
 # ---- A node's page, the help, the events ----
 
 
-def page_panels(
-    row: Row, now: float, width: int, room: int, scroll: int, readings: tuple[Range, Readings] | None = None
-) -> list[Line]:
+def page_panels(row: Row, now: float, width: int, room: int, scroll: int, graphs: Graphs | None = None) -> list[Line]:
     """A node's page: its session, and the panels of its own screen, so far scrolled; all grey when it is not online."""
     head = page_head(row, now, width, room)
-    panels = node_panels(subject_of(row, readings), width, room - len(head), scroll)
+    panels = node_panels(subject_of(row, graphs), width, room - len(head), scroll)
     if state_of(row, now) is not State.ONLINE or hanging_seconds(row, now) is not None:
         panels = [[(text, "dim") for text, _ in line] for line in panels]
     return [*head, *panels]
 
 
-def subject_of(row: Row, readings: tuple[Range, Readings] | None) -> Subject:
-    """What the panels show. `readings`: of its graphs, where these are not what the row has."""
-    if readings and readings[1].devices == len(row.capacities.devices):
-        span, (_, lowest, highest) = readings
-        return Subject(row.info, row.sample, row.processes, lowest, highest, span.name)
-    return Subject(row.info, row.sample, row.processes, row.history)
+def subject_of(row: Row, graphs: Graphs | None) -> Subject:
+    """What the panels show. `graphs`: where these are not what the row has."""
+    subject = Subject(row.info, row.sample, row.processes, row.history)
+    if not graphs:
+        return subject
+    span, end, (devices, lowest, highest) = graphs
+    began, ended = (time.strftime(span.clock, time.localtime(at)) for at in (end - span.seconds, end))
+    if devices != len(row.capacities.devices):  # what is kept is of another number of devices, or nothing at all
+        lowest = highest = b""
+    subject = subject._replace(history=lowest, highest=highest, past=span.name, ends=(began, ended))
+    return subject._replace(graphs_first=span is not RANGES[0])
 
 
 def page_head(row: Row, now: float, width: int, room: int) -> list[Line]:
@@ -604,7 +619,7 @@ def page_facts(row: Row, now: float, width: int) -> list[Line]:
 
 
 def help_panel(view: View, width: int, room: int) -> list[Line]:
-    """All keys of a place, and all states; what does not fit is scrolled to."""
+    """All keys of a place, and all its signs; what does not fit is scrolled to."""
     text = help_text(behind_help(view.ui), width)
     back = "↑↓ scroll, q goes back" if view.room.reach.most else "any key goes back"
     return box(f"Help · {back}", cut(text, view.ui.scroll, max(room - 2, 1)), width)
@@ -616,10 +631,18 @@ def help_text(place: Place, width: int) -> list[Line]:
     for keys, does in help_lines(place):
         wrapped = textwrap.wrap(does, max(width - 4 - KEYS_CELLS, 10))
         lines += [[(fit(keys if index == 0 else "", KEYS_CELLS), "bold"), (part, "")] for index, part in enumerate(wrapped)]
-    for state, (glyph, style) in STATE_STYLES.items():
-        for index, part in enumerate(textwrap.wrap(STATE_HELP[state], max(width - 4 - KEYS_CELLS, 10))):
-            lines.append([(fit(f"{glyph} {state.value}" if index == 0 else "", KEYS_CELLS), style), (part, "")])
+    for sign, style, means in signs_of(place):
+        wrapped = textwrap.wrap(means, max(width - 4 - KEYS_CELLS, 10))
+        lines += [[(fit(sign if index == 0 else "", KEYS_CELLS), style), (part, "")] for index, part in enumerate(wrapped)]
     return lines
+
+
+def signs_of(place: Place) -> list[Sign]:
+    """What a place shows beside words."""
+    if place not in MORE_SIGNS:
+        return []
+    states = [(f"{glyph} {state.value}", style, STATE_HELP[state]) for state, (glyph, style) in STATE_STYLES.items()]
+    return [*states, *MORE_SIGNS[place]]
 
 
 def user_view(view: View, width: int) -> list[Line]:
