@@ -33,6 +33,7 @@ BACKLOG_SAMPLES = 300  # that a node keeps while no server acknowledges them
 MAX_STREAMS = 128  # of one connection: a node needs one, a proxy may carry many nodes
 MAX_VIEWERS, MAX_VIEWERS_ELSEWHERE = 16, 14  # that look at the fleet at once: in all, and not by this machine's own socket
 MAX_OPEN_NODES = 256  # whose details a viewer may ask for in one message
+MAX_NODES_A_MESSAGE = 500  # that an update has rows of, or details
 MAX_WATCH_BYTES = 2**18  # of a viewer's message
 MAX_GRAPH_SECONDS, MAX_GRAPH_STEPS = 31 * 24 * 3600, 1000
 MAX_UPDATE_BYTES = 2**24  # from the server to a viewer; of nodes a megabyte comes at a time, and the rest is 23 bytes a node

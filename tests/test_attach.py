@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import pathlib
 import random
+import socket
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from typing import Any
@@ -16,11 +18,12 @@ import node_pb2 as pb
 import node_pb2_grpc
 from edge.credentials import parse_token
 from edge.event_log import Event
-from edge.fleet.attach import Attached
+from edge.fleet.attach import Attached, own_server
 from edge.fleet.guard import Guard
 from edge.fleet.listening import socket_path, socket_target
 from edge.fleet.row import Row, State, state_of
 from edge.fleet.source import MayNot, Moment, NoPast, Readings, Source, Wants
+from edge.program import Failure
 from edge.trust import VIEWER, Trust, saved_path
 from tests.fixtures.examples import example_row
 from tests.fixtures.processes import Program, Terminal, eventually
@@ -506,3 +509,30 @@ def test_what_is_for_a_server_here_is_refused_beside_it(start: Start) -> None:
     program = start("server.py", "--attach", "10.0.0.5", "--secure")
     assert program.wait() == 2
     assert "argument --secure: it is for a server here, and --attach looks at one elsewhere" in program.lines[0]
+
+
+def test_a_node_that_calls_itself_like_another_servers_hides_nobody() -> None:
+    attached = Attached([("a", "a"), ("b", "b")], Trust(holder=VIEWER))
+    for link, names in zip(attached.links, (["n", "n (b)", "m (a)"], ["n", "m"]), strict=True):
+        rows = [pb.NodeRow(number=number, node_id=name, address=link.name) for number, name in enumerate(names)]
+        link.mirror.begin()
+        link.mirror.take(pb.WatchUpdate(epoch=1, version=1, is_snapshot=True, rows=rows))
+    shown = {row.node_id: row.address for row in attached.snapshot()}
+    assert shown == {"n": "a", "n (b) (a)": "a", "m (a) (a)": "a", "n (b)": "b", "m": "b"}
+    assert {row.node_id: row.address for row in attached.rows(shown) if row} == shown
+
+
+def test_a_socket_that_another_user_has_laid_there_is_not_looked_at(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in ("RUNTIME_DIRECTORY", "XDG_RUNTIME_DIR"):
+        monkeypatch.delenv(variable, raising=False)
+    path = socket_path(tmp_path, 50051)
+    path.parent.mkdir()
+    with contextlib.closing(socket.socket(socket.AF_UNIX)) as listening:
+        listening.bind(str(path))
+        listening.listen()
+        assert own_server(tmp_path) == (socket_target(path), "this machine")
+        monkeypatch.setattr("os.geteuid", lambda: path.parent.stat().st_uid + 1)
+        with pytest.raises(Failure, match="no server of this user runs on this machine"):
+            own_server(tmp_path)

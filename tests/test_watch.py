@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import pathlib
 import queue
@@ -225,6 +226,14 @@ def test_the_socket_lies_in_a_folder_of_this_user_alone_or_there_is_none(serve: 
     ]
 
 
+def test_a_link_in_the_place_of_that_folder_is_not_followed(serve: Serve, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "own").mkdir(mode=0o700)
+    (tmp_path / "watch").symlink_to(tmp_path / "own")
+    serving = serve(socket_folder=tmp_path)
+    assert not list((tmp_path / "own").iterdir())
+    assert "is not this user's alone" in serving.events()[0]
+
+
 def test_a_server_that_was_killed_leaves_a_socket_that_the_next_one_takes(
     start: Start, look: Look, state_home: pathlib.Path
 ) -> None:
@@ -281,6 +290,16 @@ def test_who_comes_again_and_again_is_refused_for_a_second(serve: Serve, look: L
     assert (grpc.StatusCode.RESOURCE_EXHAUSTED, "too many come to look, in this second") in statuses
 
 
+def test_who_looks_and_goes_again_and_again_is_refused_for_some_seconds(serve: Serve, look: Look) -> None:
+    serving = serve(clock=Clock())
+    for _ in range(service.LOOKS_OF_ONE):
+        viewer = look(serving.address)
+        viewer.until(lambda update: update.version)
+        viewer.close()
+    refused = look(serving.address)
+    assert refused.status() == (grpc.StatusCode.RESOURCE_EXHAUSTED, "too many come to look, in these seconds")
+
+
 @pytest.mark.parametrize(
     ("first", "code", "told"),
     [
@@ -289,6 +308,8 @@ def test_who_comes_again_and_again_is_refused_for_a_second(serve: Serve, look: L
         ({"open": ["x" * MAX_WATCH_BYTES]}, "RESOURCE_EXHAUSTED", "bytes: it may have 262144"),
         ({"graph": pb.GraphRequest(seconds=1)}, "INVALID_ARGUMENT", "graph.steps is 0: it must be from 1 to 1000"),
         ({"graph": pb.GraphRequest(seconds=2**32 - 1, steps=1)}, "INVALID_ARGUMENT", "it must be from 1 to 2678400"),
+        ({"graph": pb.GraphRequest(seconds=1, steps=1, end_unix_milliseconds=2**63 - 1)}, "INVALID_ARGUMENT", "is no time"),
+        ({"moment_unix_milliseconds": -1}, "INVALID_ARGUMENT", "is no time"),
         ({"moment_unix_milliseconds": 1}, "FAILED_PRECONDITION", "this server keeps no journal, so there is no past to see"),
     ],
 )
@@ -390,3 +411,18 @@ def test_who_goes_before_the_answer_is_whole_takes_nobodys_turn(serve: Serve, lo
         viewer.close()
         eventually(lambda: serving.streams() == 0)
     assert len(look(serving.address, moment_unix_milliseconds=1_500_000).whole()[0]) == 3000
+
+
+def test_who_never_reads_the_past_keeps_no_turn_of_this_machines_own_user() -> None:
+    async def turns() -> None:
+        kept = recall.Recall(OneDay(), Clock())
+        asked = pb.WatchRequest(moment_unix_milliseconds=1_500_000)
+        unread = [kept.answer(asked, 1, is_local=False) for _ in range(recall.ANSWERS_AT_ONCE)]
+        for answer in unread:
+            await anext(answer)
+        own = kept.answer(asked, 1, is_local=True)
+        assert await asyncio.wait_for(anext(own), 10)
+        for answer in (*unread, own):
+            await answer.aclose()
+
+    asyncio.run(turns())

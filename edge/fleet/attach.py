@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import math
+import os
 import pathlib
 import queue
 import re
@@ -248,6 +249,7 @@ class Attached:
             Link(server, name, Mirror(self.log, name if len(servers) > 1 else "", clock, wall), trust, self.log, new_delays)
             for server, name in servers
         ]
+        self._endings = tuple(ending_of(name) for _, name in servers) if len(servers) > 1 else ()
         self._wants = Wants()
         self._wants_all = wants_all
         self.want(self._wants)
@@ -294,7 +296,7 @@ class Attached:
 
     def snapshot(self) -> list[Row]:
         """All rows."""
-        return joined([link.mirror.snapshot() for link in self.links])
+        return joined([link.mirror.snapshot() for link in self.links], self._endings)
 
     def rows(self, node_ids: Iterable[str]) -> list[Row | None]:
         """These rows; None for one that is not there."""
@@ -339,11 +341,12 @@ class Attached:
 
     def _find(self, node_id: str) -> tuple[Link, Row] | None:
         """A node of that name here, and whose it is; its row has the name that it has there."""
+        if node_id.endswith(self._endings):
+            owner = next(link for link in self.links if node_id.endswith(ending_of(link.name)))
+            row = owner.mirror.row(node_id.removesuffix(ending_of(owner.name)))
+            return (owner, row) if row else None
         for link in self.links:
             if row := link.mirror.row(node_id):
-                return link, row
-        for link in self.links:
-            if node_id.endswith(f" ({link.name})") and (row := link.mirror.row(node_id.removesuffix(f" ({link.name})"))):
                 return link, row
         return None
 
@@ -382,7 +385,7 @@ class Attached:
                 reasons.append(NoPast(f"{link.name} tells a past that can't be: {visible(str(error))}"))
         if not mirrors:
             raise reasons[0]
-        rows = joined([mirror.snapshot() for mirror in mirrors])
+        rows = joined([mirror.snapshot() for mirror in mirrors], self._endings)
         events = sorted(log.newest(EVENTS_KEPT), key=lambda event: event.time)
         self._earliest = min(self._earliest, mirrors[0].made_at_wall)
         return Moment(now, mirrors[0].made_at_wall, rows, events)
@@ -430,7 +433,9 @@ def own_server(state: pathlib.Path | None) -> tuple[str, str]:
     found: dict[pathlib.Path, bool] = {}
     for folder in socket_folders(state):
         with contextlib.suppress(OSError):
-            found |= {path: answers(path) for path in sorted(socket_path(folder, 0).parent.glob("*.sock"))}
+            place = socket_path(folder, 0).parent
+            if os.name != "posix" or os.geteuid() in (0, place.lstat().st_uid):  # else anybody may answer there
+                found |= {path: answers(path) for path in sorted(place.glob("*.sock"))}
     living = [path for path, is_there in found.items() if is_there]
     if not living:
         gone = f" (one left {next(iter(found))}, and is gone)" if found else ""
@@ -453,10 +458,22 @@ def answers(path: pathlib.Path) -> bool:
         return True
 
 
-def joined(fleets: Sequence[Sequence[Row]]) -> list[Row]:
-    """The rows of all; where one id is there twice, the later one's server stands behind it."""
-    rows, taken = list(fleets[0]), {row.node_id for row in fleets[0]}
-    for fleet in fleets[1:]:
-        rows += [row._replace(node_id=f"{row.node_id} ({row.server})") if row.node_id in taken else row for row in fleet]
+def ending_of(server: str) -> str:
+    """What stands behind the id of a node, to say whose it is."""
+    return f" ({server})"
+
+
+def joined(fleets: Sequence[Sequence[Row]], endings: tuple[str, ...]) -> list[Row]:
+    """The rows of all; where one id is there twice, the later one's server stands behind it. So it does behind an id that has
+    such an ending of its own: it would hide the other server's node."""
+    rows: list[Row] = []
+    taken: set[str] = set()
+    for fleet in fleets:
+        rows += [
+            row._replace(node_id=row.node_id + ending_of(row.server))
+            if row.node_id in taken or row.node_id.endswith(endings)
+            else row
+            for row in fleet
+        ]
         taken |= {row.node_id for row in fleet}
     return rows

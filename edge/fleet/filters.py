@@ -12,6 +12,7 @@ rack=a3 team:ml     a label: its value, and a part of it; also user=ada and so o
 from __future__ import annotations
 
 import functools
+import itertools
 import operator
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -157,7 +158,10 @@ def parse_plain(term: str, labels: Collection[str]) -> Test[Entry] | None:
     field = next((field for field in FIELDS if field.startswith(name)), None)
     parts = parts_of(wanted)
     if sign and parts and (field or name in labels):
-        values = FIELDS[field] if field and name not in labels else functools.partial(label_values, name=name)
+        ways: list[Callable[[Entry], Iterable[str]]] = [functools.partial(label_values, name=name)] if name in labels else []
+        if field and (name in FIELDS or not ways):  # by its whole name, no label of any box can take its place
+            ways.append(FIELDS[field])
+        values = functools.partial(values_by, ways)
         if sign == "=":
             return lambda entry: any(value.lower() in parts for value in values(entry))
         return lambda entry: any(part in value.lower() for value in values(entry) for part in parts)
@@ -177,6 +181,11 @@ def asks_for_processes(text: str) -> bool:
 def label_values(entry: Entry, name: str) -> Iterable[str]:
     """What the box's owner says of it under this name."""
     return (value for label, value in entry.row.labels if label.lower() == name)
+
+
+def values_by(ways: Iterable[Callable[[Entry], Iterable[str]]], entry: Entry) -> Iterable[str]:
+    """What an entry has, in each of these ways."""
+    return itertools.chain.from_iterable(way(entry) for way in ways)
 
 
 def parts_of(wanted: str) -> list[str]:

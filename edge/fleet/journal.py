@@ -21,6 +21,7 @@ import node_pb2 as pb
 from edge.event_log import Event
 from edge.files import reason
 from edge.fleet.moments import (
+    MAX_PART_BYTES,
     NO_SQLITE,
     ROWS_A_PART,
     SCHEMA,
@@ -94,6 +95,7 @@ class Store:
         self._size_bytes = size_bytes
         self._known: dict[str, Known] = {}
         self._segment, self._segment_ends, self._infos = 0, 0.0, 0
+        self._changed_bytes = 0  # infos in it that were not there when it began
         self._trend_began = 0.0
         self._thinned = 0  # up to this moment, there is one a minute
         self._seen: set[Event] = set()
@@ -142,12 +144,14 @@ class Store:
         `now`: by the clock of the rows' times; `seconds`: since the moment before; `pause` is called between two pieces; `is_last`:
         of this start of the server, so that a trend tells of what is left.
         """
-        if now >= self._segment_ends:
+        is_new = now >= self._segment_ends or self._changed_bytes > MAX_PART_BYTES  # all of a segment's are read for a moment
+        if is_new:
             self._segment, self._segment_ends, self._infos = self._segment + 1, now + SEGMENT_SECONDS, 0
         if not self._trend_began:
             self._trend_began = now - seconds
         is_due = is_last or now - self._trend_began >= TREND_SECONDS
         parts, infos, known = self._pack(now, rows, is_due, pause)
+        self._changed_bytes = 0 if is_new else self._changed_bytes
         new = [event for event in events if event not in self._seen]
         execute_many = self._database.executemany
         with self._transaction():
@@ -176,13 +180,24 @@ class Store:
         all_known: dict[str, Known] = {}
         for group in groups:
             messages, new = [], []
+            size = new_size = 0
             for row in group:
                 known = self._known.get(row.node_id, UNKNOWN)
                 number = known.info_number
                 if known.packed_info != row.packed_info or known.segment != self._segment:
                     number = self._infos = self._infos + 1
                     new.append(pb.NodeRow(node_id=row.node_id, info=row.packed_info, info_number=number))
-                messages.append(kept_row(row, now, frames_since(row, known.sample_at), number))
+                    new_size += len(row.packed_info)
+                    self._changed_bytes += len(row.packed_info)
+                if new_size > MAX_PART_BYTES // 4:
+                    infos.append(packed(new))
+                    new, new_size = [], 0
+                message = kept_row(row, now, frames_since(row, known.sample_at), number)
+                size += message.ByteSize()
+                if size > MAX_PART_BYTES // 2:  # ids can be chosen such that all lie here: what can't be read again is worth less
+                    for field in ("sample", "processes", "readings"):
+                        message.ClearField(field)
+                messages.append(message)
                 extent = folded(known, row, is_due)
                 all_known[row.node_id] = Known(row.packed_info, self._segment, number, row.sample_at, *extent)
             parts.append(packed(messages))

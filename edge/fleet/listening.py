@@ -84,7 +84,7 @@ def bind_socket(bind: Callable[[str], object], folder: pathlib.Path, port: int) 
     path = socket_path(folder, port)
     try:
         make_folder(path.parent)
-        status = path.parent.stat()
+        status = path.parent.lstat()  # a link may lead to another folder of this user
         if status.st_uid != os.geteuid() or status.st_mode & 0o077:
             why = f"{path.parent} is not this user's alone: chmod 700 {path.parent}"
         elif len(os.fsencode(path.absolute())) > MAX_SOCKET_PATH:

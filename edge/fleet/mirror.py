@@ -13,9 +13,11 @@ from edge.event_log import Event, EventLog
 from edge.fleet.row import Refused, Row
 from edge.fleet.source import EVENTS_KEPT
 from edge.fleet.wire import event_of, row_of, row_with, rows_after, seconds_of
+from edge.protocol import MAX_NODES_A_MESSAGE
 
 MAX_NODES = 20_000  # of one server
 MAX_BYTES = 512 * 2**20  # of what these keep
+MAX_REMOVED = 2**17  # in one update: a server keeps the numbers of a hundred thousand
 MAX_KINDS = 64  # of events: each has a room of its own
 DRIFT = 1e-4  # by which two clocks may differ in a second; crystals stay below a tenth of that
 TOLERANCE_SECONDS = 0.005  # of clocks that are told in milliseconds
@@ -60,11 +62,14 @@ class Rows:
         """Raises Refused where there is no room."""
         self.remove(number)
         self.remove(self.numbers.get(row.node_id))
-        self._bytes += row.kept_bytes()
-        if len(self.known) >= MAX_NODES or self._bytes > MAX_BYTES:
-            raise Refused(f"its fleet is larger than what is taken from one server: {MAX_NODES} nodes, {MAX_BYTES >> 20} MiB")
+        self._grow(row.kept_bytes(), 1)
         self.known[number] = row
         self.numbers[row.node_id] = number
+
+    def _grow(self, size_bytes: int, nodes: int = 0) -> None:
+        self._bytes += size_bytes
+        if len(self.known) + nodes > MAX_NODES or self._bytes > MAX_BYTES:
+            raise Refused(f"its fleet is larger than what is taken from one server: {MAX_NODES} nodes, {MAX_BYTES >> 20} MiB")
 
     def remove(self, number: int | None) -> None:
         """One that is not there is no error."""
@@ -73,9 +78,9 @@ class Rows:
             del self.numbers[row.node_id]
 
     def change(self, pairs: Iterable[tuple[int, Row]]) -> None:
-        """Rows that have grown by readings alone."""
+        """Rows that have grown by readings alone. Raises Refused where there is no room."""
         for number, row in pairs:
-            self._bytes += len(row.history) - len(self.known[number].history)
+            self._grow(len(row.history) - len(self.known[number].history))
             self.known[number] = row
 
 
@@ -136,6 +141,13 @@ class Mirror:
             self._coming = Rows()
         if not self.version and self._coming is None and (update.rows or update.beats.number_steps or update.details):
             raise Refused("an update builds on what was not told")
+        for what, count, most in (
+            ("rows", len(update.rows), MAX_NODES_A_MESSAGE),
+            ("details", len(update.details), MAX_NODES_A_MESSAGE),
+            ("removals", len(update.removed), MAX_REMOVED),
+        ):
+            if count > most:  # each becomes a row of some kilobytes before any is kept
+                raise Refused(f"an update has {count} {what}: it may have {most}")
         seconds_of(update.server.past_unix_milliseconds)
         made_at = self._made_at(update, arrived)
         rows = self._rows if self._coming is None else self._coming
@@ -156,6 +168,8 @@ class Mirror:
                 self._rows, self._coming, self.version, self.is_known = rows, None, update.version, True
             if update.HasField("server"):
                 self.status = update.server
+        if len(self._told) > len(rows.known):  # a node that comes under another number leaves its old one
+            self._told = {number: told for number, told in self._told.items() if number in rows.known}
         self._take_events(update.events)
         self.made_at, self.heard_at = made_at, arrived
         if self.version and self._coming is None:  # else a fleet is still coming, and what is known is that of before

@@ -13,6 +13,7 @@ import functools
 import math
 import pathlib
 import threading
+import time
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -40,6 +41,9 @@ LAYOUT = 1  # of the file: what another version has is not read
 TREND = 0  # in the place of a segment
 ROWS_A_PART = 100
 MAX_PART_BYTES = 2**26  # unpacked: a file may come from anywhere
+MAX_ROWS, MAX_MOMENT_BYTES = 2**17, 2**29  # of a moment, and of the infos of a segment
+MAX_READING_SECONDS = 30.0  # that a file from elsewhere may take to answer: it may have views without an end
+ROW_TAG = pb.WatchUpdate.ROWS_FIELD_NUMBER << 3 | 2  # what stands before each row
 FINE_SECONDS = 2 * 3600.0  # that a graph is drawn from moments at most: each is read whole, which takes half a millisecond
 SCHEMA = f"""
 CREATE TABLE moments (
@@ -74,13 +78,27 @@ def packed(rows: Iterable[pb.NodeRow]) -> bytes:
     return zlib.compress(pb.WatchUpdate(rows=rows).SerializeToString(), 1)
 
 
-def unpacked(part: bytes) -> Sequence[pb.NodeRow]:
-    """The rows of a part. Raises ValueError for what is none."""
-    try:
-        reader = zlib.decompressobj()
-        return pb.WatchUpdate.FromString(reader.decompress(part, MAX_PART_BYTES)).rows
-    except (zlib.error, google.protobuf.message.DecodeError) as error:
-        raise ValueError(f"a part can't be read: {error}") from error
+def unpacked(parts: Iterable[bytes]) -> Iterator[pb.NodeRow]:
+    """The rows of these parts, one at a time: a megabyte can hold half a million empty ones. Raises ValueError for what is none,
+    and where there are more than a moment has."""
+    count = size = 0
+    for part in parts:
+        try:
+            raw, at = zlib.decompressobj().decompress(part, MAX_PART_BYTES), 0
+            size += len(raw)
+            while at < len(raw):
+                length, digits, count = 0, at + 1, count + 1
+                while raw[digits] & 0x80 and digits <= at + 4:
+                    digits += 1
+                for byte in raw[digits:at:-1]:
+                    length = length << 7 | byte & 0x7F
+                begin, end = digits + 1, digits + 1 + length
+                if raw[at] != ROW_TAG or end > len(raw) or count > MAX_ROWS or size > MAX_MOMENT_BYTES:
+                    raise ValueError("what it holds is no moment")
+                yield pb.NodeRow.FromString(raw[begin:end])
+                at = end
+        except (zlib.error, google.protobuf.message.DecodeError, IndexError) as error:
+            raise ValueError(f"a part can't be read: {error}") from error
 
 
 def check_layout(database: sqlite3.Connection) -> None:
@@ -203,12 +221,12 @@ class Kept:
         moment, milliseconds, segment, _ = found
         made_at, infos = milliseconds / 1000, self._infos_of(database, segment)
         rows = []
-        for (part,) in database.execute("SELECT packed FROM parts WHERE moment = ?", [moment]):
-            for message in unpacked(part):
-                known = infos.get(message.info_number)
-                with contextlib.suppress(ValueError, Refused):  # a row that no server of ours has written costs that row
-                    if known:
-                        rows.append(row_of(message, made_at, known))
+        parts = (part for (part,) in database.execute("SELECT packed FROM parts WHERE moment = ?", [moment]))
+        for message in unpacked(parts):
+            known = infos.get(message.info_number)
+            with contextlib.suppress(ValueError, Refused):  # a row that no server of ours has written costs that row
+                if known:
+                    rows.append(row_of(message, made_at, known))
         query = "SELECT * FROM events WHERE unix_milliseconds <= ? ORDER BY unix_milliseconds DESC, rowid DESC LIMIT ?"
         events = [
             Event(at / 1000, visible(str(kind), 20), visible(str(node_id), MAX_NODE_ID), visible(str(text), 500))
@@ -219,14 +237,18 @@ class Kept:
     def _infos_of(self, database: sqlite3.Connection, segment: int) -> dict[int, Row]:
         """Rows by number that have an info, and what follows from it, alone."""
         found: dict[int, Row] = {}
+        size = 0
         with self._lock:
             places = [place for (place,) in database.execute("SELECT info FROM infos WHERE segment = ?", [segment])]
             self._infos = {place: known for place, known in self._infos.items() if place in places}
             for place in places:
                 if place not in self._infos:
                     (part,) = database.execute("SELECT packed FROM infos WHERE info = ?", [place]).fetchone()
-                    self._infos[place] = dict(self._with_info(unpacked(part)))
+                    self._infos[place] = dict(self._with_info(unpacked([part])))
                 found |= self._infos[place]
+                size += sum(len(row.packed_info) for row in self._infos[place].values())
+                if len(found) > MAX_ROWS or size > MAX_MOMENT_BYTES:
+                    raise ValueError("it has more infos than any fleet")
             self._known = {row.packed_info: row for row in found.values()}
         return found
 
@@ -253,7 +275,7 @@ class Kept:
             fine_from = start if seconds <= FINE_SECONDS else max(self._trends_until(database, end), start)
             for is_trend, since in ((True, start), (False, fine_from)):
                 for at, span, part in database.execute(query, [1000 * since, 1000 * end, TREND, is_trend, crc]):
-                    found = (message for message in unpacked(part) if message.node_id == node_id)
+                    found = (message for message in unpacked([part]) if message.node_id == node_id)
                     courses += [course_of(message, is_trend, at / 1000, span / 1000) for message in found]
         return readings_of([course for course in courses if course], start, seconds / steps, steps)
 
@@ -273,6 +295,9 @@ class Kept:
             raise NoPast(f"nothing is kept of this fleet: {self.withheld}")
         try:
             with contextlib.closing(opened_to_read(self.path)) as database:
+                until = time.monotonic() + MAX_READING_SECONDS
+                if not self._is_own:
+                    database.set_progress_handler(lambda: time.monotonic() > until, 1000)
                 database.execute("BEGIN")  # what the ring takes away meanwhile is still there
                 check_layout(database)
                 yield database

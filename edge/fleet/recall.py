@@ -15,10 +15,10 @@ import node_pb2 as pb
 from edge.fleet.row import End, Refused
 from edge.fleet.source import EVENTS_KEPT, NoPast, Past, Source
 from edge.fleet.watch import messages_of, piece_of, update_of
-from edge.fleet.wire import node_row
+from edge.fleet.wire import node_row, seconds_of
 from edge.protocol import MAX_GRAPH_SECONDS, MAX_GRAPH_STEPS, MAX_NODE_ID
 
-ANSWERS_AT_ONCE = 4  # a moment of a large fleet takes 40 MB while it is sent
+ANSWERS_AT_ONCE = 4  # to this machine's own user, and to all others: a moment of a large fleet takes 40 MB while it is sent
 WORKERS = 2
 SPAN_SECONDS = 10.0  # from one look at how far back the past goes to the next
 NO_PAST = End("this server keeps no journal, so there is no past to see", grpc.StatusCode.FAILED_PRECONDITION)
@@ -56,7 +56,8 @@ class Recall:
     def __init__(self, past: Past | None, clock: Callable[[], float]) -> None:
         """`past` None: nothing is kept."""
         self._past, self._clock = past, clock
-        self._turns = asyncio.Semaphore(ANSWERS_AT_ONCE)
+        # Of each its own: who never reads an answer keeps the turn, up to the call's end.
+        self._turns = {is_local: asyncio.Semaphore(ANSWERS_AT_ONCE) for is_local in (True, False)}
         self._workers = Workers(WORKERS if past else 0)
         self._look_at = -1e9
         self._first_milliseconds = 0
@@ -72,12 +73,12 @@ class Recall:
         """In the worker's thread."""
         self._first_milliseconds = 0 if span.exception() else round(1000 * span.result()[0])
 
-    async def answer(self, request: pb.WatchRequest, epoch: int) -> AsyncGenerator[bytes, None]:
+    async def answer(self, request: pb.WatchRequest, epoch: int, is_local: bool) -> AsyncGenerator[bytes, None]:
         """What a request asks for, a message at a time. Raises Refused."""
         past = self._past
         if past is None:
             raise Refused(*NO_PAST)
-        async with self._turns:
+        async with self._turns[is_local]:
             if request.HasField("graph"):
                 yield await self._ask(graph_of, past, request.graph, epoch)
                 return
@@ -97,6 +98,8 @@ def is_of_the_past(request: pb.WatchRequest) -> bool:
     graph = request.graph
     if len(graph.node_id) > MAX_NODE_ID:
         raise Refused(f"graph.node_id has {len(graph.node_id)} characters: it may have {MAX_NODE_ID}")
+    for asked in (request.moment_unix_milliseconds, graph.end_unix_milliseconds):
+        seconds_of(asked)
     for field, most in (("seconds", MAX_GRAPH_SECONDS), ("steps", MAX_GRAPH_STEPS)):
         if request.HasField("graph") and not 0 < getattr(graph, field) <= most:
             raise Refused(f"graph.{field} is {getattr(graph, field)}: it must be from 1 to {most}")

@@ -6,10 +6,11 @@ import datetime
 import re
 import time
 
+from edge.fleet.wire import LAST_SECOND
+
 EXAMPLES = "03:12, -2h, yesterday 18:00, 2026-11-25 18:00"
 UNIT_SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 LENGTH = r"\d{1,7} ?(?:min|[smhdw]) ?"
-LAST_SECONDS = 250_000_000_000.0  # in the year 9892
 FARTHEST_SECONDS = 100 * 365 * 86400.0
 
 
@@ -60,7 +61,7 @@ def parse_time(text: str, now: float) -> float:
 
 def is_time(wall: float) -> bool:
     """Whether a moment, which may come from a foreign file, is one that can be shown."""
-    return 0 <= wall < LAST_SECONDS
+    return 0 <= wall < LAST_SECOND
 
 
 def show_time(wall: float) -> str:

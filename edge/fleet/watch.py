@@ -26,14 +26,13 @@ from edge.fleet.source import EVENTS_KEPT, Wants
 from edge.fleet.wire import beats_of, is_only_a_beat, node_row
 from edge.history import SAMPLES
 from edge.program import VERSION
-from edge.protocol import MAX_VIEWERS, MAX_VIEWERS_ELSEWHERE
+from edge.protocol import MAX_NODES_A_MESSAGE, MAX_VIEWERS, MAX_VIEWERS_ELSEWHERE
 
 TICK_SECONDS = 1.0  # from one version to the next
 IDLE_SECONDS = 60.0  # without a viewer, until nothing is kept for those that come back
 VERSIONS_KEPT = 3600  # that a viewer may lag behind: beyond, it gets the fleet anew
 REMOVALS_KEPT = 100_000  # in all of them
 NODES_A_SLICE = 1000  # that are compared at once: heartbeats come in between
-NODES_A_MESSAGE = 500
 MESSAGE_BYTES = 2**20  # or so, of nodes in a message
 MILLISECONDS = 1000
 M = TypeVar("M", pb.NodeRow, pb.NodeDetails)
@@ -257,7 +256,7 @@ class Feed:
             viewer.wake.set()
 
     def _is_much(self, known: int) -> bool:
-        return sum(seen.whole_at > known for seen in self._seen.values()) > NODES_A_MESSAGE
+        return sum(seen.whole_at > known for seen in self._seen.values()) > MAX_NODES_A_MESSAGE
 
     def _remembers(self, version: int) -> bool:
         """Whether it is known what changed since then."""
@@ -350,7 +349,7 @@ def piece_of(messages: Iterator[M]) -> list[M]:
     """The next of these, as many as are sent at once."""
     taken: list[M] = []
     size = 0
-    while len(taken) < NODES_A_MESSAGE and size < MESSAGE_BYTES and (one := next(messages, None)) is not None:
+    while len(taken) < MAX_NODES_A_MESSAGE and size < MESSAGE_BYTES and (one := next(messages, None)) is not None:
         taken.append(one)
         size += one.ByteSize()
     return taken

@@ -12,7 +12,7 @@ import node_pb2 as pb
 from edge import history
 from edge.event_log import Event
 from edge.fleet.checks import check_info
-from edge.fleet.intake import MAX_KEPT_BYTES, capacities_of, labels_of, vitals_from, vitals_of
+from edge.fleet.intake import MAX_JOULES, MAX_KEPT_BYTES, MAX_MILLIWATTS, capacities_of, labels_of, vitals_from, vitals_of
 from edge.fleet.row import Capacities, Refused, Row, Session, Vitals
 from edge.fleet.source import Readings
 from edge.protocol import MAX_DEVICES, MAX_NODE_ID, MAX_TEXT, check_node_id
@@ -29,15 +29,15 @@ MOST = {  # of each column of Beats
     "memory_permille": 10**6 + 1,
     "memory_used_mebibytes": 2**40,
     "temperature_celsius": 500 + KELVIN,
-    "power_milliwatts": 10**10 + 1,
+    "power_milliwatts": MAX_MILLIWATTS + 1,
     "cpu_percent": 100 + 1,
-    "energy_joules": 2**60 + 1,
+    "energy_joules": MAX_JOULES + 1,
     "round_trip_microseconds": 2**32,
     "hottest_device": MAX_DEVICES,
 }
 MAX_CACHED_BYTES = 4096  # of an info: 80 MB of those that are kept
 MAX_EXTREMES_BYTES = 4096  # of a node
-LAST_SECOND = 253_402_300_799  # of the year 9999: what can be shown of a time
+LAST_SECOND = 250_000_000_000  # of what can be shown of a time, in the year 9892: a clock that is told goes on from there
 NEW_SAMPLE_SECONDS = 0.05  # by which a sample is another one than before; less is what clocks and roundings make
 
 
@@ -194,6 +194,8 @@ def rows_after(beats: pb.Beats, made_at: float, rows: Mapping[int, Row]) -> Iter
     for (name, most), column in zip(MOST.items(), columns, strict=True):
         if column and max(column) > most:
             raise Refused(f"beats.{name} is {max(column)}: it must be at most {most}")
+    if 0 in columns[0][1:]:  # of one node, beats would be as many rows as a message has room for
+        raise Refused("beats are not in the order of their numbers")
     number = 0
     for step, age, lag, busy, full, used, heat, power, cpu, energy, trip, hottest in zip(*columns, strict=True):
         number += step
@@ -269,7 +271,7 @@ def event_of(message: pb.FleetEvent) -> Event:
 def seconds_of(unix_milliseconds: int) -> float:
     """By the wall clock. Raises Refused for a time that can't be shown."""
     if not 0 <= unix_milliseconds <= 1000 * LAST_SECOND:
-        raise Refused(f"{unix_milliseconds} is no time from 1970 to 9999")
+        raise Refused(f"{unix_milliseconds} is no time from 1970 to 9892")
     return unix_milliseconds / 1000
 
 

@@ -150,6 +150,14 @@ def test_labels_are_asked_for_whole_or_in_part() -> None:
     assert Screen(registry).press("g", "/", *"rack=a3").nodes() == [f"Node-1000 {device}" for device in range(8)]
 
 
+def test_a_label_takes_no_words_place() -> None:
+    """Whoever may report could else take away what all others look for."""
+    registry, processes = example_registry(3), pb.ProcessList(processes=[pb.Process(device_index=0, user="ada")])
+    registry.restore(example_row(0)._replace(packed_processes=processes.SerializeToString()))
+    registry.restore(labelled(1, user="ada"))
+    assert Screen(registry).press("/", *"user:ada").nodes() == ["Node-1000", "Node-1001"]
+
+
 def test_energy_is_compared_in_kilowatt_hours() -> None:
     registry = example_registry(3)
     for index, joules in ((0, 7_200_000), (1, 90_000)):

@@ -9,6 +9,7 @@ import random
 import shutil
 import sqlite3
 import threading
+import zlib
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -480,3 +481,63 @@ def test_a_row_that_no_server_has_written_costs_that_row(path: pathlib.Path) -> 
 )
 def test_a_course_that_no_server_has_written_is_none(readings: bytes, is_trend: bool) -> None:
     assert course_of(pb.NodeRow(readings=readings), is_trend, WALL, 300.0) is None
+
+
+def test_large_nodes_that_have_all_chosen_one_part_do_not_spoil_it(path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("journal", "moments"):
+        monkeypatch.setattr(f"edge.fleet.{module}.MAX_PART_BYTES", 200_000)
+    large = example_row(0)._replace(packed_sample=pb.Sample(sequence=1).SerializeToString() + b"\xaa\x3e\xe0\x5d" + bytes(12_000))
+    rows = [large._replace(node_id=f"n{number}", packed_info=large.packed_info + bytes([0x98, 6, number])) for number in range(50)]
+    with writing(path) as store:
+        write(store, 0, rows)
+    read = Kept(path).newest().snapshot()
+    assert {row.node_id for row in read} == {row.node_id for row in rows}
+    assert 0 < sum(bool(row.packed_sample) for row in read) < 50
+
+
+def test_a_node_that_changes_all_the_time_does_not_make_a_segment_grow(path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edge.fleet.journal.MAX_PART_BYTES", 20_000)
+    row = example_row(0)
+    with writing(path) as store:
+        for number in range(1, 41):
+            write(store, 10 * number, [row._replace(packed_info=row.packed_info + b"\xaa\x3e\xe0\x5d" + bytes([number]) * 12_000)])
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        counts = [count for (count,) in database.execute("SELECT count(*) FROM infos GROUP BY segment")]
+    assert max(counts) <= 4
+    assert sum(counts) == 40
+    assert len(Kept(path).moment(WALL + 200).snapshot()) == 1
+
+
+EMPTY_ROWS = b"\x42\x00" * 300_000
+
+
+@pytest.mark.parametrize(("table", "part"), [("parts", EMPTY_ROWS), ("infos", EMPTY_ROWS), ("parts", b"\x42" + b"\xff" * 10**6)])
+def test_a_small_file_that_unpacks_to_masses_is_refused(path: pathlib.Path, table: str, part: bytes) -> None:
+    with writing(path) as store:
+        write(store, 0, [example_row(0)])
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as database:
+        database.execute(f"UPDATE {table} SET packed = ?", [zlib.compress(part)])
+    with pytest.raises(NoPast, match="what it holds is no moment"):
+        Kept(path).newest()
+
+
+def test_frames_wider_than_any_node_has_are_not_drawn(path: pathlib.Path) -> None:
+    with writing(path) as store:
+        write(store, 0, [example_row(0)])
+    wide = pb.WatchUpdate(rows=[pb.NodeRow(node_id="n", readings=bytes(10**5))]).SerializeToString()
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as database:
+        database.execute("UPDATE parts SET packed = ?", [zlib.compress(wide)])
+        database.execute("UPDATE moments SET segment = ?", [TREND])
+    assert Kept(path).graph("n", WALL, 60, 10).devices == 0
+
+
+def test_a_file_whose_table_has_no_end_is_refused_in_time(path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edge.fleet.moments.MAX_READING_SECONDS", 0.05)
+    with writing(path) as store:
+        write(store, 0, [example_row(0)])
+    endless = "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c) SELECT x"
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as database:
+        database.execute("DROP TABLE moments")
+        database.execute(f"CREATE VIEW moments AS {endless} AS unix_milliseconds, 1 AS segment FROM c")
+    with pytest.raises(NoPast, match="interrupted"):
+        Kept(path).span()

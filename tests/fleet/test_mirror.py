@@ -13,12 +13,14 @@ from google.protobuf.message import DecodeError
 import node_pb2 as pb
 from edge import history
 from edge.event_log import Event, EventLog
+from edge.fleet.intake import MAX_BYTES, MAX_JOULES, MAX_MILLIWATTS
 from edge.fleet.mirror import MAX_KINDS, Mirror, Offset
 from edge.fleet.row import Refused, Row, Session, State, is_outdated, state_of
 from edge.fleet.source import EVENTS_KEPT
 from edge.fleet.watch import Feed
 from edge.fleet.wire import node_row
 from edge.history import WHOLE_NODE
+from edge.summary import MAX_PERMILLE
 from server import Registry
 from tests.fixtures.examples import example_row
 from tests.fixtures.sessions import Clock, opened
@@ -368,7 +370,10 @@ def row_with(**changes: Any) -> pb.NodeRow:
         ({"rows": [row_with(sample=bytes(2**17))]}, "may have"),
         ({"rows": [row_with(summary=pb.Summary(utilization_permille=1001))]}, "out of its range"),
         ({"rows": [row_with(summary=pb.Summary(without_power=9))]}, "does not fit"),
-        ({"rows": [pb.NodeRow(number=number, node_id=f"n{number}") for number in range(2, 20_002)]}, "larger"),
+        ({"rows": [ROW] * 501}, "501 rows: it may have 500"),
+        ({"details": [pb.NodeDetails(number=1, sample=b"\x08\x01")] * 501}, "501 details: it may have 500"),
+        ({"removed": range(2**17 + 1)}, "131073 removals"),
+        ({"beats": pb.Beats(**{name: [1, 0] for name in BEAT})}, "not in the order"),
         ({"beats": pb.Beats(**BEAT | {"cpu_percent": [1, 2]})}, "different lengths"),
         ({"beats": pb.Beats(**BEAT | {"number_steps": [77]})}, "not told"),
         ({"beats": pb.Beats(**BEAT | {"utilization_permille": [1002]})}, "at most 1001"),
@@ -391,6 +396,60 @@ def test_what_can_not_be_ends_the_stream_and_harms_nothing(parts: dict[str, Any]
     assert [row.node_id for row in mirror.snapshot()][:1] == ["Node-1000"]
     mirror.take(pb.WatchUpdate(epoch=1, version=2, beats=pb.Beats(**BEAT)))
     assert mirror.snapshot()[0].vitals.utilization == 0
+
+
+def test_a_fleet_without_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edge.fleet.mirror.MAX_NODES", 700)
+    mirror = Mirror(EventLog(EVENTS_KEPT), "", Clock())
+    mirror.begin()
+    mirror.take(pb.WatchUpdate(epoch=1, version=1, is_snapshot=True, rows=[ROW]))
+    pieces = [[pb.NodeRow(number=number, node_id=f"n{number}") for number in range(first, first + 350)] for first in (2, 352)]
+    mirror.take(pb.WatchUpdate(epoch=1, version=2, rows=pieces[0]))
+    with pytest.raises(Refused, match="larger"):
+        mirror.take(pb.WatchUpdate(epoch=1, version=3, rows=pieces[1]))
+
+
+def test_a_fleet_that_grows_by_readings_alone_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edge.fleet.mirror.MAX_BYTES", 30_000)
+    mirror = Mirror(EventLog(EVENTS_KEPT), "", clock := Clock())
+    mirror.begin()
+    mirror.take(
+        pb.WatchUpdate(
+            epoch=1, version=1, is_snapshot=True, rows=[pb.NodeRow(number=1, node_id="n", info=info(128).SerializeToString())]
+        )
+    )
+    with pytest.raises(Refused, match="larger"):
+        for second in range(1, 60):
+            clock.now += 1
+            mirror.take(pb.WatchUpdate(epoch=1, version=1 + second, clock_milliseconds=1000 * second, beats=pb.Beats(**BEAT)))
+
+
+def test_a_node_that_comes_under_new_numbers_again_and_again_takes_no_more_room() -> None:
+    mirror = Mirror(EventLog(EVENTS_KEPT), "", Clock())
+    mirror.begin()
+    for number in range(1, 100):
+        details = pb.NodeDetails(number=number, readings=bytes(3))
+        rows = [pb.NodeRow(number=number, node_id="n")]
+        mirror.take(pb.WatchUpdate(epoch=1, version=number, is_snapshot=number == 1, rows=rows, details=[details]))
+    assert len(mirror._told) <= 1
+
+
+def test_the_most_that_a_server_takes_of_a_node_is_taken_of_the_server() -> None:
+    """Else one node could end every look at its fleet."""
+    looking = Looking()
+    session = looking.registry.open(pb.HeartbeatRequest(node_id="n1", info=info(128)), "10.0.0.7")
+    looking.look()
+    most = pb.Summary(
+        utilization_permille=1000, memory_permille=MAX_PERMILLE, memory_used_bytes=MAX_BYTES, memory_total_bytes=MAX_BYTES,
+        temperature_celsius=500, hottest_device=128, power_milliwatts=MAX_MILLIWATTS, failed_devices=128,
+        without_memory=1, cpu_percent=100, energy_joules=MAX_JOULES,
+    )  # fmt: skip
+    for sequence in range(1, 4):
+        looking.pass_time()
+        beat = pb.HeartbeatRequest(sample=pb.Sample(sequence=sequence), summary=most, round_trip_microseconds=2**32 - 1)
+        looking.registry.heartbeat(session, beat)
+        looking.look()
+    assert looking.rows()["n1"].vitals.milliwatts == MAX_MILLIWATTS
 
 
 def test_what_builds_on_nothing_is_refused() -> None:

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from edge.fleet.row import Refused
 from edge.fleet.times import Unreadable, parse_time, show_time
+from edge.fleet.wire import LAST_SECOND, seconds_of
 
 NOW = "2026-11-26 09:30:05"
 
@@ -101,3 +103,10 @@ def test_hours_that_a_clock_skips_or_repeats_are_times_too(monkeypatch: pytest.M
     assert parse_time("2026-03-29 02:30", now) < now  # never that night
     assert now - parse_time("-12h", now) == 12 * 3600
     assert show_time(parse_time("-12h", now)) == "2026-10-25 01:00:00"
+
+
+def test_a_server_may_tell_any_time_that_can_be_counted_back_from() -> None:
+    told = seconds_of(1000 * LAST_SECOND)
+    assert parse_time("-2h", told + 1e6) < parse_time("00:00", told + 1e6) + 2e5
+    with pytest.raises(Refused, match="no time"):
+        seconds_of(1000 * (LAST_SECOND + 1))

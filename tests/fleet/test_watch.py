@@ -171,7 +171,7 @@ def numbers_of(updates: Iterable[pb.WatchUpdate]) -> dict[str, int]:
 @pytest.mark.parametrize("pieces", range(1, 7))
 def test_a_fleet_that_changes_while_it_is_sent_arrives_as_it_is(monkeypatch: pytest.MonkeyPatch, pieces: int) -> None:
     """Nodes that change, come and go between any two pieces; and again while a viewer that lags is sent much."""
-    monkeypatch.setattr(watch, "NODES_A_MESSAGE", 3)
+    monkeypatch.setattr(watch, "MAX_NODES_A_MESSAGE", 3)
     fleet = Fleet(*(f"node-{index}" for index in range(12)))
     looking = Looking(fleet)
 
