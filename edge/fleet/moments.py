@@ -306,9 +306,9 @@ class Kept:
 
 
 def opened_to_read(path: pathlib.Path) -> sqlite3.Connection:
-    """Raises sqlite3.Error."""
+    """Makes no file. Raises sqlite3.Error."""
     last: sqlite3.Error | None = None
-    for how in ("mode=ro", "immutable=1"):  # the second: in a folder where nothing may be written, beside the file
+    for how in ("mode=ro", "mode=ro&immutable=1"):  # the second: in a folder where nothing may be written, beside the file
         try:
             database = sqlite3.connect(f"{path.absolute().as_uri()}?{how}", uri=True, check_same_thread=False)
             database.execute("PRAGMA user_version").fetchone()
