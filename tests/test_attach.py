@@ -128,7 +128,7 @@ def test_a_server_that_is_gone_greys_its_rows_and_counts_down_and_all_is_well_wh
     assert proxy.address in notice
     eventually(lambda: rows(attached)[gone].known_until < attached.clock())
     assert rows(attached)[f"box-{servings[1].port}"].known_until > attached.clock()
-    assert state_of(rows(attached)[gone], attached.clock()) is State.ONLINE  # as far as anyone knows
+    assert state_of(rows(attached)[gone], attached.clock()) is State.UNHEARD
     proxy.port = port
     eventually(lambda: not attached.notices())
     assert rows(attached)[gone].known_until > attached.clock()
@@ -420,7 +420,8 @@ def test_a_service_and_its_screen(start: Callable[..., Program], connect: Connec
     screen.json_line(lambda line: [node["node_id"] for node in line["nodes"]] == ["box"])
     lines.line("joined box")
     service.process.kill()
-    screen.json_line(lambda line: "its server has not been heard" in line["nodes"][0]["reason"])
+    (node,) = screen.json_line(lambda line: line["nodes"][0]["state"] == "UNHEARD")["nodes"]
+    assert "its server has not been heard" in node["reason"]
     lines.line("warning this machine: this machine's server is gone; next try in ")
     again = start("server.py", "--headless", "--listen", address, **folder)
     again.line("listening on")

@@ -21,6 +21,7 @@ STATE_STYLES = {
     State.ONLINE: ("●", "green"),
     State.LATE: ("◐", "yellow"),
     State.DISCONNECTED: ("○", "yellow"),
+    State.UNHEARD: ("?", "bold yellow"),
     State.LOST: ("✗", "bold red"),
     State.LEFT: ("◌", "dim"),
 }

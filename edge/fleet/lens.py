@@ -18,7 +18,7 @@ from edge.fleet.groups import grouped, is_head
 from edge.fleet.intake import device_vitals
 from edge.fleet.lookup import PATIENCE_SECONDS, Answered, Lookup
 from edge.fleet.metrics import METRICS
-from edge.fleet.row import Row, State, hanging_seconds, is_outdated, state_of
+from edge.fleet.row import Row, State, hanging_seconds, state_of
 from edge.fleet.source import EVENTS_KEPT, Frozen, Moment, NoPast, Past, Readings, Source, Wants
 from edge.fleet.times import is_time, show_time
 from edge.fleet.users import SORT_BY_GPUS, User, Users, sorted_users
@@ -104,8 +104,7 @@ class Visit(NamedTuple):
 class Totals(NamedTuple):
     """The fleet in numbers."""
 
-    states: Mapping[State, int] = MappingProxyType({})  # of nodes whose server is heard
-    unheard: int = 0  # the other nodes
+    states: Mapping[State, int] = MappingProxyType({})
     gpus: int = 0
     utilization: float | None = None
     memory_used_bytes: int = 0
@@ -123,14 +122,11 @@ def count_totals(rows: Iterable[Row], now: float) -> Totals:
     """What the nodes have and do that are online and read, all together: one pass. Each GPU counts once; the processors and memory
     of boxes without any count only where no box has one."""
     states: dict[State, int] = dict.fromkeys(State, 0)
-    gpus = milliwatts = with_power = joules = with_energy = with_gpus = unheard = 0
+    gpus = milliwatts = with_power = joules = with_energy = with_gpus = 0
     # With GPUs and without: utilization, of how many; memory used and in all, of how many.
     sums = {True: [0.0, 0, 0, 0, 0], False: [0.0, 0, 0, 0, 0]}
     heat, hottest = -math.inf, None
     for row in rows:
-        if is_outdated(row, now):
-            unheard += 1
-            continue
         state = state_of(row, now)
         states[state] += 1
         if state is not State.ONLINE or hanging_seconds(row, now) is not None:
@@ -154,7 +150,7 @@ def count_totals(rows: Iterable[Row], now: float) -> Totals:
             heat, hottest = vitals.celsius, row
     utilization, readings, used, total, with_memory = sums[gpus > 0]
     return Totals(
-        states, unheard, gpus, utilization / readings if readings else None, int(used), int(total),
+        states, gpus, utilization / readings if readings else None, int(used), int(total),
         milliwatts if with_power else None, int(with_memory), with_power, hottest,
         joules if with_energy else None, with_energy, with_gpus,
     )  # fmt: skip

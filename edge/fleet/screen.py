@@ -35,7 +35,7 @@ from edge.fleet.joining import Joining, Step, details, named, steps, token_comma
 from edge.fleet.keys import Place, Room, behind_help, filter_of, footer_of, help_lines, place_of
 from edge.fleet.lens import Lens, Range, Totals, Ui
 from edge.fleet.metrics import METRIC_NAMED, METRICS
-from edge.fleet.row import Row, State, hanging_seconds, is_outdated, reason_of, state_of
+from edge.fleet.row import Row, State, hanging_seconds, reason_of, state_of
 from edge.fleet.source import EVENTS_KEPT, Readings
 from edge.fleet.times import EXAMPLES as TIME_EXAMPLES
 from edge.fleet.times import show_time
@@ -49,6 +49,7 @@ STATE_HELP = {
     State.ONLINE: "heartbeats come",
     State.LATE: f"none for {LATE_INTERVALS} intervals",
     State.DISCONNECTED: "its stream broke without a goodbye",
+    State.UNHEARD: "its server is not heard any more: what is known of it is old",
     State.LOST: f"no heartbeat for {LOST_SECONDS:g} s or {LOST_INTERVALS} intervals, whichever is longer",
     State.LEFT: "it said goodbye",
 }
@@ -215,7 +216,7 @@ def cut(lines: list[Line], scroll: int, room: int, key: str = "PgDn") -> list[Li
 
 def header(view: View, width: int) -> list[Line]:
     """Two lines: who gets in and nodes by state, and what the fleet is and does; where a filter holds, what it matches of it."""
-    count, known = sum(view.totals.states.values()) + view.totals.unheard, view.known_nodes
+    count, known = sum(view.totals.states.values()), view.known_nodes
     wide = width >= 80
     nodes = (
         f" {count:,} of {known:,} nodes match{'es' * (count == 1)}" if view.is_filtered else f" {known:,} node{'s' * (known != 1)}"
@@ -225,8 +226,6 @@ def header(view: View, width: int) -> list[Line]:
     for state, (glyph, style) in STATE_STYLES.items():
         if number := view.totals.states.get(state):
             parts.append([(f"  {glyph} {number:,}" + f" {state.value.lower()}" * wide, style)])
-    if view.totals.unheard:
-        parts.append([(f"  ? {view.totals.unheard:,}" + " unheard" * wide, "bold yellow")])
     totals = fit_parts([*notice_parts(view, width), *totals_parts(view)], width)
     if view.then:
         return [past_line(view, view.then, width), totals]
@@ -290,9 +289,9 @@ def totals_parts(view: View) -> list[Line]:
     """What the living nodes have and do, all together: the most important first."""
     totals = view.totals
     parts: list[Line] = [[(" matching:", "bold yellow")]] * view.is_filtered
-    if totals.unheard and not totals.states.get(State.ONLINE):  # nobody knows
-        return parts
     if not totals.states.get(State.ONLINE):
+        if totals.states.get(State.UNHEARD):  # nobody knows
+            return parts
         where = f" {'listening on' if view.about.is_here else 'looking at'} {view.about.listening}:"
         listening: list[Line] = [] if view.then else [[(where, "")]]
         return [*(parts or listening), [(f" no node {'was' if view.then else 'is'} online", "")]]
@@ -397,8 +396,6 @@ def group_line(label: str, value: str, totals: Totals, width: int) -> Line:
     for state, (glyph, style) in STATE_STYLES.items():
         if number := totals.states.get(state):
             parts.append([(f"  {glyph} {number:,}", style)])
-    if totals.unheard:
-        parts.append([(f"  ? {totals.unheard:,}", "bold yellow")])
     return fit_parts([*parts, *([[(" ", "")], *sums(totals)] if totals.states.get(State.ONLINE) else [])], width)
 
 
@@ -407,9 +404,7 @@ def entry_line(entry: Entry, columns: Sequence[TableColumn], ui: Ui) -> Line:
     line: Line = []
     for column in columns:
         spans = column.spans(entry, column.layout.width)
-        if is_outdated(entry.row, entry.now):
-            spans = [(text, "dim") for text, _ in spans]
-        elif entry.is_stale and column.sort not in ("state", "age"):
+        if entry.is_stale and column.sort not in ("state", "age"):
             spans = grey(spans)
         line += align(spans, column.layout)
         line.append((" ", ""))
@@ -462,7 +457,6 @@ def grid_cell(entry: Entry, width: int, ui: Ui) -> Line:
         part = metric.part(entry)
         step = 0 if part is None else min(max(int(part * 8), 0), 7)
         glyph, style = ("·", "dim") if part is None else (BLOCKS[step], GRID_STYLES[step])
-    style = "dim" if is_outdated(entry.row, entry.now) else style
     words = fit(metric.text(entry.vitals), 7, ">") if width >= GRID_CELLS[1] else ""
     if width >= GRID_CELLS[0]:
         name_cells = width - GRID_CELLS[0] + GRID_NAME_CELLS
@@ -542,7 +536,7 @@ def page_panels(
     """A node's page: its session, and the panels of its own screen, so far scrolled; all grey when it is not online."""
     head = page_head(row, now, width, room)
     panels = node_panels(subject_of(row, readings), width, room - len(head), scroll)
-    if state_of(row, now) is not State.ONLINE or hanging_seconds(row, now) is not None or is_outdated(row, now):
+    if state_of(row, now) is not State.ONLINE or hanging_seconds(row, now) is not None:
         panels = [[(text, "dim") for text, _ in line] for line in panels]
     return [*head, *panels]
 

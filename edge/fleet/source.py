@@ -10,7 +10,7 @@ from edge.event_log import Event
 from edge.fleet.row import Row, State, state_of
 
 EVENTS_KEPT = 1000
-CHANGES = ("lost", "disconnected", "late", "left", "joined")  # since a picture was frozen, the most important first
+CHANGES = ("lost", "unheard", "disconnected", "late", "left", "joined")  # since a picture was frozen, the most important first
 
 
 class MayNot(Exception):

@@ -57,6 +57,14 @@ def test_filters(text: str, wanted: set[int]) -> None:
     assert screen.nodes() == [f"Node-{1000 + index}" for index in sorted(wanted)]
 
 
+def test_nodes_of_a_server_that_is_not_heard_are_found() -> None:
+    registry = Registry(1.0, 100, clock=lambda: NOW)
+    for index in range(3):
+        registry.restore(example_row(index)._replace(known_until=NOW - index))
+    screen = Screen(registry).press("/", *"state:unh")
+    assert sorted(entry_id.node_id for entry_id in screen.lens.order) == [example_row(index).node_id for index in (1, 2)]
+
+
 def test_a_token_finds_the_nodes_that_came_by_it() -> None:
     registry = example_registry(3)
     registry.restore(example_row(1)._replace(token_id="d8d213"))
