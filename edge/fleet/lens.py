@@ -113,14 +113,14 @@ class Totals(NamedTuple):
     with_memory: int = 0  # GPUs that the sums are of; nodes, where there is no GPU
     with_power: int = 0
     hottest: Row | None = None
-    energy_joules: int | None = None  # since each node's agent started
+    energy_joules: int | None = None  # since each node's agent started; of all nodes, silent ones as they were heard last
     with_energy: int = 0  # nodes that report it, of those with GPUs
     with_gpus: int = 0
 
 
 def count_totals(rows: Iterable[Row], now: float) -> Totals:
     """What the nodes have and do that are online and read, all together: one pass. Each GPU counts once; the processors and memory
-    of boxes without any count only where no box has one."""
+    of boxes without any count only where no box has one. What has been used stays so, whatever has become of a node."""
     states: dict[State, int] = dict.fromkeys(State, 0)
     gpus = milliwatts = with_power = joules = with_energy = with_gpus = 0
     # With GPUs and without: utilization, of how many; memory used and in all, of how many.
@@ -129,9 +129,13 @@ def count_totals(rows: Iterable[Row], now: float) -> Totals:
     for row in rows:
         state = state_of(row, now)
         states[state] += 1
+        vitals = row.vitals
+        with_gpus += vitals.devices > 0
+        if vitals.energy_joules is not None:
+            joules += vitals.energy_joules
+            with_energy += 1
         if state is not State.ONLINE or hanging_seconds(row, now) is not None:
             continue
-        vitals = row.vitals
         gpus += len(row.capacities.devices)
         part = sums[vitals.devices > 0]
         part[2] += vitals.memory_used_bytes
@@ -139,10 +143,6 @@ def count_totals(rows: Iterable[Row], now: float) -> Totals:
         part[4] += vitals.with_memory
         milliwatts += vitals.milliwatts or 0
         with_power += vitals.with_power
-        with_gpus += vitals.devices > 0
-        if vitals.energy_joules is not None:
-            joules += vitals.energy_joules
-            with_energy += 1
         if vitals.utilization is not None:
             part[0] += vitals.utilization * vitals.with_utilization
             part[1] += vitals.with_utilization

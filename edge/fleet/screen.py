@@ -294,7 +294,7 @@ def totals_parts(view: View) -> list[Line]:
             return parts
         where = f" {'listening on' if view.about.is_here else 'looking at'} {view.about.listening}:"
         listening: list[Line] = [] if view.then else [[(where, "")]]
-        return [*(parts or listening), [(f" no node {'was' if view.then else 'is'} online", "")]]
+        return [*(parts or listening), [(f" no node {'was' if view.then else 'is'} online", "")], *energy_parts(totals)]
     return [*parts, *sums(totals)]
 
 
@@ -314,14 +314,20 @@ def sums(totals: Totals) -> list[Line]:
         parts.append([(f" · memory {memory}{of_some(totals.with_memory, count)}", "")])
     if totals.milliwatts is not None:
         parts.append([(f" · power {show_watts(totals.milliwatts)}{of_some(totals.with_power, totals.gpus)}", "")])
-    if totals.energy_joules is not None:
-        parts.append([(f" · energy {show_energy(totals.energy_joules)}{of_some(totals.with_energy, totals.with_gpus)}", "")])
-    return parts
+    return [*parts, *energy_parts(totals)]
 
 
-def of_some(number: int, count: int) -> str:
+def energy_parts(totals: Totals) -> list[Line]:
+    """What has been used, if that is known."""
+    if totals.energy_joules is None:
+        return []
+    some = of_some(totals.with_energy, totals.with_gpus, " nodes")
+    return [[(f" · energy {show_energy(totals.energy_joules)}{some}", "")]]
+
+
+def of_some(number: int, count: int, what: str = "") -> str:
     """Of how many of all a sum is, where the others do not report it."""
-    return f" ({number:,} of {count:,})" if number < count else ""
+    return f" ({number:,} of {count:,}{what})" if number < count else ""
 
 
 def footer(view: View, width: int) -> Line:
@@ -396,7 +402,7 @@ def group_line(label: str, value: str, totals: Totals, width: int) -> Line:
     for state, (glyph, style) in STATE_STYLES.items():
         if number := totals.states.get(state):
             parts.append([(f"  {glyph} {number:,}", style)])
-    return fit_parts([*parts, *([[(" ", "")], *sums(totals)] if totals.states.get(State.ONLINE) else [])], width)
+    return fit_parts([*parts, *([[(" ", "")], *sums(totals)] if totals.states.get(State.ONLINE) else energy_parts(totals))], width)
 
 
 def entry_line(entry: Entry, columns: Sequence[TableColumn], ui: Ui) -> Line:
