@@ -30,6 +30,7 @@ from edge.event_log import Event
 from edge.fleet.columns import SORT_BY_NAME, STATE_STYLES, TableColumn, lay_out
 from edge.fleet.entry import Entry, make_entries
 from edge.fleet.events import draw_events, event_lines, lowest_line, newest_lines, parse_event_filter
+from edge.fleet.filters import asks_for_a_while
 from edge.fleet.groups import head_of, is_head
 from edge.fleet.joining import Joining, Step, details, named, steps, token_command
 from edge.fleet.keys import Place, Room, behind_help, filter_of, footer_of, help_lines, place_of
@@ -59,6 +60,7 @@ KEYS_CELLS = 15  # of the help
 GLYPHS = {f"{glyph} " for glyph, _ in STATE_STYLES.values()}
 CHANGE_GLYPHS = {state.value.lower(): glyph for state, (glyph, _) in STATE_STYLES.items()} | {"joined": "+"}
 NOTHING_MATCHES: list[Line] = [[], [("Nothing matches the filter: Esc clears it.", "")]]
+NOT_OBSERVED: Line = [("`for` asks of nodes that are online, and have been observed all that time.", "")]
 NOBODY_THEN: list[Line] = [[], [("No node was here then.", "")]]
 GRID_CELLS = (26, 9, 2, 1)  # widths of a cell: with name and value, with its value, apart, side by side: the widest that fits all
 GRID_NAME_CELLS = 15  # of the widest
@@ -372,8 +374,15 @@ def table_panel(view: View, width: int) -> list[Line]:
     for at, value, totals in view.groups:
         lines.insert(at + 1, group_line(view.ui.group, value, totals, width - 4))
     if not view.matching:
-        lines += NOTHING_MATCHES if view.known_nodes else NOBODY_THEN
+        lines += nothing_there(view)
     return box(panel_title(view), lines + [[]] * (view.room.lines + 1 - len(lines)), width)
+
+
+def nothing_there(view: View) -> list[Line]:
+    """In the place of nodes, where none is shown."""
+    if not view.known_nodes:
+        return NOBODY_THEN
+    return NOTHING_MATCHES + ([NOT_OBSERVED] if asks_for_a_while(view.ui.filter) else [])
 
 
 def panel_title(view: View) -> str:
@@ -432,7 +441,7 @@ def grid_panel(view: View, width: int) -> list[Line]:
     shown = [grid_cell(entry, cell_width, view.ui) for entry in view.entries]
     lines = [list(itertools.chain(*shown[start : start + per_line])) for start in range(0, len(shown), per_line)]
     if not view.matching:
-        lines += NOTHING_MATCHES if view.known_nodes else NOBODY_THEN
+        lines += nothing_there(view)
     return box(panel_title(view), [grid_legend(view, width), *lines, *[[]] * (lines_most - len(lines))], width)
 
 
