@@ -26,6 +26,7 @@ from edge.history import WHOLE_NODE
 
 MAX_OPEN = 256  # nodes whose details are asked for
 SINCE_SECONDS = 1.0  # from one look at what happens behind a picture that stands still to the next
+ASKING_SECONDS = 3.0  # that a server elsewhere has for its first answer of what runs on its nodes
 LOOKS_PER_SECOND = 2.0  # into a past that is played
 SPARSE_SECONDS = (60, 75, 90)  # after a moment, the next one is looked for, where it is old and they are a minute apart
 NO_JOURNAL = "nothing is kept of this fleet: it has no journal"
@@ -200,6 +201,7 @@ class Lens:
         self._places: dict[EntryId, int] = {}
         self._asked: tuple[object, ...] = ()
         self._wants: Wants | None = None
+        self._asked_at = -math.inf  # what runs on the nodes
         self._users = Users()
         self._due = self._since_due = 0.0
         self.now = self.wall = 0.0  # the moment that is shown
@@ -208,6 +210,8 @@ class Lens:
         """Follow the Ui and the time: called after each key and before each frame, and cheap when nothing is due."""
         self._look_at(ui)
         if (wants := self._wanted_for(ui)) != self._wants:
+            if wants.processes and not (self._wants and self._wants.processes):
+                self._asked_at = self._live.clock()
             self._wants = wants
             self._live.want(wants)
         self.now, self.wall = self._source.clock(), self._source.wall()
@@ -355,6 +359,12 @@ class Lens:
     def notices(self) -> Sequence[str]:
         """What is wrong with where all this comes from."""
         return self._live.notices()
+
+    @property
+    def is_asking(self) -> bool:
+        """Whether what runs on the nodes of a server elsewhere may only be on its way."""
+        is_elsewhere = not self._is_here and self._source is self._live
+        return is_elsewhere and self._live.clock() - self._asked_at < ASKING_SECONDS
 
     def reporting(self) -> list[str]:
         """The nodes that are online now and report here, whatever is shown."""

@@ -111,6 +111,7 @@ class View(NamedTuple):
     about: About
     events: Sequence[Event]
     notices: Sequence[str] = ()  # what is wrong with where all this comes from
+    is_asking: bool = False  # who the users are
 
 
 def look(lens: Lens, ui: Ui, about: About, width: int, height: int) -> View:
@@ -143,6 +144,7 @@ def look(lens: Lens, ui: Ui, about: About, width: int, height: int) -> View:
         about=about,
         events=lens.events(EVENTS_KEPT),
         notices=lens.notices(),
+        is_asking=lens.is_asking,
     )
 
 
@@ -631,10 +633,8 @@ def user_view(view: View, width: int) -> list[Line]:
     columns = lay_out_users(longest, width - 4)
     lines = draw_users(shown, columns, ui.users_sort, ui.users_descending, ui.user)
     if not users:
-        lines += [
-            [],
-            [("No process on a GPU is known" + " of what the filter matches: Esc and Esc clear it." * view.is_filtered, "")],
-        ]
+        said = "No process on a GPU is known" + " of what the filter matches: Esc and Esc clear it." * view.is_filtered
+        lines += [[], [("The server is asked what runs on its nodes …" if view.is_asking else said, "")]]
     return box(title, lines + [[]] * (room + 1 - len(lines)), width)
 
 
