@@ -102,6 +102,11 @@ class Viewer:
         self.echo_milliseconds = request.clock_milliseconds
         self.wake.set()
 
+    def forget_details(self) -> None:
+        """It is to be told all anew."""
+        self.details_at = self.processes_at = 0
+        self.open = dict.fromkeys(self.open)
+
 
 class Feed:
     """The versions of a fleet, for all who look. In the network thread alone."""
@@ -244,6 +249,7 @@ class Feed:
         base = known = viewer.version
         if not self._remembers(base):
             base, known = self.version, 0
+            viewer.forget_details()
             yield self._update(self._fleet.clock(), is_snapshot=True, events=messages_of(self._events(0, base)))
         while not known or ((base, known) not in self._shared and self._is_much(known)):
             since, known = known, self.version

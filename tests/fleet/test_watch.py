@@ -147,6 +147,22 @@ def test_who_lags_too_far_gets_the_fleet_anew(monkeypatch: pytest.MonkeyPatch) -
     assert any(update.is_snapshot for update in fleet.told(viewer))
 
 
+def test_who_gets_the_fleet_anew_gets_its_details_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "VERSIONS_KEPT", 2)
+    fleet = Fleet()
+    fleet.put("a", packed_processes=b"\x0a\x00", packed_sample=b"\x08\x01")
+    fleet.publish()
+    looking = Looking(fleet)
+    looking.viewer.want(pb.WatchRequest(open=["a"], details=True, processes=True))
+    looking.take_all()
+    (known,) = looking.mirror.snapshot()
+    for _ in range(4):
+        fleet.publish()
+    looking.take_all()
+    (row,) = looking.mirror.snapshot()
+    assert (row.packed_processes, row.packed_sample, row.history) == (b"\x0a\x00", b"\x08\x01", known.history)
+
+
 def test_a_number_has_another_node_only_when_nobody_can_be_told_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch, "VERSIONS_KEPT", 3)
     fleet = Fleet("a")
