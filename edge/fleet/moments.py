@@ -195,10 +195,10 @@ class Kept:
         with self._reading() as database:
             query = "SELECT unix_milliseconds FROM moments WHERE segment <> ? ORDER BY unix_milliseconds {} LIMIT 1"
             ends = [database.execute(query.format(order), [TREND]).fetchone() for order in ("ASC", "DESC")]
-        if not all(ends):
-            raise NoPast("nothing is kept yet")
-        (first,), (last,) = ends
-        return first / 1000, last / 1000
+            if not all(ends):
+                raise NoPast("nothing is kept yet")
+            (first,), (last,) = ends
+            return first / 1000, last / 1000
 
     def moment(self, wall: float) -> Source:
         """The fleet as it was then: the last moment that was kept up to that time, or the first one. Raises NoPast."""
@@ -266,7 +266,7 @@ class Kept:
 
     def graph(self, node_id: str, end: float, seconds: float, steps: int) -> Readings:
         """Readings of the `seconds` before `end` (by the wall clock), NOT_REPORTED where nothing is kept. Raises NoPast."""
-        start, crc, courses = end - seconds, zlib.crc32(node_id.encode()), []
+        start, crc, courses = end - seconds, zlib.crc32(node_id.encode()), list[Course]()
         query = (
             "SELECT unix_milliseconds, milliseconds, packed FROM moments JOIN parts USING (moment) WHERE unix_milliseconds > ?"
             " AND unix_milliseconds <= ? AND (segment = ?) = ? AND part = ? % parts ORDER BY unix_milliseconds"
@@ -275,9 +275,10 @@ class Kept:
             fine_from = start if seconds <= FINE_SECONDS else max(self._trends_until(database, end), start)
             for is_trend, since in ((True, start), (False, fine_from)):
                 for at, span, part in database.execute(query, [1000 * since, 1000 * end, TREND, is_trend, crc]):
-                    found = (message for message in unpacked([part]) if message.node_id == node_id)
-                    courses += [course_of(message, is_trend, at / 1000, span / 1000) for message in found]
-        return readings_of([course for course in courses if course], start, seconds / steps, steps)
+                    found = next((message for message in unpacked([part]) if message.node_id == node_id), None)
+                    if found and (course := course_of(found, is_trend, at / 1000, span / 1000)):
+                        courses.append(course)
+        return readings_of(courses, start, seconds / steps, steps)
 
     @staticmethod
     def _trends_until(database: sqlite3.Connection, end: float) -> float:

@@ -471,6 +471,13 @@ def test_an_event_with_what_is_no_text_is_kept(path: pathlib.Path) -> None:
         assert [event.text for event in Kept(path).newest().newest_events(9)] == ["no � text"]
 
 
+def test_a_file_that_was_copied_there_is_this_users_alone(path: pathlib.Path) -> None:
+    path.touch(0o644)
+    with writing(path) as store:
+        write(store, 0, [example_row(0)])
+        assert {one.stat().st_mode & 0o777 for one in path.parent.iterdir()} == {0o600}
+
+
 def test_a_recording_is_one_new_file(tmp_path: pathlib.Path) -> None:
     path, registry = tmp_path / "night.edge", example_registry(3)
     recording = recording_to(path, registry, lambda _kind, _text: None)
@@ -510,6 +517,15 @@ def spoil_columns(database: sqlite3.Connection) -> None:
 
 def spoil_tables(database: sqlite3.Connection) -> None:
     database.execute("DROP TABLE parts")
+
+
+def test_a_time_that_is_no_number_is_refused_in_a_sentence(path: pathlib.Path) -> None:
+    with writing(path) as store:
+        write(store, 0, [example_row(0)])
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as database:
+        database.execute("UPDATE moments SET unix_milliseconds = 'noon'")
+    with pytest.raises(NoPast, match="can't be read"):
+        Kept(path).span()
 
 
 @pytest.mark.parametrize("spoil", [spoil_version, spoil_parts, spoil_columns, spoil_tables])
@@ -584,6 +600,16 @@ def test_frames_wider_than_any_node_has_are_not_drawn(path: pathlib.Path) -> Non
         database.execute("UPDATE parts SET packed = ?", [zlib.compress(wide)])
         database.execute("UPDATE moments SET segment = ?", [TREND])
     assert Kept(path).graph("n", WALL, 60, 10).devices == 0
+
+
+def test_a_node_is_once_in_a_part(path: pathlib.Path) -> None:
+    """More of it, in each of many moments, would take any memory."""
+    with writing(path) as store:
+        write(store, 0, [example_row(0)])
+    rows = [pb.NodeRow(node_id="n", number=1000, readings=bytes([value] * 3)) for value in (40, 90)]
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as database:
+        database.execute("UPDATE parts SET packed = ?", [zlib.compress(pb.WatchUpdate(rows=rows).SerializeToString())])
+    assert set(Kept(path).graph("n", WALL + 1, 60, 10).highest) == {40, history.NOT_REPORTED}
 
 
 def test_a_file_whose_table_has_no_end_is_refused_in_time(path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
