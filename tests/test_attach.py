@@ -233,7 +233,7 @@ class OneDay:
     def span(self) -> tuple[float, float]:
         return 1_000.0, 2_000.0
 
-    def moment(self, wall: float) -> Source:
+    def moment(self, wall: float, after: bool = False) -> Source:
         return Moment(1000.0, wall - 3, [self.row], [Event(wall, "joined", self.row.node_id, "x")])
 
     def graph(self, node_id: str, end: float, seconds: float, steps: int) -> Readings:
@@ -263,6 +263,37 @@ def test_the_past_of_several_servers_is_one_fleet(serve: Serve, look: Look) -> N
     assert row.history == example_row(0).history
     assert sorted(event.node_id for event in then.newest_events(10)) == ["a", "b"]
     assert not then.forget("a")
+
+
+class Course(OneDay):
+    """A past of some moments."""
+
+    def __init__(self, node_id: str, *kept: float) -> None:
+        super().__init__(node_id)
+        self.kept = kept
+
+    def moment(self, wall: float, after: bool = False) -> Source:
+        up_to, later = [at for at in self.kept if at <= wall], [at for at in self.kept if at > wall]
+        return super().moment(3 + ((later or self.kept[-1:])[0] if after else (up_to or self.kept[:1])[-1]))
+
+
+def test_the_next_moment_of_several_servers_is_the_first_that_any_has(serve: Serve, look: Look) -> None:
+    servings = [serve(past=Course("a", 1_000, 1_010.037, 1_020)), serve(past=Course("b", 1_015, 1_400))]
+    alone, both = look(servings[0].address), look(*(serving.address for serving in servings))
+    eventually(lambda: alone.is_known() and all(link.mirror.is_known for link in both.links))
+
+    def course(attached: Attached) -> Iterator[tuple[float, list[str]]]:
+        at = 990.0
+        while (moment := attached.moment(at, after=True)).wall() > at:
+            at = moment.wall()
+            yield at, sorted(row.node_id for row in moment.snapshot())
+
+    assert list(course(alone)) == [(1_000, ["a"]), (1_010.037, ["a"]), (1_020, ["a"])]
+    assert list(course(both)) == [
+        (1_000, ["a"]), (1_010.037, ["a"]), (1_015, ["a", "b"]), (1_020, ["a", "b"]), (1_400, ["a", "b"]),
+    ]  # fmt: skip
+    assert both.moment(1_012).wall() == 1_010.037
+    assert both.moment(900).wall() == 1_000
 
 
 def test_a_graph_is_asked_of_the_server_that_has_the_node(serve: Serve, connect: Connect, look: Look) -> None:

@@ -363,7 +363,7 @@ class OneDay:
     def span(self) -> tuple[float, float]:
         return 1000.0, 2000.0
 
-    def moment(self, wall: float) -> Source:
+    def moment(self, wall: float, after: bool = False) -> Source:
         if self._gate:
             self._gate.wait()
         if wall < 1000:

@@ -361,9 +361,10 @@ class Attached:
         keeps = any(status.has_past for status in statuses)
         raise NoPast(f"{self.links[0].name} {'has kept nothing yet' if keeps else 'keeps no journal'}")
 
-    def moment(self, wall: float) -> Source:
-        """The fleet as it was then. Raises NoPast where no server has kept anything."""
-        request, log, reasons = pb.WatchRequest(moment_unix_milliseconds=max(int(1000 * wall), 1)), EventLog(EVENTS_KEPT), []
+    def moment(self, wall: float, after: bool = False) -> Source:
+        """The fleet as it was then, or at the first moment after it. Raises NoPast where no server has kept anything."""
+        milliseconds = max(math.floor(1000 * wall + 0.5), 1)
+        request, log, reasons = pb.WatchRequest(moment_unix_milliseconds=milliseconds, after=after), EventLog(EVENTS_KEPT), []
         asked: list[tuple[Link, Any]] = []
         now = self.clock()  # of all mirrors, however long each takes to come: ages are as of one moment
         for link in self.links:  # all are asked before one is waited for
@@ -385,10 +386,16 @@ class Attached:
                 reasons.append(NoPast(f"{link.name} tells a past that can't be: {visible(str(error))}"))
         if not mirrors:
             raise reasons[0]
-        rows = joined([mirror.snapshot() for mirror in mirrors], self._endings)
+        made_at = sorted(mirror.made_at_wall for mirror in mirrors)
+        self._earliest = min(self._earliest, made_at[0])
+        shown = made_at[-1]
+        if after and len(made_at) > 1 and shown > made_at[0]:  # the others as of the one that comes first
+            return self.moment(next((at for at in made_at if at > wall), shown))
+        if not after:  # what was first kept later was not there then
+            shown = max((at for at in made_at if at <= milliseconds / 1000), default=made_at[0])
+        rows = joined([mirror.snapshot() for mirror in mirrors if mirror.made_at_wall <= shown], self._endings)
         events = sorted(log.newest(EVENTS_KEPT), key=lambda event: event.time)
-        self._earliest = min(self._earliest, mirrors[0].made_at_wall)
-        return Moment(now, mirrors[0].made_at_wall, rows, events)
+        return Moment(now, shown, rows, events)
 
     def graph(self, node_id: str, end: float, seconds: float, steps: int) -> Readings:
         """Readings of the `seconds` before `end`. Raises NoPast."""

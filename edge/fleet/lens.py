@@ -19,7 +19,7 @@ from edge.fleet.intake import device_vitals
 from edge.fleet.lookup import PATIENCE_SECONDS, Answered, Lookup
 from edge.fleet.metrics import METRICS
 from edge.fleet.row import Row, State, hanging_seconds, state_of
-from edge.fleet.source import EVENTS_KEPT, Frozen, Moment, NoPast, Past, Readings, Source, Wants
+from edge.fleet.source import EVENTS_KEPT, Frozen, Moment, NoPast, Past, Readings, Source, Wants, wrong_in
 from edge.fleet.times import is_time, show_time
 from edge.fleet.users import SORT_BY_GPUS, User, Users, sorted_users
 from edge.history import WHOLE_NODE
@@ -28,7 +28,7 @@ MAX_OPEN = 256  # nodes whose details are asked for
 SINCE_SECONDS = 1.0  # from one look at what happens behind a picture that stands still to the next
 ASKING_SECONDS = 3.0  # that a server elsewhere has for its first answer of what runs on its nodes
 LOOKS_PER_SECOND = 2.0  # into a past that is played
-SPARSE_SECONDS = (60, 75, 90)  # after a moment, the next one is looked for, where it is old and they are a minute apart
+HOLE_SECONDS = 100.0  # without a moment: nothing was kept there
 NO_JOURNAL = "nothing is kept of this fleet: it has no journal"
 
 
@@ -65,7 +65,8 @@ class Ui(NamedTuple):
     metric: str = METRICS[0].name  # what colours the grid
     frozen: bool = False
     at: float | None = None  # the moment of the past that is looked at, by the wall clock; None: now
-    beyond: float | None = None  # a moment that a step forth has left, by the wall clock: the next one is looked for
+    beyond: float | None = None  # a moment that a step forth has left, by the wall clock: it leads to a later one
+    nearest: bool = False  # a moment that is nearer to `at` is as good where it is a later one
     playing_since: float | None = None  # by the lens' own clock: it goes on from there; None: it stands still
     speed: float = 1.0  # of that
     time: str | None = None  # the time to go to, while it is typed
@@ -92,11 +93,13 @@ class Goal(NamedTuple):
 
     at: float  # by the wall clock
     beyond: float | None = None  # it is to be later than this moment
+    nearest: bool = False  # the nearest moment; else the last one up to it
 
 
 class Visit(NamedTuple):
     """A moment of the past, and what is kept before and after it."""
 
+    goal: Goal
     moment: Source
     first: float  # moment that is kept, by the wall clock
     last: float
@@ -183,10 +186,10 @@ class Lens:
         self.shown: Sequence[str] = ()  # the nodes that the last frame shows
         self.longest_name = 0  # in cells, whatever the filter matches
         self.users: list[User] = []  # of what the filter matches, in their order, while they are looked at
-        self.since: list[tuple[str, int]] = []  # what has happened now, behind a picture that stands still
+        self.since: list[tuple[str, int]] = []  # what has happened behind a picture that is frozen; in the past, what is wrong now
         self._live = source or Nothing()
         self._source = self._live
-        self._left: Frozen | None = None  # now, as it was when it was left for a picture that stands still
+        self._left: Frozen | None = None  # now, as it was when it was frozen
         self._visits = Lookup(self._visit, patience_seconds)
         self._graphs = Lookup(self._read_graph, patience_seconds)
         self.visit: Visit | None = None  # the moment of the past that is shown
@@ -203,7 +206,7 @@ class Lens:
         self._wants: Wants | None = None
         self._asked_at = -math.inf  # what runs on the nodes
         self._users = Users()
-        self._due = self._since_due = 0.0
+        self._due, self._since_due = 0.0, -math.inf
         self.now = self.wall = 0.0  # the moment that is shown
 
     def refresh(self, ui: Ui) -> None:
@@ -235,19 +238,19 @@ class Lens:
 
     def _look_at(self, ui: Ui) -> None:
         """Choose what is shown. What happens now is counted behind all that stands still."""
-        if ui.at is None and not ui.frozen:
-            self._source, self._left, self.since = self._live, None, []
-        elif self.has_now and not self._left:
-            self._left, self._since_due = Frozen(self._live), self._live.clock() + SINCE_SECONDS
-        if self._left and self._live.clock() >= self._since_due:
-            self.since = self._left.since()
-            self._since_due = self._live.clock() + SINCE_SECONDS
+        is_frozen, clock = ui.at is None and ui.frozen, self._live.clock()
+        if is_frozen != bool(self._left) or (ui.at is None and not is_frozen):
+            self._left, self.since, self._since_due = Frozen(self._live) if is_frozen else None, [], -math.inf
+        if self.has_now and (is_frozen or ui.at is not None) and clock >= self._since_due:
+            self.since, self._since_due = self._left.since() if self._left else wrong_in(self._live), clock + SINCE_SECONDS
+        if ui.at is None and not is_frozen:
+            self._source = self._live
         if ui.at is not None:
             self._travel(ui, ui.at)
         elif self._told or self.going_to is not None:
             self._visits.drop()
             self.visit = self.going_to = self._told = None
-        if ui.at is None and ui.frozen and self._left:
+        if self._left:
             self._source = self._left
 
     def _travel(self, ui: Ui, at: float) -> None:
@@ -255,7 +258,7 @@ class Lens:
         if ui.playing_since is not None:  # in steps: looking at each costs something
             step_seconds = max(1.0, ui.speed / LOOKS_PER_SECOND)
             at += (self.position(ui) - at) // step_seconds * step_seconds
-        goal = Goal(at, ui.beyond if ui.playing_since is None else None)
+        goal = Goal(at, ui.beyond, ui.nearest) if ui.playing_since is None else Goal(at)
         told = self._visits.ask(goal, is_patient=ui.playing_since is None)
         self.going_to = None if told and told.question == goal else at
         if told and told is not self._told:
@@ -271,8 +274,10 @@ class Lens:
         if not visit:
             return told.refusal
         wall = visit.moment.wall()
-        if wall > goal.at and goal.beyond is None:
+        if goal.at < wall <= visit.first:
             return f"nothing is kept before {show_time(wall)}"
+        if goal.nearest and wall > goal.at + HOLE_SECONDS:
+            return f"nothing is kept of {show_time(goal.at)}: this is the nearest"
         is_forth = before and before.answer and before.question.at < goal.at
         if is_forth and goal.at > visit.last:
             return f"nothing is kept after {show_time(visit.last)}" + " yet: Esc is now" * self.has_now
@@ -291,20 +296,26 @@ class Lens:
     def _visit(self, goal: Goal) -> Visit:
         """In the lookup's thread. Raises NoPast."""
         assert self.past
-        moment, beyond = self.past.moment(goal.at), goal.beyond
-        for seconds in SPARSE_SECONDS:
-            if beyond is not None and moment.wall() <= beyond < self.past.span()[1]:
-                moment = self.past.moment(max(goal.at, beyond + seconds))
+        moment = self.past.moment(goal.at)
+        if goal.beyond is not None and moment.wall() <= goal.beyond:
+            moment = self.past.moment(goal.beyond, after=True)
+        elif goal.nearest and moment.wall() < goal.at:
+            moment = min(moment, self.past.moment(goal.at, after=True), key=lambda one: abs(one.wall() - goal.at))
         first, last = self.past.span()  # after it: a moment that is kept meanwhile is the last one
         if not all(map(is_time, (first, last, moment.wall(), *(event.time for event in moment.newest_events(EVENTS_KEPT))))):
             raise NoPast("what is kept there has times that there never were")
-        return Visit(moment, first, last)
+        return Visit(goal, moment, first, last)
 
     def position(self, ui: Ui) -> float:
-        """The moment that is asked for, by the wall clock: while the past is played, it goes on."""
+        """The moment that is asked for, by the wall clock, within what is kept: while the past is played, it goes on."""
         if ui.at is None:
             return self.wall
-        return ui.at if ui.playing_since is None else ui.at + (self.clock() - ui.playing_since) * ui.speed
+        if ui.playing_since is not None:
+            return ui.at + (self.clock() - ui.playing_since) * ui.speed
+        if not self.visit or self.going_to is not None:
+            return ui.at
+        shown = self.visit.moment.wall()
+        return min(max(ui.at, shown), max(self.visit.last, shown))
 
     def clock(self) -> float:
         """That the past is played by, in seconds: it goes on, whatever is shown."""

@@ -200,14 +200,16 @@ class Kept:
             (first,), (last,) = ends
             return first / 1000, last / 1000
 
-    def moment(self, wall: float) -> Source:
-        """The fleet as it was then: the last moment that was kept up to that time, or the first one. Raises NoPast."""
+    def moment(self, wall: float, after: bool = False) -> Source:
+        """The fleet as it was then: the last moment that was kept up to that time, or the first one. `after`: the first moment
+        after that time, or the last one. Raises NoPast."""
         query = "SELECT moment, unix_milliseconds, segment, parts FROM moments WHERE segment <> ? {} LIMIT 1"
+        newest, oldest = "ORDER BY unix_milliseconds DESC, moment DESC", "ORDER BY unix_milliseconds"
+        wanted, other = (f"> ? {oldest}", newest) if after else (f"<= ? {newest}", oldest)
         with self._reading() as database:
-            until = query.format("AND unix_milliseconds <= ? ORDER BY unix_milliseconds DESC, moment DESC")
-            found = database.execute(until, [TREND, math.floor(1000 * wall + 0.5)]).fetchone()
-            found = found or database.execute(query.format("ORDER BY unix_milliseconds"), [TREND]).fetchone()
-            return self._read(database, found)
+            at = [TREND, math.floor(1000 * wall + 0.5)]
+            found = database.execute(query.format(f"AND unix_milliseconds {wanted}"), at).fetchone()
+            return self._read(database, found or database.execute(query.format(other), [TREND]).fetchone())
 
     def newest(self) -> Source:
         """The moment that was written last. Raises NoPast."""

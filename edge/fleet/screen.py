@@ -13,6 +13,7 @@ from edge.drawing import (
     BLOCKS,
     MIN_HEIGHT,
     MIN_WIDTH,
+    SHADE,
     Line,
     Span,
     align,
@@ -34,7 +35,7 @@ from edge.fleet.filters import asks_for_a_while
 from edge.fleet.groups import head_of, is_head
 from edge.fleet.joining import Joining, Step, details, named, steps, token_command
 from edge.fleet.keys import Place, Room, behind_help, filter_of, footer_of, help_lines, place_of
-from edge.fleet.lens import Lens, Range, Totals, Ui
+from edge.fleet.lens import HOLE_SECONDS, Lens, Range, Totals, Ui
 from edge.fleet.metrics import METRIC_NAMED, METRICS
 from edge.fleet.row import Row, State, hanging_seconds, reason_of, state_of
 from edge.fleet.source import EVENTS_KEPT, Readings
@@ -54,7 +55,14 @@ STATE_HELP = {
     State.LOST: f"no heartbeat for {LOST_SECONDS:g} s or {LOST_INTERVALS} intervals, whichever is longer",
     State.LEFT: "it said goodbye",
 }
-GAP_SECONDS = 100.0  # without a moment: the past has a hole there
+Sign = tuple[str, str, str]  # as the screen shows it, its style, and what it means
+FAILED: Sign = ("✗2", "bold red", "after a name: so many of its devices can't be read")
+HANGING = "heartbeats come, but its sensors are silent"
+MORE_SIGNS: dict[Place, Sequence[Sign]] = {  # beside the states
+    Place.TABLE: (FAILED, ("~3m", "bold yellow", f"in AGE: {HANGING} for so long")),
+    Place.GRID: (("~", "bold yellow", HANGING), ("·", "dim", "the metric is not reported")),
+    Place.PAGE: ((SHADE, "green", "in a graph: between the lowest and the highest reading of that time"),),
+}
 HEADER_LINES, FOOTER_LINES = 2, 1
 KEYS_CELLS = 15  # of the help
 GLYPHS = {f"{glyph} " for glyph, _ in STATE_STYLES.values()}
@@ -102,7 +110,7 @@ class View(NamedTuple):
     longest_name: int  # in cells
     totals: Totals  # of what the filter matches
     users: Sequence[User]  # of what the filter matches
-    since: Sequence[tuple[str, int]]  # what has happened behind a frozen picture
+    since: Sequence[tuple[str, int]]  # what has happened behind a frozen picture; in the past, what is wrong now
     page: Row | None
     readings: tuple[Range, Readings] | None  # of its graphs, where these are not what the row has
     then: Then | None  # where a moment of the past is shown, or asked for
@@ -152,9 +160,9 @@ def then_of(lens: Lens, ui: Ui) -> Then | None:
     """What a header says of the past that is looked at."""
     if ui.at is None:
         return None
-    asked = lens.position(ui)
     ago_seconds = max(lens.today() - lens.wall, 0) if lens.has_now else max(time.time() - lens.wall, 0)
-    gap_until = asked if lens.visit and lens.wall < min(asked, lens.visit.last) - GAP_SECONDS else None
+    visit = lens.visit
+    gap_until = visit.goal.at if visit and lens.wall < min(visit.goal.at, visit.last) - HOLE_SECONDS else None
     going_to = lens.going_to if ui.playing_since is None else None
     return Then(lens.wall, ago_seconds, going_to, lens.visit is not None, lens.has_now, gap_until)
 
@@ -230,7 +238,9 @@ def header(view: View, width: int) -> list[Line]:
     for state, (glyph, style) in STATE_STYLES.items():
         if number := view.totals.states.get(state):
             parts.append([(f"  {glyph} {number:,}" + f" {state.value.lower()}" * wide, style)])
-    totals = fit_parts([*notice_parts(view, width), *totals_parts(view)], width)
+    notices, sums = notice_parts(view, width), totals_parts(view)
+    between: Line = [(" ·", "dim")] if notices else []
+    totals = fit_parts([*notices, *([*between, *part] for part in sums[:1]), *sums[1:]], width)
     if view.then:
         return [past_line(view, view.then, width), totals]
     right = clock_span(view, width)
@@ -245,7 +255,7 @@ def notice_parts(view: View, width: int) -> list[Line]:
     rest = f" (and {len(more)} more)" if more else ""
     if cells(" · ".join(view.notices)) + 2 <= width // 2:
         first, rest = " · ".join(view.notices), ""
-    return [[(f" {fit(first, min(cells(first), width - cells(rest) - 2))}{rest} ", "bold yellow")]]
+    return [[(f" {fit(first, min(cells(first), width - cells(rest) - 2))}{rest}", "bold yellow")]]
 
 
 def past_line(view: View, then: Then, width: int) -> Line:
@@ -268,7 +278,6 @@ def past_line(view: View, then: Then, width: int) -> Line:
         parts += [f"▶ {ui.speed:g}× "]
     if then.gap_until is not None:
         parts += [f"· nothing kept until {show_time(then.gap_until)} "]
-    parts += ["· Esc is now "] * then.has_now
     parts += [
         f"  {glyph} {number:,}" + f" {state.value.lower()}" * wide
         for state, (glyph, _) in STATE_STYLES.items()
@@ -337,14 +346,17 @@ def of_some(number: int, count: int, what: str = "") -> str:
 def footer(view: View, width: int) -> Line:
     """The keys, or the filter while it is typed, or a question."""
     ui, place = view.ui, place_of(view.ui)
-    named = footer_of(ui, place)
+    named = footer_of(ui, place, not view.then or view.then.has_now)
     if ui.typing:
         typed = filter_of(ui)
         while cells(typed) > max(width - 20, 1):  # its end is where one types
             typed = typed[1:]
         keys = ", ".join(f"{label} {does}" for label, does in named)
         return fit_line([(" /", "bold"), (typed, ""), ("█", ""), (f"  {keys}", "dim")], width)
-    if ui.time is not None and not ui.said:
+    if ui.time is not None and ui.said:
+        typed = fit(ui.time, min(cells(ui.time), width // 3))
+        return fit_line([(" t ", "bold"), (f"{typed}█  ", ""), (ui.said, "bold yellow")], width)
+    if ui.time is not None:
         hint = "" if ui.time else f" {TIME_EXAMPLES}"
         keys = ", ".join(f"{label} {does}" for label, does in named)
         return fit_line([(" go to the time ", "bold"), (ui.time, ""), ("█", ""), (hint, "dim"), (f"  {keys}", "dim")], width)
@@ -605,7 +617,7 @@ def page_facts(row: Row, now: float, width: int) -> list[Line]:
 
 
 def help_panel(view: View, width: int, room: int) -> list[Line]:
-    """All keys of a place, and all states; what does not fit is scrolled to."""
+    """All keys of a place, and all its signs; what does not fit is scrolled to."""
     text = help_text(behind_help(view.ui), width)
     back = "↑↓ scroll, q goes back" if view.room.reach.most else "any key goes back"
     return box(f"Help · {back}", cut(text, view.ui.scroll, max(room - 2, 1)), width)
@@ -617,10 +629,18 @@ def help_text(place: Place, width: int) -> list[Line]:
     for keys, does in help_lines(place):
         wrapped = textwrap.wrap(does, max(width - 4 - KEYS_CELLS, 10))
         lines += [[(fit(keys if index == 0 else "", KEYS_CELLS), "bold"), (part, "")] for index, part in enumerate(wrapped)]
-    for state, (glyph, style) in STATE_STYLES.items():
-        for index, part in enumerate(textwrap.wrap(STATE_HELP[state], max(width - 4 - KEYS_CELLS, 10))):
-            lines.append([(fit(f"{glyph} {state.value}" if index == 0 else "", KEYS_CELLS), style), (part, "")])
+    for sign, style, means in signs_of(place):
+        wrapped = textwrap.wrap(means, max(width - 4 - KEYS_CELLS, 10))
+        lines += [[(fit(sign if index == 0 else "", KEYS_CELLS), style), (part, "")] for index, part in enumerate(wrapped)]
     return lines
+
+
+def signs_of(place: Place) -> list[Sign]:
+    """What a place shows beside words."""
+    if place not in MORE_SIGNS:
+        return []
+    states = [(f"{glyph} {state.value}", style, STATE_HELP[state]) for state, (glyph, style) in STATE_STYLES.items()]
+    return [*states, *MORE_SIGNS[place]]
 
 
 def user_view(view: View, width: int) -> list[Line]:

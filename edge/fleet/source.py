@@ -10,7 +10,8 @@ from edge.event_log import Event
 from edge.fleet.row import Row, State, state_of
 
 EVENTS_KEPT = 1000
-CHANGES = ("lost", "unheard", "disconnected", "late", "left", "joined")  # since a picture was frozen, the most important first
+WRONG = ("lost", "unheard", "disconnected", "late")  # what a node should not be, the most important first
+CHANGES = (*WRONG, "left", "joined")  # since a picture was frozen
 
 
 class MayNot(Exception):
@@ -100,6 +101,13 @@ class Frozen:
         return [(word, counts[word]) for word in CHANGES if counts[word]]
 
 
+def wrong_in(source: Source) -> list[tuple[str, int]]:
+    """How many nodes are not as they should be, by what they are, the worst first."""
+    now = source.clock()
+    counts = collections.Counter(state_of(row, now).value.lower() for row in source.snapshot())
+    return [(word, counts[word]) for word in WRONG if counts[word]]
+
+
 class NoPast(Exception):
     """What was asked of the past is not kept; the text says why, for people."""
 
@@ -118,8 +126,9 @@ class Past(Protocol):
     def span(self) -> tuple[float, float]:
         """The first and the last moment that are kept, in seconds by the wall clock. Raises NoPast."""
 
-    def moment(self, wall: float) -> Source:
-        """The fleet as it was then: the last moment that was kept up to that time, or the first one. Raises NoPast."""
+    def moment(self, wall: float, after: bool = False) -> Source:
+        """The fleet as it was then: the last moment that was kept up to that time, or the first one. `after`: the first moment
+        after that time, or the last one. Raises NoPast."""
 
     def graph(self, node_id: str, end: float, seconds: float, steps: int) -> Readings:
         """Readings of the `seconds` before `end` (by the wall clock), NOT_REPORTED where nothing is kept. Raises NoPast."""

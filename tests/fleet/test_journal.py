@@ -99,7 +99,10 @@ def test_a_course_is_read_back_moment_by_moment_as_it_was(path: pathlib.Path) ->
                 assert found.packed_sample == b"\x08\x0a"
                 assert moment.clock() - found.heartbeat_at == pytest.approx(0, abs=0.001)
                 assert moment.newest_events(9) == list(events[: at // 40])
+            for asked in (at - 10, at - 0.5):
+                assert past.moment(WALL + asked, after=True).wall() == WALL + at
         assert past.moment(WALL - 1000).wall() == WALL + 10  # before the first one: that one
+        assert past.moment(WALL + 200, after=True).wall() == WALL + 200  # after the last one: that one
         seconds = past.graph("Node-1000", WALL + 100.5, 60, 60)
         assert seconds.devices == 8
         assert seconds.lowest == seconds.highest == b"".join(frames[40:100])
