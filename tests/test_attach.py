@@ -399,22 +399,53 @@ def test_a_secure_server_shows_itself_to_who_has_the_token_for_looking(
                 assert (
                     "there refuses this screen" in eventually(lambda: [text for text in attached.notices() if "refuses" in text])[0]
                 )
-    assert eventually(lambda: saved_path(VIEWER).read_text().split()) == [joining.view_token]
+    assert eventually(lambda: saved_path(VIEWER).read_text().split()) == [joining.view_token, "#", serving.address]
     assert not saved_path().exists()
+
+
+def test_a_token_is_kept_for_the_server_that_took_it_and_no_other_is_locked_out(
+    serve: Serve, between: Callable[[Serving], Proxy], look: Look, tmp_path: pathlib.Path
+) -> None:
+    guard = Guard(tmp_path / "server")
+    secure, is_open = serve(guard=guard), serve()
+    proxy, token = between(secure), guard.joining(["there"]).view_token
+    with Attached([(proxy.address, "there")], Trust([parse_token(token)], holder=VIEWER), new_delays=soon) as first:
+        eventually(first.is_known)
+        eventually(lambda: saved_path(VIEWER).read_text() == f"{token}  # {proxy.address}\n")
+    attached = look(is_open.address, proxy.address)
+    eventually(lambda: all(link.mirror.is_known for link in attached.links))
+    proxy.port = is_open.port  # someone stands there who speaks plainly
+    proxy.cut()
+    eventually(lambda: [text for text in attached.notices() if f"{proxy.address} speaks no TLS" in text])
+    assert attached.links[0].is_connected()
 
 
 def test_who_has_no_token_is_told_which_one_and_pastes_it(
     serve: Serve, terminal: Callable[..., Terminal], tmp_path: pathlib.Path
 ) -> None:
     guard = Guard(tmp_path / "server")
-    serving = serve(guard=guard)
+    serving, other = serve(guard=guard), serve()
     joining = guard.joining([serving.address])
-    screen = terminal("server.py", "--attach", serving.address)
+    opened(serving.registry, "in-secret")
+    opened(other.registry, "in-public")
+    both = ("server.py", "--attach", other.address, "--attach", serving.address)
+    screen = terminal(*both)
     screen.shows("wants a token: its screen shows the one for looking")
     screen.press(f"{joining.node_token}\r")
     screen.shows("this token is for nodes: a screen needs the one for looking")
     screen.press(f"{joining.view_token}\r")
-    screen.shows(" secure .*0 nodes")
+    for node_id in ("in-secret", "in-public"):
+        screen.shows(f"{node_id} +host-a")
+    screen.press("q")
+    assert screen.wait() == 0
+    again = terminal(*both)
+    for node_id in ("in-secret", "in-public"):
+        again.shows(f"{node_id} +host-a")
+    assert b"Paste" not in again.raw
+    again.press("q")
+    assert again.wait() == 0
+    screen = terminal("server.py", "--attach", serving.address)
+    screen.shows(" secure .*1 node")
     screen.press("j")
     screen.shows("Its prompt wants a token, which that server's machine tells")
     assert "edge1-" not in screen.text()
