@@ -263,6 +263,20 @@ def test_after_a_restart_all_are_there_greyed_with_their_ages(path: pathlib.Path
     assert len(registry.log.newest(99)[1:]) == 26  # but not who had been lost or left before
 
 
+def test_after_a_restart_the_histories_go_back_as_far_as_there_is_no_gap(path: pathlib.Path) -> None:
+    row, frames = example_row(0)._replace(history=b"", sample_at=NOW, heartbeat_at=NOW), course(200)
+    with writing(path) as store:
+        for at in range(10, 151, 10):
+            write(store, at, [later(row, b"".join(frames[at - 10 : at]), at), example_row(1)])
+        (found,) = Kept(path).newest().rows(["Node-1000"])
+        assert found
+        assert found.history == b"".join(frames[30:150])
+        write(store, 180, [later(row, b"".join(frames[170:180]), 180)])  # those before them have not come
+        (found,) = Kept(path).newest().rows(["Node-1000"])
+        assert found
+        assert found.history == b"".join(frames[170:180])
+
+
 def test_what_hangs_or_has_failed_is_no_news_after_a_restart() -> None:
     rows = [
         example_row(0)._replace(sample_at=NOW - 42, heartbeat_at=NOW),
