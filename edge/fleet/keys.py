@@ -469,7 +469,7 @@ STEP_HELP = "back in time and forth, by 10 s; Esc is now"
 BINDINGS = (
     Binding(MOVES, (Place.TABLE,), move, "↑↓ PgUp End …", "move", Footer(14, say("move"), "↑↓")),
     Binding((*MOVES, "left", "right"), (Place.GRID,), move, "↑↓←→ PgUp End…", "move", Footer(14, say("move"), "↑↓")),
-    Binding((*LINES, *ENDS), (Place.PAGE,), move, "↑↓ End …", "other nodes", Footer(2, say("other nodes"), "↑↓")),
+    Binding((*LINES, *ENDS), (Place.PAGE,), move, "↑↓ End …", "other nodes", Footer(8, say("other nodes"), "↑↓")),
     Binding((*PAGES, *WHEEL), (Place.PAGE,), scroll, "PgUp PgDn …", "scroll", Footer(7, say("scroll"), "PgDn")),
     Binding(MOVES, (Place.EVENTS,), scroll_events, "↑↓ PgUp End …", "scroll; End follows", Footer(2, say("scroll"), "↑↓")),
     Binding(MOVES, (Place.USERS,), move_user, "↑↓ PgUp End …", "move", Footer(2, say("move"), "↑↓")),

@@ -39,9 +39,21 @@ class Range(NamedTuple):
     seconds: int
     steps: int
     refresh_seconds: int  # from one look to the next, while it goes on
+    clock: str  # how the times at its ends are said, as strftime has it
 
 
-RANGES = (Range("2m", 120, 120, 10), Range("1h", 3600, 360, 10), Range("24h", 86400, 288, 60), Range("7d", 604800, 336, 60))
+RANGES = (
+    Range("2m", 120, 120, 10, "%H:%M:%S"), Range("1h", 3600, 360, 10, "%H:%M"),
+    Range("24h", 86400, 288, 60, "%a %H:%M"), Range("7d", 604800, 336, 60, "%m-%d %H:%M"),
+)  # fmt: skip
+
+
+class Graphs(NamedTuple):
+    """What the graphs of a page show."""
+
+    range: Range
+    end: float  # by the wall clock
+    readings: Readings
 
 
 class Question(NamedTuple):
@@ -196,7 +208,7 @@ class Lens:
         self.going_to: float | None = None  # the one that is fetched, where it is another one
         self._news = ""  # what the last visit could not do, until it is told
         self._told: Answered[Goal, Visit] | None = None
-        self.readings: tuple[Range, Readings] | None = None  # of the page's graphs; None: those that the row has
+        self.graphs: Graphs | None = None  # of the page; None: those that the row has
         self.refusal = ""  # why there are none
         self._graph_of: tuple[str, int] | None = None  # page and range
         self._shape: tuple[object, ...] = ()  # what the order by name depends on
@@ -331,16 +343,16 @@ class Lens:
         """Of the range that is asked for. A row has its last two minutes itself, as long as it is now."""
         wanted = RANGES[ui.graph]
         if not ui.page or not self.past or (ui.at is None and not ui.graph):
-            self.readings, self.refusal, self._graph_of = None, "", None
+            self.graphs, self.refusal, self._graph_of = None, "", None
             return
         end = self.wall if ui.at is not None else self.wall // wanted.refresh_seconds * wanted.refresh_seconds
         is_new = self._graph_of != (ui.page, ui.graph)
         self._graph_of = ui.page, ui.graph
         told = self._graphs.ask((ui.page, end, ui.graph), is_patient=is_new and ui.playing_since is None)
         if told and (told.question[0], told.question[2]) == (ui.page, ui.graph):
-            self.readings, self.refusal = (wanted, told.answer) if told.answer else None, told.refusal
+            self.graphs, self.refusal = Graphs(wanted, told.question[1], told.answer) if told.answer else None, told.refusal
         else:
-            self.readings, self.refusal = None, ""
+            self.graphs, self.refusal = None, ""
 
     def _read_graph(self, question: tuple[str, float, int]) -> Readings:
         """In the lookup's thread. Raises NoPast."""

@@ -35,10 +35,10 @@ from edge.fleet.filters import asks_for_a_while
 from edge.fleet.groups import head_of, is_head
 from edge.fleet.joining import Joining, Step, details, named, steps, token_command
 from edge.fleet.keys import Place, Room, behind_help, filter_of, footer_of, help_lines, place_of
-from edge.fleet.lens import HOLE_SECONDS, Lens, Range, Totals, Ui
+from edge.fleet.lens import HOLE_SECONDS, RANGES, Graphs, Lens, Totals, Ui
 from edge.fleet.metrics import METRIC_NAMED, METRICS
 from edge.fleet.row import Row, State, hanging_seconds, reason_of, state_of
-from edge.fleet.source import EVENTS_KEPT, Readings
+from edge.fleet.source import EVENTS_KEPT
 from edge.fleet.times import EXAMPLES as TIME_EXAMPLES
 from edge.fleet.times import show_time
 from edge.fleet.users import User, draw_users, shown_name
@@ -112,7 +112,7 @@ class View(NamedTuple):
     users: Sequence[User]  # of what the filter matches
     since: Sequence[tuple[str, int]]  # what has happened behind a frozen picture; in the past, what is wrong now
     page: Row | None
-    readings: tuple[Range, Readings] | None  # of its graphs, where these are not what the row has
+    graphs: Graphs | None  # of the page, where these are not what the row has
     then: Then | None  # where a moment of the past is shown, or asked for
     now: float  # by the registry's clock
     wall: float
@@ -145,7 +145,7 @@ def look(lens: Lens, ui: Ui, about: About, width: int, height: int) -> View:
         users=lens.users,
         since=lens.since,
         page=lens.rows([ui.page])[0] if ui.page else None,
-        readings=lens.readings,
+        graphs=lens.graphs,
         then=then_of(lens, ui),
         now=lens.now,
         wall=lens.wall,
@@ -181,7 +181,7 @@ def render(view: View, width: int, height: int) -> list[Line]:
     elif view.ui.users:
         body = user_view(view, width)
     elif view.page:
-        body = page_panels(view.page, view.now, width, room, view.ui.scroll, view.readings)
+        body = page_panels(view.page, view.now, width, room, view.ui.scroll, view.graphs)
     elif view.ui.page:
         body = [[], [(f" {fit_name(view.ui.page, max(width - 20, 16))} was not here then.", "bold")]]
     else:
@@ -211,7 +211,7 @@ def room_of(ui: Ui, lens: Lens, joining: Joining, width: int, height: int) -> Ro
     elif ui.users:
         reach = Reach(max(len(lens.users) - (view_lines - 3), 0), view_lines - 3)
     elif page := ui.page and lens.rows([ui.page])[0]:
-        reach = reach_of(subject_of(page, lens.readings), width, view_lines - len(page_head(page, lens.now, width, view_lines)))
+        reach = reach_of(subject_of(page, lens.graphs), width, view_lines - len(page_head(page, lens.now, width, view_lines)))
     rooms = [Room(lines, max((width - 4) // cell, 1), reach) for cell in GRID_CELLS] if ui.grid else [Room(lines, 1, reach)]
     return next((room for room in rooms if room.entries >= len(lens.order)), rooms[-1])
 
@@ -559,23 +559,26 @@ def rule(title: str, width: int) -> Line:
 # ---- A node's page, the help, the events ----
 
 
-def page_panels(
-    row: Row, now: float, width: int, room: int, scroll: int, readings: tuple[Range, Readings] | None = None
-) -> list[Line]:
+def page_panels(row: Row, now: float, width: int, room: int, scroll: int, graphs: Graphs | None = None) -> list[Line]:
     """A node's page: its session, and the panels of its own screen, so far scrolled; all grey when it is not online."""
     head = page_head(row, now, width, room)
-    panels = node_panels(subject_of(row, readings), width, room - len(head), scroll)
+    panels = node_panels(subject_of(row, graphs), width, room - len(head), scroll)
     if state_of(row, now) is not State.ONLINE or hanging_seconds(row, now) is not None:
         panels = [[(text, "dim") for text, _ in line] for line in panels]
     return [*head, *panels]
 
 
-def subject_of(row: Row, readings: tuple[Range, Readings] | None) -> Subject:
-    """What the panels show. `readings`: of its graphs, where these are not what the row has."""
-    if readings and readings[1].devices == len(row.capacities.devices):
-        span, (_, lowest, highest) = readings
-        return Subject(row.info, row.sample, row.processes, lowest, highest, span.name)
-    return Subject(row.info, row.sample, row.processes, row.history)
+def subject_of(row: Row, graphs: Graphs | None) -> Subject:
+    """What the panels show. `graphs`: where these are not what the row has."""
+    subject = Subject(row.info, row.sample, row.processes, row.history)
+    if not graphs:
+        return subject
+    span, end, (devices, lowest, highest) = graphs
+    began, ended = (time.strftime(span.clock, time.localtime(at)) for at in (end - span.seconds, end))
+    if devices != len(row.capacities.devices):  # what is kept is of another number of devices, or nothing at all
+        lowest = highest = b""
+    subject = subject._replace(history=lowest, highest=highest, past=span.name, ends=(began, ended))
+    return subject._replace(graphs_first=span is not RANGES[0])
 
 
 def page_head(row: Row, now: float, width: int, room: int) -> list[Line]:
