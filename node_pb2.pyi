@@ -237,7 +237,7 @@ class Process(_message.Message):
     def __init__(self, device_index: _Optional[int] = ..., pid: _Optional[int] = ..., user: _Optional[str] = ..., name: _Optional[str] = ..., memory_used_bytes: _Optional[int] = ...) -> None: ...
 
 class WatchRequest(_message.Message):
-    __slots__ = ("epoch", "version", "open", "details", "processes", "forget", "clock_milliseconds", "moment_unix_milliseconds", "graph")
+    __slots__ = ("epoch", "version", "open", "details", "processes", "forget", "clock_milliseconds", "moment_unix_milliseconds", "graph", "after")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     OPEN_FIELD_NUMBER: _ClassVar[int]
@@ -247,6 +247,7 @@ class WatchRequest(_message.Message):
     CLOCK_MILLISECONDS_FIELD_NUMBER: _ClassVar[int]
     MOMENT_UNIX_MILLISECONDS_FIELD_NUMBER: _ClassVar[int]
     GRAPH_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     version: int
     open: _containers.RepeatedScalarFieldContainer[str]
@@ -256,7 +257,8 @@ class WatchRequest(_message.Message):
     clock_milliseconds: int
     moment_unix_milliseconds: int
     graph: GraphRequest
-    def __init__(self, epoch: _Optional[int] = ..., version: _Optional[int] = ..., open: _Optional[_Iterable[str]] = ..., details: bool = ..., processes: bool = ..., forget: _Optional[_Iterable[str]] = ..., clock_milliseconds: _Optional[int] = ..., moment_unix_milliseconds: _Optional[int] = ..., graph: _Optional[_Union[GraphRequest, _Mapping]] = ...) -> None: ...
+    after: bool
+    def __init__(self, epoch: _Optional[int] = ..., version: _Optional[int] = ..., open: _Optional[_Iterable[str]] = ..., details: bool = ..., processes: bool = ..., forget: _Optional[_Iterable[str]] = ..., clock_milliseconds: _Optional[int] = ..., moment_unix_milliseconds: _Optional[int] = ..., graph: _Optional[_Union[GraphRequest, _Mapping]] = ..., after: bool = ...) -> None: ...
 
 class GraphRequest(_message.Message):
     __slots__ = ("node_id", "end_unix_milliseconds", "seconds", "steps")

@@ -45,7 +45,7 @@ from edge.text import (
 GAUGE_LINES = 7  # of a device's box, without its graphs
 GAUGE_WIDTH = 50  # at least, where boxes stand side by side
 GRAPH_WIDTH = 20  # at least
-MIN_GRAPH_LINES, MAX_GRAPH_LINES = 3, 15  # its title counted
+MIN_GRAPH_LINES, GOOD_GRAPH_LINES, MAX_GRAPH_LINES = 3, 5, 15  # its title counted; from the second on with the times below it
 MAX_DRAWN_CORES = 256  # our own agents send MAX_CORES at most
 WHEEL_LINES = 3  # that a notch of the mouse's wheel moves
 TABLE_LINES = 3  # of the processes: two borders, and the titles
@@ -71,6 +71,8 @@ class Subject(NamedTuple):
     history: bytes
     highest: bytes = b""  # where each frame of the history is a step of time, with the lowest readings of it: the highest
     past: str = ""  # how far back that goes
+    ends: tuple[str, str] = ("", "")  # the times at which that begins and ends
+    graphs_first: bool = False  # it is these that one looks for
 
 
 class Reach(NamedTuple):
@@ -88,19 +90,22 @@ class Plan(NamedTuple):
     host: list[Line]
     is_list: bool  # not even the table fits with a process below it: devices and processes scroll as one list
     reach: Reach
+    has_table: bool = True  # of the devices, where they are no boxes
+    says: str = ""  # why there are no graphs, where one looks for them
 
 
 def node_panels(subject: Subject, width: int, room: int, scroll: int = 0) -> list[Line]:
     """Devices, processes and host, in at most `room` lines. `scroll`, in lines, is kept within what `reach_of` says."""
     plan = plan_of(subject, width, room)
     scroll = min(max(scroll, 0), plan.reach.most)
+    says: list[Line] = [[(f" {plan.says}", "yellow")]] if plan.says else []
     if plan.is_list:
-        return [*node_list(subject, width, plan.reach.page, scroll), *plan.host][: max(room, 0)]
+        return [*says, *node_list(subject, width, plan.reach.page, scroll), *plan.host][: max(room, 0)]
     processes = process_panel(subject, width, plan.reach.page, scroll)
     if plan.boxes_per_line:
-        return [*gauge_boxes(subject, width, plan.boxes_per_line, plan.graph_lines), *processes, *plan.host]
-    table = device_table(subject, width) if subject.info.devices else []
-    return [*table, *graph_panel(subject, width, plan.graph_lines), *processes, *plan.host]
+        return [*says, *gauge_boxes(subject, width, plan.boxes_per_line, plan.graph_lines), *processes, *plan.host]
+    table = device_table(subject, width) if subject.info.devices and plan.has_table else []
+    return [*says, *table, *graph_panel(subject, width, plan.graph_lines), *processes, *plan.host]
 
 
 def reach_of(subject: Subject, width: int, room: int) -> Reach:
@@ -118,7 +123,36 @@ def scrolled(scroll: int, key: str, reach: Reach) -> int:
 
 
 def plan_of(subject: Subject, width: int, room: int) -> Plan:
-    """The richest page that fits.
+    """The richest page that fits, with graphs if it is these that one looks for."""
+    if not subject.graphs_first:
+        return whole_plan(subject, width, room)
+    says = f"nothing is kept of it in the last {subject.past}"
+    if subject.history.strip(bytes([history.NOT_REPORTED])):
+        if plan := graphs_plan(subject, width, room):
+            return plan
+        says = f"no room for the graphs of the last {subject.past}: a larger terminal shows them"
+    return whole_plan(subject, width, room - 1)._replace(says=says)
+
+
+def graphs_plan(subject: Subject, width: int, room: int) -> Plan | None:
+    """Graphs in the place of the processes; on a low terminal in that of the devices, too. None: there is no room even then."""
+    devices, processes, hosts = len(subject.info.devices), len(subject.processes), host_panels(subject, width)
+    per_line, rows = even(devices, width // GAUGE_WIDTH), graph_rows(subject, width)
+    box_rows, table_lines = -(-devices // per_line), devices + 1 if devices else 0
+    forms = ((per_line, box_rows * GAUGE_LINES, box_rows, False), (0, table_lines + 2, rows, True), (0, 2, rows, False))
+    for boxes_per_line, lines, graphs, has_table in forms:
+        for host in reversed(hosts):
+            graph_lines = min((room - lines - len(host)) // graphs, MAX_GRAPH_LINES) if graphs else 0
+            if graph_lines < (MIN_GRAPH_LINES if host is hosts[0] else GOOD_GRAPH_LINES):
+                continue
+            shown = min(processes, max(room - lines - len(host) - graphs * graph_lines - TABLE_LINES, 0))
+            reach = Reach(processes - shown, shown) if shown else Reach(0, 0)
+            return Plan(boxes_per_line, graph_lines, host, False, reach, has_table)
+    return None
+
+
+def whole_plan(subject: Subject, width: int, room: int) -> Plan:
+    """The richest page that fits, with all that there is.
 
     Room goes first to a line for each device and one for the host, then to all processes, to the host's box, and to graphs. The
     devices are boxes where that leaves a third of the page to the processes, or as much as they need.
@@ -266,13 +300,20 @@ def graph_grid(subject: Subject, curves: Sequence[Curve], per_line: int, width: 
     """Graphs, so many side by side, each of `height` lines: its title with its scale of time, then the curve."""
     each = (width + 2) // per_line - 2
     lines: list[Line] = []
+    times: list[Line] = [time_line(subject, each)] if height >= GOOD_GRAPH_LINES and any(subject.ends) else []
     for start in range(0, len(curves), per_line):
         graphs = [
-            [[(graph_title(subject, curve, each), "dim")], *curve_lines(curve, each, height - 1)]
+            [[(graph_title(subject, curve, each), "dim")], *curve_lines(curve, each, height - 1 - len(times)), *times]
             for curve in curves[start : start + per_line]
         ]
         lines += [[span for part in parts for span in [*part, ("  ", "")]][:-1] for parts in zip(*graphs, strict=True)]
     return lines
+
+
+def time_line(subject: Subject, width: int) -> Line:
+    """When a graph begins and ends, below it."""
+    begin, end = subject.ends
+    return [(begin + fit(end, width - len(begin), ">") if len(begin) + len(end) < width else fit(begin, width), "dim")]
 
 
 def curve_lines(curve: Curve, width: int, height: int) -> list[Line]:
@@ -286,7 +327,12 @@ def graph_title(subject: Subject, curve: Curve, width: int) -> str:
     """What a graph of `width` cells shows, and how far it goes back: in time, where the node says how often it samples."""
     shown, milliseconds = min(len(curve.values), width), subject.info.sampling_interval_milliseconds
     past = subject.past or (show_seconds(shown * milliseconds / 1000) if milliseconds else f"{shown} samples")
-    titles = (f"{curve.name}{curve.scale} · last {past}", f"{curve.name} · last {past}", f"{curve.name}, {past}", curve.name)
+    titles = [f"{curve.name}{curve.scale} · last {past}", f"{curve.name} · last {past}", f"{curve.name}, {past}", curve.name]
+    nothing = bytes([history.NOT_REPORTED])
+    low, high = curve.values.replace(nothing, b""), curve.highest.replace(nothing, b"")
+    if low and high:
+        extent = f"{titles[0]} · lowest {min(low)}, highest {max(high)}"
+        titles = [extent, *(f"{curve.name} {min(low)}{to}{max(high)}, {past}" for to in (" to ", "–")), *titles]
     return fit(next((title for title in titles if len(title) <= width), titles[-1]), width)
 
 

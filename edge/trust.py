@@ -58,10 +58,12 @@ class Holder(NamedTuple):
     flag: str  # that names its servers
     saved: str  # the file of what they accepted
     options: tuple[tuple[str, int], ...] = ()  # of its channels, where they differ from the usual ones
+    is_by_server: bool = False  # a saved token is for the server that accepted it: others may be open. Else no server is spoken to
+    # plainly once there is a token: who stands in between could be believed
 
 
 NODE = Holder(Role.NODE, "this node", "the one for nodes", "--server", "tokens")
-VIEWER = Holder(Role.VIEW, "this screen", "the one for looking", "--attach", "view-tokens", VIEWER_OPTIONS)
+VIEWER = Holder(Role.VIEW, "this screen", "the one for looking", "--attach", "view-tokens", VIEWER_OPTIONS, is_by_server=True)
 OTHER_ROLE = {
     Role.NODE: "this token is for looking: a node needs the one for nodes",
     Role.VIEW: "this token is for nodes: a screen needs the one for looking",
@@ -104,7 +106,8 @@ class Trust:
         self.retry_seconds = retry_seconds
         self._files = files
         self._in_use: dict[str, Token | None] = {}  # by server, in the last session with it
-        self._saved: list[Token] = []
+        self._pasted: dict[str, list[Token]] = {}  # by server
+        self._saved: dict[str, list[Token]] = {}  # by server where they are for one, else all by ""
         self._fit: dict[str, Token | None] = {}  # by server, what it accepted
         self._tried: dict[str, list[Token | None]] = {}  # by server, since one was accepted, or all were refused
         self._is_unsaved = False
@@ -118,7 +121,8 @@ class Trust:
             raise Failure(str(error)) from None
 
     def ask(self, servers: Sequence[str]) -> None:
-        """Have the user paste a token on the terminal, if none was given, and one of the servers wants one that is not saved.
+        """Have the user paste a token on the terminal, if none was given, and one of the servers wants one that is not saved. Where
+        tokens are for one server, each of them is asked for.
 
         Raises Failure where there comes none.
         """
@@ -127,11 +131,20 @@ class Trust:
             return
         for server in servers:
             left = deadline - time.monotonic()
-            keys = {token.key for token in saved_for(server, self.holder)}
+            pasted = [token for tokens in self._pasted.values() for token in tokens]
+            keys = {token.key for token in [*saved_for(server, self.holder), *pasted]}
             if left <= 0 or (ca and NO_KEY in keys):
                 continue
             answer = tls_answer(server, keys - {NO_KEY}, left)
-            if answer and NAME_ALONE not in answer:
+            if not answer:
+                continue
+            if NAME_ALONE in answer:  # several are pasted at once with commas
+                self._pasted[server] = pasted
+            elif self.holder.is_by_server:
+                asked = time.monotonic()
+                self._pasted[server] = prompt(server, ca, self.holder)
+                deadline += time.monotonic() - asked
+            else:
                 self.given = prompt(server, ca, self.holder)
                 return
 
@@ -149,7 +162,7 @@ class Trust:
             return
         try:
             ways = self._in_turn(server)
-            ca, certificate, key = self._read_files()
+            ca, certificate, key = self._read_files(server)
         except (OSError, ValueError) as error:
             raise Distrust(str(error)) from None
         tried = self._tried.get(server, ())
@@ -172,7 +185,7 @@ class Trust:
         is_secure = bool(token or self._files.ca)
         if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
             said = without_tokens(visible(details)) or f"no reason given ({code.name})"
-            if token in self._saved and token not in self.given and not self._files.tokens:
+            if token in self._saved_of(server) and token not in self.given and not self._files.tokens:
                 where = f"the token is in {saved_path(self.holder)}"
                 said += f" ({where}: remove it there, and a new start on a terminal asks for another)"
             return Distrust(f"{server} refuses {self.holder.who}: {said}", code, of_token=True)
@@ -226,9 +239,11 @@ class Trust:
     def _tokens(self, server: str) -> list[Token]:
         """Those that can be tried with this server. Raises OSError and ValueError, with a sentence."""
         given = read_tokens(self._files.tokens) if self._files.tokens else list(self.given)
-        saved = [token for token in self._saved if token.key != NO_KEY]  # who had a token is not to speak plain
+        given += self._pasted.get(server, [])
+        saved = [token for token in self._saved_of(server) if token.key != NO_KEY]  # who had a token is not to speak plain
         try:
-            saved = self._saved = saved_for(server, self.holder) or saved
+            saved = saved_for(server, self.holder) or saved
+            self._saved[server * self.holder.is_by_server] = saved
         except (OSError, ValueError):
             if not given:
                 raise
@@ -239,10 +254,13 @@ class Trust:
             raise ValueError(f"token {tokens[0].id} is for a server with certificates of your own: add --ca FILE, its authority's")
         return usable
 
-    def _read_files(self) -> tuple[bytes | None, bytes | None, bytes | None]:
+    def _saved_of(self, server: str) -> list[Token]:
+        return self._saved.get(server * self.holder.is_by_server, [])
+
+    def _read_files(self, server: str = "") -> tuple[bytes | None, bytes | None, bytes | None]:
         """The authority's certificates, the node's, and its key. Raises ValueError with a sentence."""
         _, ca, certificate, key = self._files
-        if certificate and not ca and not self._tokens(""):
+        if certificate and not ca and not self._tokens(server):
             raise ValueError("--tls-cert proves this node to the server: add --ca FILE or a token, which prove the server to it")
         return read_pem(ca, "CERTIFICATE"), read_pem(certificate, "CERTIFICATE"), read_pem(key, "PRIVATE KEY")
 
@@ -252,7 +270,7 @@ class Trust:
         is_pinned = bool(token and token.key != NO_KEY)
         unsent = "the token was not sent" if token else "nothing was sent"
         if "WRONG_VERSION_NUMBER" in details:
-            without = f"its token{self._place(token)}" if token else "--ca"
+            without = f"its token{self._place(token, server)}" if token else "--ca"
             return Distrust(
                 f"{server} speaks no TLS: {unsent}; start that server with --secure, or {self.holder.who} without {without}"
             )
@@ -283,11 +301,11 @@ class Trust:
             )
         return Distrust(why_not_by_authority(details, server, ca, unsent, self.holder.flag), of_token=True)
 
-    def _place(self, token: Token | None) -> str:
+    def _place(self, token: Token, server: str) -> str:
         """Where a token is from, for a sentence."""
         if self._files.tokens:
             return f" in {self._files.tokens}"
-        return f" in {saved_path(self.holder)}" if token in self._saved else ""
+        return f" in {saved_path(self.holder)}" if token in self._saved_of(server) else ""
 
 
 def why_not_by_authority(details: str, server: str, ca: str, unsent: str, flag: str) -> str:
@@ -347,7 +365,8 @@ def saved_path(holder: Holder = NODE) -> pathlib.Path:
 
 
 def saved_for(server: str, holder: Holder = NODE) -> list[Token]:
-    """The tokens that servers have accepted, the newest first; of those that name no server, what this one has.
+    """The tokens that servers have accepted, the newest first; of those that name no server, and of a holder's whose tokens are for
+    servers, what this one has. No server: all that any may have.
 
     Raises OSError and ValueError, with a sentence.
     """
@@ -359,7 +378,8 @@ def saved_for(server: str, holder: Holder = NODE) -> list[Token]:
     text = read_private(path)
     tokens = parse_lines(text, str(path))
     ours = {line.partition("#")[0].strip() for line in text.splitlines() if line.endswith(f"# {server}")}
-    return [token for token in tokens if token.key != NO_KEY or token.text() in ours]
+    is_by_server = holder.is_by_server and server != ""
+    return [token for token in tokens if (token.key != NO_KEY and not is_by_server) or token.text() in ours]
 
 
 def save(token: Token, server: str, holder: Holder = NODE) -> bool:
@@ -368,7 +388,7 @@ def save(token: Token, server: str, holder: Holder = NODE) -> bool:
     Raises OSError, with a sentence.
     """
     path = saved_path(holder)
-    line = token.text() if token.key != NO_KEY else f"{token.text()}  # {server}"
+    line = f"{token.text()}  # {server}" if token.key == NO_KEY or holder.is_by_server else token.text()
     with locked(path.parent):
         lines: list[str] = []
         with contextlib.suppress(FileNotFoundError):

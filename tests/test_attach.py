@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import pathlib
 import random
+import re
 import socket
 from collections.abc import Callable, Iterator
 from concurrent import futures
@@ -17,11 +18,16 @@ import pytest
 import node_pb2 as pb
 import node_pb2_grpc
 from edge.credentials import parse_token
+from edge.drawing import plain
 from edge.event_log import Event
-from edge.fleet.attach import Attached, own_server
+from edge.fleet.attach import RETRY_SECONDS, Attached, own_server
 from edge.fleet.guard import Guard
+from edge.fleet.keys import Room, press
+from edge.fleet.lens import Lens, Ui
 from edge.fleet.listening import socket_path, socket_target
 from edge.fleet.row import Row, State, state_of
+from edge.fleet.screen import About, render
+from edge.fleet.screen import look as look_at
 from edge.fleet.source import MayNot, Moment, NoPast, Readings, Source, Wants
 from edge.program import Failure
 from edge.trust import VIEWER, Trust, saved_path
@@ -128,11 +134,54 @@ def test_a_server_that_is_gone_greys_its_rows_and_counts_down_and_all_is_well_wh
     assert proxy.address in notice
     eventually(lambda: rows(attached)[gone].known_until < attached.clock())
     assert rows(attached)[f"box-{servings[1].port}"].known_until > attached.clock()
-    assert state_of(rows(attached)[gone], attached.clock()) is State.ONLINE  # as far as anyone knows
+    assert state_of(rows(attached)[gone], attached.clock()) is State.UNHEARD
     proxy.port = port
     eventually(lambda: not attached.notices())
     assert rows(attached)[gone].known_until > attached.clock()
     assert [text for text in texts(attached) if text.startswith(f"joined {gone}")] == [f"joined {gone}: host-a, 127.0.0.1"]
+
+
+def test_a_server_that_stays_away_is_told_of_once_and_so_is_its_return(
+    serve: Serve, look: Look, between: Callable[[Serving], Proxy]
+) -> None:
+    serving = serve()
+    proxy = between(serving)
+    attached = look(proxy.address)
+    eventually(attached.is_known)
+    proxy.port = 1
+    proxy.cut()
+    tries = [0.0]
+
+    def another() -> bool:
+        if attached.links[0]._retry_at > tries[-1]:
+            tries.append(attached.links[0]._retry_at)
+        return len(tries) > 4
+
+    eventually(another)
+    proxy.port = serving.port
+    eventually(lambda: not attached.notices())
+    told = [text for text in texts(attached) if proxy.address in text]
+    assert [text.split()[0] for text in told] == ["attached", "warning", "attached"]
+    assert told[1] == f"warning {proxy.address}: broke the connection"
+    assert re.fullmatch(rf"attached {proxy.address}: again, after \d+s: version \S+", told[2])
+
+
+def test_what_keeps_it_away_is_told_again_where_it_is_something_else(
+    serve: Serve, look: Look, between: Callable[[Serving], Proxy], tmp_path: pathlib.Path
+) -> None:
+    is_open, secure = serve(), serve(guard=Guard(tmp_path / "server"))
+    proxy = between(is_open)
+    attached = look(proxy.address)
+    eventually(attached.is_known)
+    proxy.port = 1
+    proxy.cut()
+    eventually(attached.notices)
+    proxy.port = secure.port
+    eventually(lambda: [text for text in texts(attached) if text.startswith(f"warning {proxy.address}: wants a token: ")])
+
+
+def test_a_viewer_tries_again_within_seconds() -> None:
+    assert max(itertools.islice(Attached([("a", "a")], Trust(holder=VIEWER)).links[0]._new_delays(), 200)) <= RETRY_SECONDS
 
 
 def test_a_connection_that_stands_still_makes_nobody_late(
@@ -205,6 +254,13 @@ def test_from_elsewhere_nobody_forgets(serve: Serve, connect: Connect, look: Loo
     stream.send(leaving=True)
     attached = look(serving.address)
     eventually(lambda: "box" in rows(attached) and rows(attached)["box"].left)
+    assert "only for its own user" in attached.why_not_forget()
+    lens = Lens(attached, None, is_here=False)
+    room, ui = Room(10, 1), Ui()
+    lens.refresh(ui)
+    assert "only for its own user" in press(ui, "F", lens, room).said  # and nothing is asked first
+    about = About("there", attached.joining(), is_here=False)
+    assert "forget" not in plain(render(look_at(lens, ui, about, 160, 24), 160, 24)[-1:])
     with pytest.raises(MayNot, match="only for its own user"):
         attached.forget("box")
     assert attached.forget("nobody")
@@ -233,7 +289,7 @@ class OneDay:
     def span(self) -> tuple[float, float]:
         return 1_000.0, 2_000.0
 
-    def moment(self, wall: float) -> Source:
+    def moment(self, wall: float, after: bool = False) -> Source:
         return Moment(1000.0, wall - 3, [self.row], [Event(wall, "joined", self.row.node_id, "x")])
 
     def graph(self, node_id: str, end: float, seconds: float, steps: int) -> Readings:
@@ -263,6 +319,37 @@ def test_the_past_of_several_servers_is_one_fleet(serve: Serve, look: Look) -> N
     assert row.history == example_row(0).history
     assert sorted(event.node_id for event in then.newest_events(10)) == ["a", "b"]
     assert not then.forget("a")
+
+
+class Course(OneDay):
+    """A past of some moments."""
+
+    def __init__(self, node_id: str, *kept: float) -> None:
+        super().__init__(node_id)
+        self.kept = kept
+
+    def moment(self, wall: float, after: bool = False) -> Source:
+        up_to, later = [at for at in self.kept if at <= wall], [at for at in self.kept if at > wall]
+        return super().moment(3 + ((later or self.kept[-1:])[0] if after else (up_to or self.kept[:1])[-1]))
+
+
+def test_the_next_moment_of_several_servers_is_the_first_that_any_has(serve: Serve, look: Look) -> None:
+    servings = [serve(past=Course("a", 1_000, 1_010.037, 1_020)), serve(past=Course("b", 1_015, 1_400))]
+    alone, both = look(servings[0].address), look(*(serving.address for serving in servings))
+    eventually(lambda: alone.is_known() and all(link.mirror.is_known for link in both.links))
+
+    def course(attached: Attached) -> Iterator[tuple[float, list[str]]]:
+        at = 990.0
+        while (moment := attached.moment(at, after=True)).wall() > at:
+            at = moment.wall()
+            yield at, sorted(row.node_id for row in moment.snapshot())
+
+    assert list(course(alone)) == [(1_000, ["a"]), (1_010.037, ["a"]), (1_020, ["a"])]
+    assert list(course(both)) == [
+        (1_000, ["a"]), (1_010.037, ["a"]), (1_015, ["a", "b"]), (1_020, ["a", "b"]), (1_400, ["a", "b"]),
+    ]  # fmt: skip
+    assert both.moment(1_012).wall() == 1_010.037
+    assert both.moment(900).wall() == 1_000
 
 
 def test_a_graph_is_asked_of_the_server_that_has_the_node(serve: Serve, connect: Connect, look: Look) -> None:
@@ -368,22 +455,53 @@ def test_a_secure_server_shows_itself_to_who_has_the_token_for_looking(
                 assert (
                     "there refuses this screen" in eventually(lambda: [text for text in attached.notices() if "refuses" in text])[0]
                 )
-    assert eventually(lambda: saved_path(VIEWER).read_text().split()) == [joining.view_token]
+    assert eventually(lambda: saved_path(VIEWER).read_text().split()) == [joining.view_token, "#", serving.address]
     assert not saved_path().exists()
+
+
+def test_a_token_is_kept_for_the_server_that_took_it_and_no_other_is_locked_out(
+    serve: Serve, between: Callable[[Serving], Proxy], look: Look, tmp_path: pathlib.Path
+) -> None:
+    guard = Guard(tmp_path / "server")
+    secure, is_open = serve(guard=guard), serve()
+    proxy, token = between(secure), guard.joining(["there"]).view_token
+    with Attached([(proxy.address, "there")], Trust([parse_token(token)], holder=VIEWER), new_delays=soon) as first:
+        eventually(first.is_known)
+        eventually(lambda: saved_path(VIEWER).read_text() == f"{token}  # {proxy.address}\n")
+    attached = look(is_open.address, proxy.address)
+    eventually(lambda: all(link.mirror.is_known for link in attached.links))
+    proxy.port = is_open.port  # someone stands there who speaks plainly
+    proxy.cut()
+    eventually(lambda: [text for text in attached.notices() if f"{proxy.address} speaks no TLS" in text])
+    assert attached.links[0].is_connected()
 
 
 def test_who_has_no_token_is_told_which_one_and_pastes_it(
     serve: Serve, terminal: Callable[..., Terminal], tmp_path: pathlib.Path
 ) -> None:
     guard = Guard(tmp_path / "server")
-    serving = serve(guard=guard)
+    serving, other = serve(guard=guard), serve()
     joining = guard.joining([serving.address])
-    screen = terminal("server.py", "--attach", serving.address)
+    opened(serving.registry, "in-secret")
+    opened(other.registry, "in-public")
+    both = ("server.py", "--attach", other.address, "--attach", serving.address)
+    screen = terminal(*both)
     screen.shows("wants a token: its screen shows the one for looking")
     screen.press(f"{joining.node_token}\r")
     screen.shows("this token is for nodes: a screen needs the one for looking")
     screen.press(f"{joining.view_token}\r")
-    screen.shows(" secure .*0 nodes")
+    for node_id in ("in-secret", "in-public"):
+        screen.shows(f"{node_id} +host-a")
+    screen.press("q")
+    assert screen.wait() == 0
+    again = terminal(*both)
+    for node_id in ("in-secret", "in-public"):
+        again.shows(f"{node_id} +host-a")
+    assert b"Paste" not in again.raw
+    again.press("q")
+    assert again.wait() == 0
+    screen = terminal("server.py", "--attach", serving.address)
+    screen.shows(" secure .*1 node")
     screen.press("j")
     screen.shows("Its prompt wants a token, which that server's machine tells")
     assert "edge1-" not in screen.text()
@@ -403,6 +521,7 @@ def test_the_own_user_looks_with_no_token_and_forgets(serve: Serve, connect: Con
     target = socket_target(socket_path(tmp_path, serving.port))
     with Attached([(target, "this machine")], Trust(holder=VIEWER), new_delays=soon) as attached:
         eventually(lambda: len(rows(attached)) == 2)
+        assert not attached.why_not_forget()
         assert not attached.forget("here")
         assert attached.forget("gone")
         eventually(lambda: rows(attached).keys() == {"here"})
@@ -414,18 +533,25 @@ def test_a_service_and_its_screen(start: Callable[..., Program], connect: Connec
     folder = {"XDG_RUNTIME_DIR": str(tmp_path)}
     service = start("server.py", "--headless", "--listen", "127.0.0.1:0", **folder)
     address = service.line(r"listening on (\S+:\d+)")[1]
+    service.line("Look at it here: python3 server.pyz --attach$")
+    service.line("Its past is kept in /.*/journal.db")
     connect(address)
     screen = start("server.py", "--attach", "--json", **folder)
     lines = start("server.py", "--attach", "--headless", **folder)
     screen.json_line(lambda line: [node["node_id"] for node in line["nodes"]] == ["box"])
     lines.line("joined box")
     service.process.kill()
-    screen.json_line(lambda line: "its server has not been heard" in line["nodes"][0]["reason"])
-    lines.line("warning this machine: this machine's server is gone; next try in ")
+    (node,) = screen.json_line(lambda line: line["nodes"][0]["state"] == "UNHEARD")["nodes"]
+    assert "its server has not been heard" in node["reason"]
+    lines.line("warning this machine: has no server any more$")
     again = start("server.py", "--headless", "--listen", address, **folder)
     again.line("listening on")
     connect(address, "another")
     screen.json_line(lambda line: [node["node_id"] for node in line["nodes"]] == ["another"])
+    for program in (screen, lines):  # --json says it on stderr
+        program.line("attached this machine: again, after ")
+        assert len([line for line in program.lines if " warning this machine: " in line]) == 1
+    assert not [line for line in screen.lines if "joined" in line and not line.startswith("{")]
     assert (screen.end(), lines.end(), again.end()) == (130, 130, 130)
 
 
@@ -459,6 +585,19 @@ def test_an_exception_in_a_thread_is_an_event_and_not_on_the_screen(serve: Serve
     assert not any("Traceback" in line for line in program.lines)
 
 
+def test_json_says_on_stderr_what_keeps_it_from_its_server(start: Start, serve: Serve) -> None:
+    proxy = Proxy(1)
+    as_json = start("server.py", "--attach", proxy.address, "--json")
+    as_json.line(f"looking at {proxy.address}")
+    as_json.line(f"warning {proxy.address}: broke the connection")
+    assert not any(line.startswith("{") for line in as_json.lines)
+    proxy.port = serve().port
+    as_json.line(f"attached {proxy.address}: version ")
+    as_json.json_line(lambda line: line["nodes"] == [])
+    assert as_json.end() == 130
+    proxy.close()
+
+
 def test_json_tells_samples_too(serve: Serve, connect: Connect, start: Start) -> None:
     serving = serve()
     connect(serving.address, sample=pb.Sample(sequence=1, host=pb.HostSample(cpu_percent=42)))
@@ -484,6 +623,8 @@ def test_the_screen_counts_down_where_no_server_is(terminal: Callable[..., Termi
     proxy = Proxy(1)
     screen = terminal("server.py", "--attach", proxy.address)
     screen.shows(r"next try in \d+s")
+    screen.shows(f"Connecting to {proxy.address} …")
+    assert not re.search(r" open |On each box|No node yet| 0 nodes", screen.text())
     proxy.port = serving.port
     screen.shows("No node yet")
     screen.shows("looking at")
@@ -502,7 +643,8 @@ def test_two_servers_have_a_column(serve: Serve, connect: Connect, terminal: Cal
 def test_alone_it_says_where_no_server_of_this_user_is(start: Start, tmp_path: Any) -> None:
     program = start("server.py", "--attach", XDG_RUNTIME_DIR=str(tmp_path), XDG_STATE_HOME=str(tmp_path))
     assert program.wait() == 1
-    assert "no server of this user runs on this machine: start one" in program.lines[0]
+    assert f"no server of this user answers in {tmp_path}/edge-compute-node/watch, " in program.lines[0]
+    assert "--attach localhost:PORT" in program.lines[0]
 
 
 def test_what_is_for_a_server_here_is_refused_beside_it(start: Start) -> None:
@@ -534,5 +676,5 @@ def test_a_socket_that_another_user_has_laid_there_is_not_looked_at(
         listening.listen()
         assert own_server(tmp_path) == (socket_target(path), "this machine")
         monkeypatch.setattr("os.geteuid", lambda: path.parent.stat().st_uid + 1)
-        with pytest.raises(Failure, match="no server of this user runs on this machine"):
+        with pytest.raises(Failure, match="no server of this user answers in"):
             own_server(tmp_path)

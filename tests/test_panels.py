@@ -142,6 +142,45 @@ def test_keys_scroll_a_page_and_stop_at_its_ends() -> None:
     assert scrolled(5, "down", Reach(most=0, page=23)) == 0
 
 
+def over(subject: Subject, past: str = "1h") -> Subject:
+    """The same with the graphs of a longer time."""
+    width, spike = 3 + 3 * len(subject.info.devices), 100
+    lowest = b"".join(bytes([step % 40]) * width for step in range(360))
+    highest = lowest[: 90 * width] + bytes([spike]) * width + lowest[91 * width :]
+    return subject._replace(history=lowest, highest=highest, past=past, ends=("07:00", "08:00"), graphs_first=True)
+
+
+@pytest.mark.parametrize("subject", SUBJECTS[:4], ids=[model.hostname for model in CATALOGUE][:4])
+@pytest.mark.parametrize(("width", "room"), [(160, 40), (120, 36), (80, 18), (50, 9)])
+def test_graphs_that_are_asked_for_take_the_room_of_the_processes(subject: Subject, width: int, room: int) -> None:
+    crowded = over(subject._replace(processes=processes_of(60, max(len(subject.info.devices), 1))))
+    lines = node_panels(crowded, width, room)
+    text = plain(lines)
+    assert len(lines) <= room
+    if len(subject.info.devices) > 2 and width == 50:
+        assert text.startswith(" no room for the graphs of the last 1h: a larger")
+        assert "GPU UTILIZATION" in text
+    else:
+        assert "░" in text
+        assert text.count(", 1h") + text.count("last 1h") >= len(subject.info.devices)
+    assert reach_of(crowded, width, room).most in (0, *range(40, 80))
+
+
+def test_graphs_of_a_longer_time_say_when_it_was_and_their_lowest_and_highest() -> None:
+    one = next(subject for subject in SUBJECTS if len(subject.info.devices) == 1)
+    text = plain(node_panels(over(one), 160, 40))
+    assert "utilization, 0 to 100% · last 1h · lowest 0, highest 100" in text
+    assert re.search("│ 07:00 +08:00  07:00 +08:00 │", text)
+    assert "utilization 0–100, 1h" in plain(node_panels(over(EIGHT), 160, 40))
+    assert "mean" not in text
+
+
+def test_where_nothing_is_kept_of_a_longer_time_it_says_so() -> None:
+    for subject in SUBJECTS[:4]:
+        nothing = over(subject)._replace(history=b"", highest=b"")
+        assert plain(node_panels(nothing, 80, 18)).startswith(" nothing is kept of it in the last 1h")
+
+
 def test_room_that_a_page_leaves_shows_more_of_the_host_and_graphs() -> None:
     crowded = EIGHT._replace(processes=processes_of(8))
     forms = [plain(node_panels(crowded, 120, room)) for room in (22, 24, 25, 36)]

@@ -279,6 +279,8 @@ def test_there_are_so_many_viewers_and_the_last_places_are_this_machines(serve: 
         look(serving.address).until(lambda update: update.version)
     code, reason = look(serving.address).status()
     assert (code, reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "14 look already: that is all there may be")
+    assert look(serving.address).status() == (code, reason)
+    assert len([event for event in serving.events() if "look already" in event]) == 1  # however often it tries
     for _ in range(MAX_VIEWERS - MAX_VIEWERS_ELSEWHERE):
         look(local(serving, tmp_path)).until(lambda update: update.version)
     assert look(local(serving, tmp_path)).status()[0] is grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -363,7 +365,7 @@ class OneDay:
     def span(self) -> tuple[float, float]:
         return 1000.0, 2000.0
 
-    def moment(self, wall: float) -> Source:
+    def moment(self, wall: float, after: bool = False) -> Source:
         if self._gate:
             self._gate.wait()
         if wall < 1000:

@@ -44,8 +44,13 @@ CLOCK_SECONDS = 5.0  # from one message with our clock to the next: its echo tel
 UNHEARD_SECONDS = 2.5  # without an update, of which one comes each second: what is known is then as of the last one
 LOOK_SECONDS = 0.5  # from one look at that to the next
 REQUEST_SECONDS = 0.1  # between two messages, however fast the wishes change
-SOON_SECONDS = 2.0  # at most, to the next try of a server on this machine
+RETRY_SECONDS = 5.0  # at most, to the next try of a server: viewers are few, and come back in no storm
 ANSWER_SECONDS = 10.0  # that an answer from the past may take
+
+
+def soon() -> Iterator[float]:
+    """Delays before the next try of a server."""
+    return backoff(most_seconds=RETRY_SECONDS)
 
 
 class Link:
@@ -57,13 +62,13 @@ class Link:
         name: str,
         mirror: Mirror,
         trust: Trust,
-        log: EventLog,
-        new_delays: Callable[[], Iterator[float]] = backoff,
+        tell: Callable[[str, str, str], object],
+        new_delays: Callable[[], Iterator[float]],
     ) -> None:
-        """`server`: as gRPC finds it; `name`: as people call it."""
+        """`server`: as gRPC finds it; `name`: as people call it. `tell`: an event of its own, by kind, text and name."""
         self.server, self.name, self.mirror = server, name, mirror
         self._trust = trust
-        self._log = log
+        self._tell_all = tell
         self._clock = mirror.clock
         self._new_delays = new_delays
         self._changed = threading.Condition()
@@ -72,6 +77,8 @@ class Link:
         self._wants = Wants()
         self._forgotten: list[str] = []
         self._reason = ""  # why there is no session
+        self._gone_at: float | None = None  # when the last one ended; None: there is one, or none has begun yet
+        self._told: set[object] = set()  # the kinds of reasons that were told since
         self._retry_at = 0.0
         self._way: tuple[node_pb2_grpc.NodeServiceStub, Metadata] | None = None  # of the session, for questions beside it
 
@@ -99,6 +106,14 @@ class Link:
     def is_connected(self) -> bool:
         """Whether there is a session which the server has taken."""
         return self._was_taken
+
+    def why_not_forget(self) -> str:
+        """Why its nodes can't be forgotten from here; empty where they can."""
+        if not self.is_connected():
+            return f"{self.name} is not connected: it can't be asked to forget a node"
+        if not self.mirror.status.may_forget:
+            return f"{self.name} forgets a node only for its own user, on that machine: on its screen, or by --attach alone"
+        return ""
 
     def notice(self) -> str:
         """What is wrong with it, in a sentence; empty: nothing."""
@@ -139,15 +154,36 @@ class Link:
             ended, was_taken = self._session(), self._was_taken
             self._was_taken, self._way = False, None
             self.mirror.unheard()
+            if was_taken:
+                self._gone_at = self.mirror.heard_at
             if self._is_closed or self._trust.tries_another(self.server, ended):
                 continue
             if was_taken:
                 delays = self._new_delays()
             delay = self._trust.retry_seconds() if isinstance(ended, Distrust) else next(delays)
             self._reason, self._retry_at = str(ended).replace(self.server, self.name), self._clock() + delay
-            self._log.add("warning", visible(f"{self._reason}; next try in {delay:.1f} s", 500), self.name)
+            self._tell_end(ended)
             self._wait(lambda: False, delay)
             self._reason = ""
+
+    def _tell(self, kind: str, text: str) -> None:
+        """What happens to it is told under its name, which need not be said twice."""
+        self._tell_all(kind, visible(text.removeprefix(self.name).lstrip(": "), 500), self.name)
+
+    def _tell_end(self, ended: SessionEnded) -> None:
+        """Once, however often it is tried in vain; and once for each other reason, which may need other hands."""
+        kind = type(ended), ended.code
+        if kind not in self._told:
+            self._told.add(kind)
+            self._tell("warning", self._reason)
+
+    def _tell_begin(self) -> None:
+        version = f"version {visible(self.mirror.status.version, 16)}"
+        if self._gone_at is None:
+            self._tell("attached", version)
+        else:
+            self._tell("attached", f"again, after {show_seconds(self._clock() - self._gone_at)}: {version}")
+        self._gone_at, self._told = None, set()
 
     def _session(self) -> SessionEnded:
         """Look until one of both ends goes. Returns why."""
@@ -204,15 +240,15 @@ class Link:
                 self.mirror.take(update)
                 if not self._was_taken:
                     self._was_taken = True
-                    self._log.add("attached", f"a server of version {visible(self.mirror.status.version, 16)}", self.name)
-                    self._trust.accepted(self.server, lambda text, kind="info": self._log.add(kind, text, self.name))
+                    self._tell_begin()
+                    self._trust.accepted(self.server, lambda text, kind="info": self._tell(kind, text))
         except Refused as error:
             self._ended = SessionEnded(f"{self.name} sends what no server of this version would: {visible(str(error))}")
         except grpc.RpcError as error:
             if error.code() is grpc.StatusCode.UNIMPLEMENTED:
                 self._ended = SessionEnded(f"{self.name} is older than this screen, and can't be looked at: update it")
             elif error.code() is grpc.StatusCode.UNAVAILABLE and self.server.startswith(SOCKET):  # gRPC's words tell nothing more
-                self._ended = SessionEnded("this machine's server is gone", error.code())
+                self._ended = SessionEnded(f"{self.name} has no server any more", error.code())
             elif error.code() is not grpc.StatusCode.CANCELLED:
                 self._ended = self._trust.explain(error, self.server)
         except Exception as error:  # of this program: said where people see it, and not in a thread's last words
@@ -239,14 +275,14 @@ class Attached:
         trust: Trust,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
-        new_delays: Callable[[], Iterator[float]] = backoff,
+        new_delays: Callable[[], Iterator[float]] = soon,
         wants_all: bool = False,
     ) -> None:
         """`servers`: each as gRPC finds it, and as people call it. `wants_all`: whatever is looked at, it is recorded."""
         self.clock = clock
-        self.log = EventLog(EVENTS_KEPT, wall)
+        self.log, self.own_log = EventLog(EVENTS_KEPT, wall), EventLog(EVENTS_KEPT, wall)  # all events; those of the links alone
         self.links = [
-            Link(server, name, Mirror(self.log, name if len(servers) > 1 else "", clock, wall), trust, self.log, new_delays)
+            Link(server, name, Mirror(self.log, name if len(servers) > 1 else "", clock, wall), trust, self._tell, new_delays)
             for server, name in servers
         ]
         self._endings = tuple(ending_of(name) for _, name in servers) if len(servers) > 1 else ()
@@ -268,6 +304,10 @@ class Attached:
         for thread in self._threads:
             thread.join(GOODBYE_SECONDS + 0.5)
 
+    def _tell(self, kind: str, text: str, name: str) -> None:
+        for log in (self.log, self.own_log):
+            log.add(kind, text, name)
+
     def _keep(self, link: Link) -> None:
         try:
             link.keep()
@@ -283,10 +323,12 @@ class Attached:
         return any(link.mirror.is_known for link in self.links)
 
     def joining(self) -> Joining:
-        """How a box gets in there."""
-        status, (host, *_) = self.links[0].mirror.status, [link.name for link in self.links]
+        """How a box gets in there: where some servers are open and some are not, in an open one."""
+        known = [link for link in self.links if link.mirror.is_known]
+        link = min(known or self.links, key=lambda link: link.mirror.status.is_secure)
+        status = link.mirror.status
         addresses = [address for address in status.addresses[:16] if ADDRESS.fullmatch(address)]
-        return Joining(is_secure=status.is_secure, addresses=addresses or [host], is_here=False)
+        return Joining(is_secure=status.is_secure, addresses=addresses or [link.name], is_here=False)
 
     # ---- A Source ----
 
@@ -311,14 +353,17 @@ class Attached:
         if not (found := self._find(node_id)):
             return True
         link, row = found
-        if not link.is_connected():
-            raise MayNot(f"{link.name} is not connected: it can't be asked to forget a node")
-        if not link.mirror.status.may_forget:
-            raise MayNot(f"{link.name} forgets a node only for its own user, on that machine: on its screen, or by --attach alone")
+        if why := link.why_not_forget():
+            raise MayNot(why)
         if state_of(row, self.clock()) not in (State.LOST, State.LEFT):
             return False
         link.forget(row.node_id)
         return True
+
+    def why_not_forget(self) -> str:
+        """Why no node of any server can be forgotten from here; empty where one can."""
+        reasons = [link.why_not_forget() for link in self.links]
+        return reasons[0] if all(reasons) else ""
 
     def want(self, wants: Wants) -> None:
         """What is looked at from now on."""
@@ -361,9 +406,10 @@ class Attached:
         keeps = any(status.has_past for status in statuses)
         raise NoPast(f"{self.links[0].name} {'has kept nothing yet' if keeps else 'keeps no journal'}")
 
-    def moment(self, wall: float) -> Source:
-        """The fleet as it was then. Raises NoPast where no server has kept anything."""
-        request, log, reasons = pb.WatchRequest(moment_unix_milliseconds=max(int(1000 * wall), 1)), EventLog(EVENTS_KEPT), []
+    def moment(self, wall: float, after: bool = False) -> Source:
+        """The fleet as it was then, or at the first moment after it. Raises NoPast where no server has kept anything."""
+        milliseconds = max(math.floor(1000 * wall + 0.5), 1)
+        request, log, reasons = pb.WatchRequest(moment_unix_milliseconds=milliseconds, after=after), EventLog(EVENTS_KEPT), []
         asked: list[tuple[Link, Any]] = []
         now = self.clock()  # of all mirrors, however long each takes to come: ages are as of one moment
         for link in self.links:  # all are asked before one is waited for
@@ -385,10 +431,16 @@ class Attached:
                 reasons.append(NoPast(f"{link.name} tells a past that can't be: {visible(str(error))}"))
         if not mirrors:
             raise reasons[0]
-        rows = joined([mirror.snapshot() for mirror in mirrors], self._endings)
+        made_at = sorted(mirror.made_at_wall for mirror in mirrors)
+        self._earliest = min(self._earliest, made_at[0])
+        shown = made_at[-1]
+        if after and len(made_at) > 1 and shown > made_at[0]:  # the others as of the one that comes first
+            return self.moment(next((at for at in made_at if at > wall), shown))
+        if not after:  # what was first kept later was not there then
+            shown = max((at for at in made_at if at <= milliseconds / 1000), default=made_at[0])
+        rows = joined([mirror.snapshot() for mirror in mirrors if mirror.made_at_wall <= shown], self._endings)
         events = sorted(log.newest(EVENTS_KEPT), key=lambda event: event.time)
-        self._earliest = min(self._earliest, mirrors[0].made_at_wall)
-        return Moment(now, mirrors[0].made_at_wall, rows, events)
+        return Moment(now, shown, rows, events)
 
     def graph(self, node_id: str, end: float, seconds: float, steps: int) -> Readings:
         """Readings of the `seconds` before `end`. Raises NoPast."""
@@ -410,17 +462,12 @@ class Attached:
 def attach(options: argparse.Namespace) -> Attached:
     """The servers that the command line names, or the one of this user on this machine. Raises Failure, with what to do."""
     if not options.attach:
-        return Attached([own_server(options.state)], Trust(holder=VIEWER), new_delays=soon, wants_all=bool(options.record))
+        return Attached([own_server(options.state)], Trust(holder=VIEWER), wants_all=bool(options.record))
     servers = list(dict.fromkeys(options.attach))
     trust = trust_of(options, VIEWER)
     if not options.headless and not options.json and sys.stdin.isatty() and sys.stdout.isatty():
         trust.ask([str(server) for server in servers])
     return Attached([(str(server), name_of(server)) for server in servers], trust, wants_all=bool(options.record))
-
-
-def soon() -> Iterator[float]:
-    """Delays before the next try of a server on this machine: that costs nobody anything."""
-    return backoff(most_seconds=SOON_SECONDS)
 
 
 def name_of(server: Endpoint) -> str:
@@ -438,9 +485,10 @@ def own_server(state: pathlib.Path | None) -> tuple[str, str]:
                 found |= {path: answers(path) for path in sorted(place.glob("*.sock"))}
     living = [path for path, is_there in found.items() if is_there]
     if not living:
+        folders = ", ".join(dict.fromkeys(str(socket_path(folder, 0).parent) for folder in socket_folders(state)))
         gone = f" (one left {next(iter(found))}, and is gone)" if found else ""
-        what = "start one (python3 server.pyz --headless), or name another (--attach HOST)"
-        raise Failure(f"no server of this user runs on this machine{gone}: {what}")
+        what = "start one (python3 server.pyz --headless), or name it: --attach localhost:PORT, or its --state FOLDER"
+        raise Failure(f"no server of this user answers in {folders}{gone}: {what}")
     usual = [path for path in living if path.stem == str(DEFAULT_PORT)]
     if len(living) > 1 and len(usual) != 1:
         ports = ", ".join(path.stem for path in living)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import node_pb2 as pb
 from edge.fleet.intake import device_vitals
-from edge.fleet.row import Row, State, Vitals, hanging_seconds, is_outdated, state_of
+from edge.fleet.row import Row, State, Vitals, hanging_seconds, state_of
 from edge.history import WHOLE_NODE
 
 
@@ -118,7 +118,7 @@ class Entry:
     @property
     def is_stale(self) -> bool:
         """Whether its readings are old: they are shown in grey."""
-        return self.state is not State.ONLINE or self.hanging_seconds is not None or is_outdated(self.row, self.now)
+        return self.state is not State.ONLINE or self.hanging_seconds is not None
 
     @property
     def heartbeat_age_seconds(self) -> float:

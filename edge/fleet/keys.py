@@ -72,7 +72,7 @@ class Footer(NamedTuple):
     """What the footer says of a key."""
 
     rank: int  # the smaller the further to the left; what does not fit is left out at the right
-    does: Callable[[Ui], str]  # nothing where it need not be said
+    does: Callable[[Ui, bool], str]  # nothing where it need not be said; whether there is a now: a recording has none
     short_label: str = ""  # where the binding's own is too long
     is_of_past: bool = False  # there it comes first
 
@@ -94,9 +94,14 @@ ANY = "any key"  # that has no binding of its own there
 # ---- What keys do ----
 
 
-def say(text: str) -> Callable[[Ui], str]:
+def say(text: str) -> Callable[[Ui, bool], str]:
     """Words that do not depend on what is chosen."""
-    return lambda _: text
+    return lambda *_: text
+
+
+def say_of_now(text: str) -> Callable[[Ui, bool], str]:
+    """Words of what the past has not."""
+    return lambda ui, _: text if ui.at is None else ""
 
 
 def change(**changes: Any) -> Callable[[Turn], Ui]:
@@ -153,7 +158,8 @@ def freeze(turn: Turn) -> Ui:
     ui, lens = turn.ui, turn.lens
     if ui.at is None:
         return ui._replace(frozen=not ui.frozen)
-    return ui._replace(at=lens.position(ui), playing_since=lens.clock() if ui.playing_since is None else None)
+    playing_since = lens.clock() if ui.playing_since is None else None
+    return ui._replace(at=lens.position(ui), beyond=None, nearest=False, playing_since=playing_since)
 
 
 def play_at(turn: Turn) -> Ui:
@@ -170,17 +176,21 @@ def go(turn: Turn, at: float) -> Ui:
     ui, lens = turn.ui, turn.lens
     playing_since = None if ui.playing_since is None else lens.clock()
     at = min(at, lens.today()) if lens.has_now else at
-    return ui._replace(at=at, beyond=None, playing_since=playing_since, frozen=False, last_event=None)
+    return ui._replace(at=at, beyond=None, nearest=False, playing_since=playing_since, frozen=False, last_event=None)
 
 
 def step(turn: Turn) -> Ui:
-    """Back or forth in time, to another moment: where they are far apart, to the next one."""
+    """Back or forth in time, to another moment: where they are far apart, to the next one; beyond the last one is now."""
     ui, lens, seconds = turn.ui, turn.lens, STEP_SECONDS[turn.key]
     if not lens.past:
         return ui._replace(said=NO_JOURNAL)
     if seconds > 0 and ui.at is None and not ui.frozen:
         return ui._replace(said="this is now: [ steps back")
     at = lens.position(ui) + seconds
+    if ui.at is not None and ui.playing_since is None:  # beyond an end each step asks anew, and so is answered
+        at = min(at, ui.at + seconds) if seconds < 0 else max(at, ui.at + seconds)
+    if at >= lens.today() and lens.has_now:
+        return to_now(ui)
     if ui.at is None or not lens.visit or lens.going_to is not None:
         return go(turn, at)
     shown = lens.visit.moment.wall()
@@ -200,12 +210,12 @@ def go_to_time(turn: Turn) -> Ui:
     except Unreadable as error:
         return ui._replace(said=str(error))
     ui = ui._replace(time=None)
-    return to_now(ui) if at >= now and turn.lens.has_now else go(turn._replace(ui=ui), at)
+    return to_now(ui) if at >= now and turn.lens.has_now else go(turn._replace(ui=ui), at)._replace(nearest=True)
 
 
 def to_now(ui: Ui) -> Ui:
     """From the past, or from a picture that is frozen."""
-    return ui._replace(at=None, beyond=None, playing_since=None, frozen=False, last_event=None)
+    return ui._replace(at=None, beyond=None, nearest=False, playing_since=None, frozen=False, last_event=None)
 
 
 def now_or(action: Callable[[Turn], Ui]) -> Callable[[Turn], Ui]:
@@ -278,8 +288,8 @@ def forget(turn: Turn) -> Ui:
     ui, _, lens, _ = turn
     if not ui.selected or lens.place(ui.selected) is None:
         return ui
-    if ui.at is not None:
-        return ui._replace(said="nothing can be forgotten in the past")
+    if why := lens.why_not_forget(ui):
+        return ui._replace(said=why)
     try:
         if not lens.forget(ui.selected.node_id):
             return ui._replace(said=f"{ui.selected.node_id} stays: it is neither lost nor left")
@@ -304,8 +314,8 @@ def forget_all(turn: Turn) -> Ui:
 
 def ask_to_forget(turn: Turn) -> Ui:
     """All that are lost or left, of those that the filter matches."""
-    if turn.ui.at is not None:
-        return turn.ui._replace(said="nothing can be forgotten in the past")
+    if why := turn.lens.why_not_forget(turn.ui):
+        return turn.ui._replace(said=why)
     node_ids = turn.lens.forgettable()
     return turn.ui._replace(question=Question(Place.FORGET.value, node_ids)) if node_ids else turn.ui
 
@@ -423,45 +433,63 @@ USER_FILTER_HELP = "filter: the same as the table's: users of the nodes that it 
 EVENT_FILTER_HELP = "filter: words match kind, node and text\nkind:lost,late -kind:joined Node-7|Node-8"
 
 
-def freeze_word(ui: Ui) -> str:
+def freeze_word(ui: Ui, _has_now: bool) -> str:
     """What `p` does then."""
     if ui.at is not None:
         return "play" if ui.playing_since is None else "stop"
     return "go on" if ui.frozen else "freeze"
 
 
-def past_word(ui: Ui) -> str:
-    """What `[` does then."""
-    return "past" if ui.at is None else "10 s back"
+def past_word(ui: Ui, _has_now: bool) -> str:
+    """What `[` and `]` do in the past."""
+    return "" if ui.at is None else "10 s"
 
 
-def speed_word(ui: Ui) -> str:
+def long_past_word(ui: Ui, _has_now: bool) -> str:
+    """The same of `{` and `}`."""
+    return "" if ui.at is None else "10 min"
+
+
+def now_word(ui: Ui, has_now: bool) -> str:
+    """Where Esc leads first."""
+    return "now" if ui.at is not None and has_now else ""
+
+
+def quit_word(ui: Ui, has_now: bool) -> str:
+    """Where `q` leads: from the past to now first."""
+    return "quit" if ui.at is None or not has_now else "back"
+
+
+def speed_word(ui: Ui, _has_now: bool) -> str:
     """How fast the past is played."""
     return f"{ui.speed:g}×" if ui.at is not None and (ui.playing_since is not None or ui.speed != 1) else ""
 
 
+ESC_FOOTER = Footer(-1, now_word, is_of_past=True)
+STEP_HELP = "back in time and forth, by 10 s; Esc is now"
+
 BINDINGS = (
-    Binding(MOVES, (Place.TABLE,), move, "↑↓ PgUp End …", "move", Footer(2, say("move"), "↑↓")),
-    Binding((*MOVES, "left", "right"), (Place.GRID,), move, "↑↓←→ PgUp End…", "move", Footer(2, say("move"), "↑↓")),
-    Binding((*LINES, *ENDS), (Place.PAGE,), move, "↑↓ End …", "other nodes", Footer(2, say("other nodes"), "↑↓")),
+    Binding(MOVES, (Place.TABLE,), move, "↑↓ PgUp End …", "move", Footer(14, say("move"), "↑↓")),
+    Binding((*MOVES, "left", "right"), (Place.GRID,), move, "↑↓←→ PgUp End…", "move", Footer(14, say("move"), "↑↓")),
+    Binding((*LINES, *ENDS), (Place.PAGE,), move, "↑↓ End …", "other nodes", Footer(8, say("other nodes"), "↑↓")),
     Binding((*PAGES, *WHEEL), (Place.PAGE,), scroll, "PgUp PgDn …", "scroll", Footer(7, say("scroll"), "PgDn")),
     Binding(MOVES, (Place.EVENTS,), scroll_events, "↑↓ PgUp End …", "scroll; End follows", Footer(2, say("scroll"), "↑↓")),
     Binding(MOVES, (Place.USERS,), move_user, "↑↓ PgUp End …", "move", Footer(2, say("move"), "↑↓")),
     Binding(("enter",), LISTS, open_page, "Enter", PAGE_HELP, Footer(3, say("page"))),
     Binding(("enter",), (Place.USERS,), nodes_of_user, "Enter", "the nodes where this user holds a GPU", Footer(3, say("nodes"))),
-    Binding(("escape",), LISTS, now_or(clear_filter), "Esc", PAGE_HELP),
-    Binding(("escape",), (Place.PAGE,), now_or(change(page="", scroll=0)), "Esc", BACK_HELP),
-    Binding(("escape",), (Place.EVENTS,), now_or(leave_events), "Esc", "clears the filter; back"),
-    Binding(("s",), (Place.TABLE,), sort_by_next, "s", SORT_HELP, Footer(5, lambda ui: f"sort: {ui.sort}")),
-    Binding(("s",), (Place.GRID,), next_metric, "s", "the next metric", Footer(5, lambda ui: f"metric: {ui.metric}")),
-    Binding(("s",), (Place.USERS,), sort_users, "s", SORT_HELP, Footer(5, lambda ui: f"sort: {ui.users_sort}")),
+    Binding(("escape",), LISTS, now_or(clear_filter), "Esc", PAGE_HELP, ESC_FOOTER),
+    Binding(("escape",), (Place.PAGE,), now_or(change(page="", scroll=0)), "Esc", BACK_HELP, ESC_FOOTER),
+    Binding(("escape",), (Place.EVENTS,), now_or(leave_events), "Esc", "clears the filter; back", ESC_FOOTER),
+    Binding(("s",), (Place.TABLE,), sort_by_next, "s", SORT_HELP, Footer(5, lambda ui, _: f"sort: {ui.sort}")),
+    Binding(("s",), (Place.GRID,), next_metric, "s", "the next metric", Footer(5, lambda ui, _: f"metric: {ui.metric}")),
+    Binding(("s",), (Place.USERS,), sort_users, "s", SORT_HELP, Footer(5, lambda ui, _: f"sort: {ui.users_sort}")),
     Binding(("S",), (Place.USERS,), turn_users_round, "S", SORT_HELP),
     Binding(("S",), (Place.TABLE,), turn_round, "S", SORT_HELP),
     Binding(("S",), (Place.GRID,), turn_round, "S", "turn the order round"),
     Binding(("/",), LISTS, change(typing=True), "/", FILTER_HELP, Footer(4, say("filter"))),
     Binding(("/",), (Place.USERS,), change(typing=True), "/", USER_FILTER_HELP, Footer(4, say("filter"))),
     Binding(("/",), (Place.EVENTS,), change(typing=True), "/", EVENT_FILTER_HELP, Footer(4, say("filter"))),
-    Binding(("g",), LISTS, by_gpu, "g", "a row for each GPU", Footer(7, lambda ui: "nodes" if ui.by_gpu else "GPUs")),
+    Binding(("g",), LISTS, by_gpu, "g", "a row for each GPU", Footer(7, lambda ui, _: "nodes" if ui.by_gpu else "GPUs")),
     Binding(
         ("v",), (Place.TABLE,), change(grid=True),
         "v", "grid: a cell for each node or GPU; s: the next metric", Footer(6, say("grid")),
@@ -469,33 +497,32 @@ BINDINGS = (
     Binding(("v",), (Place.GRID,), change(grid=False), "v", "the table", Footer(6, say("table"))),
     Binding(
         ("b",), (Place.TABLE,), group_by_next,
-        "b", "groups by a label, with totals; by the next", Footer(8, lambda ui: f"group: {ui.group}" if ui.group else "group"),
+        "b", "groups by a label, with totals; by the next", Footer(8, lambda ui, _: f"group: {ui.group}" if ui.group else "group"),
     ),
     Binding(("u",), LISTS, change(users=True, scroll=0), "u", "users: who holds which GPUs", Footer(8, say("users"))),
     Binding(("u",), (Place.USERS,), change(users=False, scroll=0), "u", BACK_HELP),
     Binding(("q",), (Place.USERS,), change(users=False, scroll=0), "q", BACK_HELP, Footer(0, say("back"))),
-    Binding(("escape",), (Place.USERS,), now_or(change(users=False, scroll=0)), "Esc", BACK_HELP),
+    Binding(("escape",), (Place.USERS,), now_or(change(users=False, scroll=0)), "Esc", BACK_HELP, ESC_FOOTER),
     Binding(("e",), LISTS, change(events=True, last_event=None), "e", "all events", Footer(8, say("events"))),
     Binding(("e",), (Place.PAGE,), change(events=True, last_event=None, scroll=0), "e", "all events", Footer(8, say("events"))),
     Binding(("e",), (Place.EVENTS,), change(events=False), "e", BACK_HELP),
     Binding(("p", " "), VIEWS, freeze, "p Space", FREEZE_HELP, Footer(9, freeze_word, "p", is_of_past=True)),
-    Binding(
-        tuple(STEP_SECONDS), VIEWS, step,
-        "[ ] { }", "back in time and forth: 10 s; 10 min; Esc is now", Footer(12, past_word, "[", is_of_past=True),
-    ),
-    Binding(("t",), VIEWS, ask_for_time, "t", f"go to a time: {TIME_EXAMPLES}", Footer(13, say("time"), is_of_past=True)),
+    Binding(("[",), VIEWS, step, "[", STEP_HELP, Footer(4, say_of_now("past"))),
+    Binding(("]",), VIEWS, step, "]", STEP_HELP, Footer(10, past_word, "[ ]", is_of_past=True)),
+    Binding(("{", "}"), VIEWS, step, "{ }", "the same, by 10 minutes", Footer(11, long_past_word, "{ }", is_of_past=True)),
+    Binding(("t",), VIEWS, ask_for_time, "t", f"go to a time: {TIME_EXAMPLES}", Footer(12, say("time"), is_of_past=True)),
     Binding(("+", "-"), VIEWS, play_at, "+ -", "play the past faster, slower", Footer(10, speed_word, is_of_past=True)),
     Binding(
         ("h",), (Place.PAGE,), next_range,
-        "h", "graphs over 2 minutes, 1 hour, 24 hours, 7 days", Footer(6, lambda ui: f"graphs: {RANGES[ui.graph].name}"),
+        "h", "graphs over 2 minutes, 1 hour, 24 hours, 7 days", Footer(6, lambda ui, _: f"graphs: {RANGES[ui.graph].name}"),
     ),
     Binding(("f",), LISTS, forget, "f", FORGET_HELP, Footer(10, say("forget"))),
     Binding(("f",), (Place.PAGE,), forget, "f", "forget it, when it is lost or left"),
     Binding(("F",), LISTS, ask_to_forget, "F", FORGET_HELP),
-    Binding(("j",), VIEWS, join, "j", "how a box joins", Footer(12, say("join"))),
+    Binding(("j",), VIEWS, join, "j", "how a box joins", Footer(12, say_of_now("join"))),
     Binding(("?",), LISTS, change(help=True), "?", footer=Footer(1, say("help"))),
-    Binding(("?",), (Place.PAGE, Place.EVENTS, Place.USERS), change(help=True, scroll=0), "?", footer=Footer(11, say("help"))),
-    Binding(("q",), LISTS, ask_to_quit, "q", "quit", Footer(0, say("quit"))),
+    Binding(("?",), (Place.PAGE, Place.EVENTS, Place.USERS), change(help=True, scroll=0), "?", footer=Footer(5, say("help"))),
+    Binding(("q",), LISTS, now_or(ask_to_quit), "q", "quit; from the past to now", Footer(0, quit_word)),
     Binding(("q",), (Place.PAGE,), change(page="", scroll=0), "q", BACK_HELP, Footer(0, say("back"))),
     Binding(("q",), (Place.EVENTS,), change(events=False), "q", BACK_HELP, Footer(0, say("back"))),
     Binding(("enter",), (Place.FILTER,), change(typing=False), "Enter", footer=Footer(0, say("keeps it"))),
@@ -570,11 +597,12 @@ def follow_time(ui: Ui, lens: Lens) -> Ui:
         ui = ui._replace(said=lens.refusal, graph=0)
     visit = lens.visit
     if lens.is_refused and (lens.has_now or visit):  # back to where one was
-        return ui._replace(at=visit.moment.wall() if visit else None, playing_since=None)
+        return to_now(ui)._replace(at=visit.moment.wall() if visit else None)
     if ui.at is None or not visit:
         return ui
     if ui.playing_since is None:
-        return ui if lens.going_to is not None else ui._replace(at=min(max(ui.at, visit.moment.wall()), visit.last))
+        is_last = ui.beyond is not None and lens.going_to is None and visit.moment.wall() <= ui.beyond
+        return to_now(ui) if is_last and lens.has_now else ui
     is_over = visit.moment.wall() >= visit.last < lens.position(ui)
     return ui._replace(at=visit.last, playing_since=None) if is_over else ui
 
@@ -597,8 +625,9 @@ def help_lines(place: Place) -> list[tuple[str, str]]:
     return lines
 
 
-def footer_of(ui: Ui, place: Place) -> list[tuple[str, str]]:
-    """The keys that a footer names, and what they do."""
-    named = [(binding.footer, binding.label) for binding in bindings_in(place) if binding.footer and binding.footer.does(ui)]
+def footer_of(ui: Ui, place: Place, may_forget: bool = True, has_now: bool = True) -> list[tuple[str, str]]:
+    """The keys that a footer names, and what they do. `has_now`: it is no recording."""
+    here = [binding for binding in bindings_in(place) if may_forget or binding.action is not forget]
+    named = [(binding.footer, binding.label) for binding in here if binding.footer]
     named.sort(key=lambda pair: (ui.at is None or not pair[0].is_of_past, pair[0].rank))
-    return [(footer.short_label or label, footer.does(ui)) for footer, label in named]
+    return [(footer.short_label or label, does) for footer, label in named if (does := footer.does(ui, has_now))]

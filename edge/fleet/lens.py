@@ -18,16 +18,17 @@ from edge.fleet.groups import grouped, is_head
 from edge.fleet.intake import device_vitals
 from edge.fleet.lookup import PATIENCE_SECONDS, Answered, Lookup
 from edge.fleet.metrics import METRICS
-from edge.fleet.row import Row, State, hanging_seconds, is_outdated, state_of
-from edge.fleet.source import EVENTS_KEPT, Frozen, Moment, NoPast, Past, Readings, Source, Wants
+from edge.fleet.row import Row, State, hanging_seconds, state_of
+from edge.fleet.source import EVENTS_KEPT, NOT_IN_THE_PAST, Frozen, Moment, NoPast, Past, Readings, Source, Wants, wrong_in
 from edge.fleet.times import is_time, show_time
 from edge.fleet.users import SORT_BY_GPUS, User, Users, sorted_users
 from edge.history import WHOLE_NODE
 
 MAX_OPEN = 256  # nodes whose details are asked for
 SINCE_SECONDS = 1.0  # from one look at what happens behind a picture that stands still to the next
+ASKING_SECONDS = 3.0  # that a server elsewhere has for its first answer of what runs on its nodes
 LOOKS_PER_SECOND = 2.0  # into a past that is played
-SPARSE_SECONDS = (60, 75, 90)  # after a moment, the next one is looked for, where it is old and they are a minute apart
+HOLE_SECONDS = 100.0  # without a moment: nothing was kept there
 NO_JOURNAL = "nothing is kept of this fleet: it has no journal"
 
 
@@ -38,9 +39,21 @@ class Range(NamedTuple):
     seconds: int
     steps: int
     refresh_seconds: int  # from one look to the next, while it goes on
+    clock: str  # how the times at its ends are said, as strftime has it
 
 
-RANGES = (Range("2m", 120, 120, 10), Range("1h", 3600, 360, 10), Range("24h", 86400, 288, 60), Range("7d", 604800, 336, 60))
+RANGES = (
+    Range("2m", 120, 120, 10, "%H:%M:%S"), Range("1h", 3600, 360, 10, "%H:%M"),
+    Range("24h", 86400, 288, 60, "%a %H:%M"), Range("7d", 604800, 336, 60, "%m-%d %H:%M"),
+)  # fmt: skip
+
+
+class Graphs(NamedTuple):
+    """What the graphs of a page show."""
+
+    range: Range
+    end: float  # by the wall clock
+    readings: Readings
 
 
 class Question(NamedTuple):
@@ -64,7 +77,8 @@ class Ui(NamedTuple):
     metric: str = METRICS[0].name  # what colours the grid
     frozen: bool = False
     at: float | None = None  # the moment of the past that is looked at, by the wall clock; None: now
-    beyond: float | None = None  # a moment that a step forth has left, by the wall clock: the next one is looked for
+    beyond: float | None = None  # a moment that a step forth has left, by the wall clock: it leads to a later one
+    nearest: bool = False  # a moment that is nearer to `at` is as good where it is a later one
     playing_since: float | None = None  # by the lens' own clock: it goes on from there; None: it stands still
     speed: float = 1.0  # of that
     time: str | None = None  # the time to go to, while it is typed
@@ -91,11 +105,13 @@ class Goal(NamedTuple):
 
     at: float  # by the wall clock
     beyond: float | None = None  # it is to be later than this moment
+    nearest: bool = False  # the nearest moment; else the last one up to it
 
 
 class Visit(NamedTuple):
     """A moment of the past, and what is kept before and after it."""
 
+    goal: Goal
     moment: Source
     first: float  # moment that is kept, by the wall clock
     last: float
@@ -104,8 +120,7 @@ class Visit(NamedTuple):
 class Totals(NamedTuple):
     """The fleet in numbers."""
 
-    states: Mapping[State, int] = MappingProxyType({})  # of nodes whose server is heard
-    unheard: int = 0  # the other nodes
+    states: Mapping[State, int] = MappingProxyType({})
     gpus: int = 0
     utilization: float | None = None
     memory_used_bytes: int = 0
@@ -114,28 +129,29 @@ class Totals(NamedTuple):
     with_memory: int = 0  # GPUs that the sums are of; nodes, where there is no GPU
     with_power: int = 0
     hottest: Row | None = None
-    energy_joules: int | None = None  # since each node's agent started
+    energy_joules: int | None = None  # since each node's agent started; of all nodes, silent ones as they were heard last
     with_energy: int = 0  # nodes that report it, of those with GPUs
     with_gpus: int = 0
 
 
 def count_totals(rows: Iterable[Row], now: float) -> Totals:
     """What the nodes have and do that are online and read, all together: one pass. Each GPU counts once; the processors and memory
-    of boxes without any count only where no box has one."""
+    of boxes without any count only where no box has one. What has been used stays so, whatever has become of a node."""
     states: dict[State, int] = dict.fromkeys(State, 0)
-    gpus = milliwatts = with_power = joules = with_energy = with_gpus = unheard = 0
+    gpus = milliwatts = with_power = joules = with_energy = with_gpus = 0
     # With GPUs and without: utilization, of how many; memory used and in all, of how many.
     sums = {True: [0.0, 0, 0, 0, 0], False: [0.0, 0, 0, 0, 0]}
     heat, hottest = -math.inf, None
     for row in rows:
-        if is_outdated(row, now):
-            unheard += 1
-            continue
         state = state_of(row, now)
         states[state] += 1
+        vitals = row.vitals
+        with_gpus += vitals.devices > 0
+        if vitals.energy_joules is not None:
+            joules += vitals.energy_joules
+            with_energy += 1
         if state is not State.ONLINE or hanging_seconds(row, now) is not None:
             continue
-        vitals = row.vitals
         gpus += len(row.capacities.devices)
         part = sums[vitals.devices > 0]
         part[2] += vitals.memory_used_bytes
@@ -143,10 +159,6 @@ def count_totals(rows: Iterable[Row], now: float) -> Totals:
         part[4] += vitals.with_memory
         milliwatts += vitals.milliwatts or 0
         with_power += vitals.with_power
-        with_gpus += vitals.devices > 0
-        if vitals.energy_joules is not None:
-            joules += vitals.energy_joules
-            with_energy += 1
         if vitals.utilization is not None:
             part[0] += vitals.utilization * vitals.with_utilization
             part[1] += vitals.with_utilization
@@ -154,7 +166,7 @@ def count_totals(rows: Iterable[Row], now: float) -> Totals:
             heat, hottest = vitals.celsius, row
     utilization, readings, used, total, with_memory = sums[gpus > 0]
     return Totals(
-        states, unheard, gpus, utilization / readings if readings else None, int(used), int(total),
+        states, gpus, utilization / readings if readings else None, int(used), int(total),
         milliwatts if with_power else None, int(with_memory), with_power, hottest,
         joules if with_energy else None, with_energy, with_gpus,
     )  # fmt: skip
@@ -186,17 +198,17 @@ class Lens:
         self.shown: Sequence[str] = ()  # the nodes that the last frame shows
         self.longest_name = 0  # in cells, whatever the filter matches
         self.users: list[User] = []  # of what the filter matches, in their order, while they are looked at
-        self.since: list[tuple[str, int]] = []  # what has happened now, behind a picture that stands still
+        self.since: list[tuple[str, int]] = []  # what has happened behind a picture that is frozen; in the past, what is wrong now
         self._live = source or Nothing()
         self._source = self._live
-        self._left: Frozen | None = None  # now, as it was when it was left for a picture that stands still
+        self._left: Frozen | None = None  # now, as it was when it was frozen
         self._visits = Lookup(self._visit, patience_seconds)
         self._graphs = Lookup(self._read_graph, patience_seconds)
         self.visit: Visit | None = None  # the moment of the past that is shown
         self.going_to: float | None = None  # the one that is fetched, where it is another one
         self._news = ""  # what the last visit could not do, until it is told
         self._told: Answered[Goal, Visit] | None = None
-        self.readings: tuple[Range, Readings] | None = None  # of the page's graphs; None: those that the row has
+        self.graphs: Graphs | None = None  # of the page; None: those that the row has
         self.refusal = ""  # why there are none
         self._graph_of: tuple[str, int] | None = None  # page and range
         self._shape: tuple[object, ...] = ()  # what the order by name depends on
@@ -204,14 +216,17 @@ class Lens:
         self._places: dict[EntryId, int] = {}
         self._asked: tuple[object, ...] = ()
         self._wants: Wants | None = None
+        self._asked_at = -math.inf  # what runs on the nodes
         self._users = Users()
-        self._due = self._since_due = 0.0
+        self._due, self._since_due = 0.0, -math.inf
         self.now = self.wall = 0.0  # the moment that is shown
 
     def refresh(self, ui: Ui) -> None:
         """Follow the Ui and the time: called after each key and before each frame, and cheap when nothing is due."""
         self._look_at(ui)
         if (wants := self._wanted_for(ui)) != self._wants:
+            if wants.processes and not (self._wants and self._wants.processes):
+                self._asked_at = self._live.clock()
             self._wants = wants
             self._live.want(wants)
         self.now, self.wall = self._source.clock(), self._source.wall()
@@ -235,19 +250,19 @@ class Lens:
 
     def _look_at(self, ui: Ui) -> None:
         """Choose what is shown. What happens now is counted behind all that stands still."""
-        if ui.at is None and not ui.frozen:
-            self._source, self._left, self.since = self._live, None, []
-        elif self.has_now and not self._left:
-            self._left, self._since_due = Frozen(self._live), self._live.clock() + SINCE_SECONDS
-        if self._left and self._live.clock() >= self._since_due:
-            self.since = self._left.since()
-            self._since_due = self._live.clock() + SINCE_SECONDS
+        is_frozen, clock = ui.at is None and ui.frozen, self._live.clock()
+        if is_frozen != bool(self._left) or (ui.at is None and not is_frozen):
+            self._left, self.since, self._since_due = Frozen(self._live) if is_frozen else None, [], -math.inf
+        if self.has_now and (is_frozen or ui.at is not None) and clock >= self._since_due:
+            self.since, self._since_due = self._left.since() if self._left else wrong_in(self._live), clock + SINCE_SECONDS
+        if ui.at is None and not is_frozen:
+            self._source = self._live
         if ui.at is not None:
             self._travel(ui, ui.at)
         elif self._told or self.going_to is not None:
             self._visits.drop()
             self.visit = self.going_to = self._told = None
-        if ui.at is None and ui.frozen and self._left:
+        if self._left:
             self._source = self._left
 
     def _travel(self, ui: Ui, at: float) -> None:
@@ -255,7 +270,7 @@ class Lens:
         if ui.playing_since is not None:  # in steps: looking at each costs something
             step_seconds = max(1.0, ui.speed / LOOKS_PER_SECOND)
             at += (self.position(ui) - at) // step_seconds * step_seconds
-        goal = Goal(at, ui.beyond if ui.playing_since is None else None)
+        goal = Goal(at, ui.beyond, ui.nearest) if ui.playing_since is None else Goal(at)
         told = self._visits.ask(goal, is_patient=ui.playing_since is None)
         self.going_to = None if told and told.question == goal else at
         if told and told is not self._told:
@@ -271,10 +286,13 @@ class Lens:
         if not visit:
             return told.refusal
         wall = visit.moment.wall()
-        if wall > goal.at and goal.beyond is None:
+        if goal.at < wall <= visit.first:
             return f"nothing is kept before {show_time(wall)}"
+        if goal.nearest and wall > goal.at + HOLE_SECONDS:
+            return f"nothing is kept of {show_time(goal.at)}: this is the nearest"
         is_forth = before and before.answer and before.question.at < goal.at
-        if is_forth and goal.at > visit.last:
+        has_moved = goal.beyond is not None and wall > goal.beyond
+        if is_forth and goal.at > visit.last and not has_moved:
             return f"nothing is kept after {show_time(visit.last)}" + " yet: Esc is now" * self.has_now
         return ""
 
@@ -291,20 +309,26 @@ class Lens:
     def _visit(self, goal: Goal) -> Visit:
         """In the lookup's thread. Raises NoPast."""
         assert self.past
-        moment, beyond = self.past.moment(goal.at), goal.beyond
-        for seconds in SPARSE_SECONDS:
-            if beyond is not None and moment.wall() <= beyond < self.past.span()[1]:
-                moment = self.past.moment(max(goal.at, beyond + seconds))
+        moment = self.past.moment(goal.at)
+        if goal.beyond is not None and moment.wall() <= goal.beyond:
+            moment = self.past.moment(goal.beyond, after=True)
+        elif goal.nearest and moment.wall() < goal.at:
+            moment = min(moment, self.past.moment(goal.at, after=True), key=lambda one: abs(one.wall() - goal.at))
         first, last = self.past.span()  # after it: a moment that is kept meanwhile is the last one
         if not all(map(is_time, (first, last, moment.wall(), *(event.time for event in moment.newest_events(EVENTS_KEPT))))):
             raise NoPast("what is kept there has times that there never were")
-        return Visit(moment, first, last)
+        return Visit(goal, moment, first, last)
 
     def position(self, ui: Ui) -> float:
-        """The moment that is asked for, by the wall clock: while the past is played, it goes on."""
+        """The moment that is asked for, by the wall clock, within what is kept: while the past is played, it goes on."""
         if ui.at is None:
             return self.wall
-        return ui.at if ui.playing_since is None else ui.at + (self.clock() - ui.playing_since) * ui.speed
+        if ui.playing_since is not None:
+            return ui.at + (self.clock() - ui.playing_since) * ui.speed
+        if not self.visit or self.going_to is not None:
+            return ui.at
+        shown = self.visit.moment.wall()
+        return min(max(ui.at, shown), max(self.visit.last, shown))
 
     def clock(self) -> float:
         """That the past is played by, in seconds: it goes on, whatever is shown."""
@@ -320,16 +344,16 @@ class Lens:
         """Of the range that is asked for. A row has its last two minutes itself, as long as it is now."""
         wanted = RANGES[ui.graph]
         if not ui.page or not self.past or (ui.at is None and not ui.graph):
-            self.readings, self.refusal, self._graph_of = None, "", None
+            self.graphs, self.refusal, self._graph_of = None, "", None
             return
         end = self.wall if ui.at is not None else self.wall // wanted.refresh_seconds * wanted.refresh_seconds
         is_new = self._graph_of != (ui.page, ui.graph)
         self._graph_of = ui.page, ui.graph
         told = self._graphs.ask((ui.page, end, ui.graph), is_patient=is_new and ui.playing_since is None)
         if told and (told.question[0], told.question[2]) == (ui.page, ui.graph):
-            self.readings, self.refusal = (wanted, told.answer) if told.answer else None, told.refusal
+            self.graphs, self.refusal = Graphs(wanted, told.question[1], told.answer) if told.answer else None, told.refusal
         else:
-            self.readings, self.refusal = None, ""
+            self.graphs, self.refusal = None, ""
 
     def _read_graph(self, question: tuple[str, float, int]) -> Readings:
         """In the lookup's thread. Raises NoPast."""
@@ -356,9 +380,19 @@ class Lens:
         self._asked = ()
         return self._source.forget(node_id)
 
+    def why_not_forget(self, ui: Ui) -> str:
+        """Why nothing that is shown can be forgotten; empty where something can."""
+        return self._live.why_not_forget() if ui.at is None else NOT_IN_THE_PAST
+
     def notices(self) -> Sequence[str]:
         """What is wrong with where all this comes from."""
         return self._live.notices()
+
+    @property
+    def is_asking(self) -> bool:
+        """Whether what runs on the nodes of a server elsewhere may only be on its way."""
+        is_elsewhere = not self._is_here and self._source is self._live
+        return is_elsewhere and self._live.clock() - self._asked_at < ASKING_SECONDS
 
     def reporting(self) -> list[str]:
         """The nodes that are online now and report here, whatever is shown."""

@@ -44,6 +44,8 @@ MAX_PART_BYTES = 2**26  # unpacked: a file may come from anywhere
 MAX_ROWS, MAX_MOMENT_BYTES = 2**17, 2**29  # of a moment, and of the infos of a segment
 MAX_READING_SECONDS = 30.0  # that a file from elsewhere may take to answer: it may have views without an end
 ROW_TAG = pb.WatchUpdate.ROWS_FIELD_NUMBER << 3 | 2  # what stands before each row
+SMALL_FLEET = 1000  # nodes whose histories a start has the time to read
+HISTORY_SECONDS = 120.0  # that these go back
 FINE_SECONDS = 2 * 3600.0  # that a graph is drawn from moments at most: each is read whole, which takes half a millisecond
 SCHEMA = f"""
 CREATE TABLE moments (
@@ -195,25 +197,50 @@ class Kept:
         with self._reading() as database:
             query = "SELECT unix_milliseconds FROM moments WHERE segment <> ? ORDER BY unix_milliseconds {} LIMIT 1"
             ends = [database.execute(query.format(order), [TREND]).fetchone() for order in ("ASC", "DESC")]
-        if not all(ends):
-            raise NoPast("nothing is kept yet")
-        (first,), (last,) = ends
-        return first / 1000, last / 1000
+            if not all(ends):
+                raise NoPast("nothing is kept yet")
+            (first,), (last,) = ends
+            return first / 1000, last / 1000
 
-    def moment(self, wall: float) -> Source:
-        """The fleet as it was then: the last moment that was kept up to that time, or the first one. Raises NoPast."""
+    def moment(self, wall: float, after: bool = False) -> Source:
+        """The fleet as it was then: the last moment that was kept up to that time, or the first one. `after`: the first moment
+        after that time, or the last one. Raises NoPast."""
         query = "SELECT moment, unix_milliseconds, segment, parts FROM moments WHERE segment <> ? {} LIMIT 1"
+        newest, oldest = "ORDER BY unix_milliseconds DESC, moment DESC", "ORDER BY unix_milliseconds"
+        wanted, other = (f"> ? {oldest}", newest) if after else (f"<= ? {newest}", oldest)
         with self._reading() as database:
-            until = query.format("AND unix_milliseconds <= ? ORDER BY unix_milliseconds DESC, moment DESC")
-            found = database.execute(until, [TREND, math.floor(1000 * wall + 0.5)]).fetchone()
-            found = found or database.execute(query.format("ORDER BY unix_milliseconds"), [TREND]).fetchone()
-            return self._read(database, found)
+            at = [TREND, math.floor(1000 * wall + 0.5)]
+            found = database.execute(query.format(f"AND unix_milliseconds {wanted}"), at).fetchone()
+            return self._read(database, found or database.execute(query.format(other), [TREND]).fetchone())
 
     def newest(self) -> Source:
-        """The moment that was written last. Raises NoPast."""
+        """The moment that was written last; in a small fleet with what the moments before it say of the last minutes. Raises
+        NoPast."""
         query = "SELECT moment, unix_milliseconds, segment, parts FROM moments WHERE segment <> ? ORDER BY moment DESC LIMIT 1"
         with self._reading() as database:
-            return self._read(database, database.execute(query, [TREND]).fetchone())
+            moment = self._read(database, database.execute(query, [TREND]).fetchone())
+            rows = {row.node_id: row for row in moment.snapshot()}
+            if len(rows) <= SMALL_FLEET:
+                with contextlib.suppress(sqlite3.Error, ValueError):  # what lies there may be damaged where the newest is not
+                    self._lengthen(database, rows, moment.wall())
+            return Moment(moment.clock(), moment.wall(), rows.values(), moment.newest_events(EVENTS_KEPT))
+
+    @staticmethod
+    def _lengthen(database: sqlite3.Connection, rows: dict[str, Row], wall: float) -> None:
+        """Give these rows, of a moment of that time, the frames of the moments before it, as far as there is no gap."""
+        query = (
+            "SELECT unix_milliseconds, packed FROM moments JOIN parts USING (moment) WHERE segment <> ?"
+            " AND unix_milliseconds >= ? AND unix_milliseconds < ? ORDER BY unix_milliseconds DESC"
+        )
+        for at, part in database.execute(query, [TREND, round(1000 * (wall - HISTORY_SECONDS)), round(1000 * wall)]):
+            for message in unpacked([part]):
+                row, course = rows.get(message.node_id), course_of(message, False, at / 1000, 0)
+                if not row or not course or row.sample_at is None or len(course.frames[0]) != row.capacities.frame_bytes:
+                    continue
+                begins_at = row.sample_at - len(row.history) // row.capacities.frame_bytes * course.seconds
+                if abs(begins_at - course.until) < course.seconds:
+                    frames = b"".join(course.frames) + row.history
+                    rows[row.node_id] = row._replace(history=frames[-history.SAMPLES * row.capacities.frame_bytes :])
 
     def _read(self, database: sqlite3.Connection, found: tuple[int, int, int, int] | None) -> Source:
         if not found:
@@ -266,7 +293,7 @@ class Kept:
 
     def graph(self, node_id: str, end: float, seconds: float, steps: int) -> Readings:
         """Readings of the `seconds` before `end` (by the wall clock), NOT_REPORTED where nothing is kept. Raises NoPast."""
-        start, crc, courses = end - seconds, zlib.crc32(node_id.encode()), []
+        start, crc, courses = end - seconds, zlib.crc32(node_id.encode()), list[Course]()
         query = (
             "SELECT unix_milliseconds, milliseconds, packed FROM moments JOIN parts USING (moment) WHERE unix_milliseconds > ?"
             " AND unix_milliseconds <= ? AND (segment = ?) = ? AND part = ? % parts ORDER BY unix_milliseconds"
@@ -275,9 +302,10 @@ class Kept:
             fine_from = start if seconds <= FINE_SECONDS else max(self._trends_until(database, end), start)
             for is_trend, since in ((True, start), (False, fine_from)):
                 for at, span, part in database.execute(query, [1000 * since, 1000 * end, TREND, is_trend, crc]):
-                    found = (message for message in unpacked([part]) if message.node_id == node_id)
-                    courses += [course_of(message, is_trend, at / 1000, span / 1000) for message in found]
-        return readings_of([course for course in courses if course], start, seconds / steps, steps)
+                    found = next((message for message in unpacked([part]) if message.node_id == node_id), None)
+                    if found and (course := course_of(found, is_trend, at / 1000, span / 1000)):
+                        courses.append(course)
+        return readings_of(courses, start, seconds / steps, steps)
 
     @staticmethod
     def _trends_until(database: sqlite3.Connection, end: float) -> float:
@@ -306,9 +334,9 @@ class Kept:
 
 
 def opened_to_read(path: pathlib.Path) -> sqlite3.Connection:
-    """Raises sqlite3.Error."""
+    """Makes no file. Raises sqlite3.Error."""
     last: sqlite3.Error | None = None
-    for how in ("mode=ro", "immutable=1"):  # the second: in a folder where nothing may be written, beside the file
+    for how in ("mode=ro", "mode=ro&immutable=1"):  # the second: in a folder where nothing may be written, beside the file
         try:
             database = sqlite3.connect(f"{path.absolute().as_uri()}?{how}", uri=True, check_same_thread=False)
             database.execute("PRAGMA user_version").fetchone()

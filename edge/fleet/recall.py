@@ -82,7 +82,7 @@ class Recall:
             if request.HasField("graph"):
                 yield await self._ask(graph_of, past, request.graph, epoch)
                 return
-            moment = await self._ask(past.moment, request.moment_unix_milliseconds / 1000)
+            moment = await self._ask(past.moment, request.moment_unix_milliseconds / 1000, request.after)
             for message in messages_of_moment(moment, epoch):
                 yield message
 

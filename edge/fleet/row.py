@@ -26,6 +26,7 @@ class State(enum.Enum):
     ONLINE = "ONLINE"
     LATE = "LATE"
     DISCONNECTED = "DISCONNECTED"
+    UNHEARD = "UNHEARD"
     LOST = "LOST"
     LEFT = "LEFT"
 
@@ -185,10 +186,13 @@ class Row(NamedTuple):
 
 
 def state_of(row: Row, now: float) -> State:
-    """ONLINE; LATE and LOST by the age of the last heartbeat; DISCONNECTED between a broken stream and LOST; LEFT."""
+    """ONLINE; LATE and LOST by the age of the last heartbeat; DISCONNECTED between a broken stream and LOST; LEFT. Where its server
+    is not heard any more: UNHEARD, but for a node that was lost or left by then."""
+    if now > row.known_until:
+        state = state_of(row, row.known_until)
+        return state if state in (State.LOST, State.LEFT) else State.UNHEARD
     if row.left:
         return State.LEFT
-    now = min(now, row.known_until)
     if row.session is None and now < row.awaited_until:
         return State.DISCONNECTED
     age = now - row.heartbeat_at
@@ -197,11 +201,6 @@ def state_of(row: Row, now: float) -> State:
     if row.session is None:
         return State.DISCONNECTED
     return State.LATE if age > late_after_seconds(row.interval_seconds) else State.ONLINE
-
-
-def is_outdated(row: Row, now: float) -> bool:
-    """Whether what is known of a node is old, whatever it was then: its server is not heard any more."""
-    return now > row.known_until
 
 
 def hanging_seconds(row: Row, now: float) -> float | None:
@@ -214,6 +213,6 @@ def hanging_seconds(row: Row, now: float) -> float | None:
 
 def reason_of(row: Row, state: State, now: float) -> str:
     """Why a node is not online, in words; empty when it is. Of a server that is not heard any more, that comes first."""
-    unheard = f"its server has not been heard for {show_seconds(now - row.known_until)}" if is_outdated(row, now) else ""
+    unheard = f"its server has not been heard for {show_seconds(now - row.known_until)}" if now > row.known_until else ""
     silent = f"no heartbeat for {show_seconds(now - row.heartbeat_at)}" if state in (State.LATE, State.LOST) else ""
     return "; ".join(filter(None, (unheard, silent, row.reason if state is not State.ONLINE else "")))

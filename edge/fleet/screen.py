@@ -13,6 +13,7 @@ from edge.drawing import (
     BLOCKS,
     MIN_HEIGHT,
     MIN_WIDTH,
+    SHADE,
     Line,
     Span,
     align,
@@ -30,13 +31,14 @@ from edge.event_log import Event
 from edge.fleet.columns import SORT_BY_NAME, STATE_STYLES, TableColumn, lay_out
 from edge.fleet.entry import Entry, make_entries
 from edge.fleet.events import draw_events, event_lines, lowest_line, newest_lines, parse_event_filter
+from edge.fleet.filters import asks_for_a_while
 from edge.fleet.groups import head_of, is_head
 from edge.fleet.joining import Joining, Step, details, named, steps, token_command
 from edge.fleet.keys import Place, Room, behind_help, filter_of, footer_of, help_lines, place_of
-from edge.fleet.lens import Lens, Range, Totals, Ui
+from edge.fleet.lens import HOLE_SECONDS, RANGES, Graphs, Lens, Totals, Ui
 from edge.fleet.metrics import METRIC_NAMED, METRICS
-from edge.fleet.row import Row, State, hanging_seconds, is_outdated, reason_of, state_of
-from edge.fleet.source import EVENTS_KEPT, Readings
+from edge.fleet.row import Row, State, hanging_seconds, reason_of, state_of
+from edge.fleet.source import EVENTS_KEPT
 from edge.fleet.times import EXAMPLES as TIME_EXAMPLES
 from edge.fleet.times import show_time
 from edge.fleet.users import User, draw_users, shown_name
@@ -49,15 +51,24 @@ STATE_HELP = {
     State.ONLINE: "heartbeats come",
     State.LATE: f"none for {LATE_INTERVALS} intervals",
     State.DISCONNECTED: "its stream broke without a goodbye",
+    State.UNHEARD: "its server is not heard any more: what is known of it is old",
     State.LOST: f"no heartbeat for {LOST_SECONDS:g} s or {LOST_INTERVALS} intervals, whichever is longer",
     State.LEFT: "it said goodbye",
 }
-GAP_SECONDS = 100.0  # without a moment: the past has a hole there
+Sign = tuple[str, str, str]  # as the screen shows it, its style, and what it means
+FAILED: Sign = ("✗2", "bold red", "after a name: so many of its devices can't be read")
+HANGING = "heartbeats come, but its sensors are silent"
+MORE_SIGNS: dict[Place, Sequence[Sign]] = {  # beside the states
+    Place.TABLE: (FAILED, ("~3m", "bold yellow", f"in AGE: {HANGING} for so long")),
+    Place.GRID: (("~", "bold yellow", HANGING), ("·", "dim", "the metric is not reported")),
+    Place.PAGE: ((SHADE, "green", "in a graph: between the lowest and the highest reading of that time"),),
+}
 HEADER_LINES, FOOTER_LINES = 2, 1
 KEYS_CELLS = 15  # of the help
 GLYPHS = {f"{glyph} " for glyph, _ in STATE_STYLES.values()}
 CHANGE_GLYPHS = {state.value.lower(): glyph for state, (glyph, _) in STATE_STYLES.items()} | {"joined": "+"}
 NOTHING_MATCHES: list[Line] = [[], [("Nothing matches the filter: Esc clears it.", "")]]
+NOT_OBSERVED: Line = [("`for` asks of nodes that are online, and have been observed all that time.", "")]
 NOBODY_THEN: list[Line] = [[], [("No node was here then.", "")]]
 GRID_CELLS = (26, 9, 2, 1)  # widths of a cell: with name and value, with its value, apart, side by side: the widest that fits all
 GRID_NAME_CELLS = 15  # of the widest
@@ -70,6 +81,7 @@ class About(NamedTuple):
     listening: str  # where nodes report to
     joining: Joining
     is_here: bool = True  # this program is the server: it ends when the screen is left
+    is_known: bool = True  # some server has answered
 
 
 class Then(NamedTuple):
@@ -99,15 +111,17 @@ class View(NamedTuple):
     longest_name: int  # in cells
     totals: Totals  # of what the filter matches
     users: Sequence[User]  # of what the filter matches
-    since: Sequence[tuple[str, int]]  # what has happened behind a frozen picture
+    since: Sequence[tuple[str, int]]  # what has happened behind a frozen picture; in the past, what is wrong now
     page: Row | None
-    readings: tuple[Range, Readings] | None  # of its graphs, where these are not what the row has
+    graphs: Graphs | None  # of the page, where these are not what the row has
     then: Then | None  # where a moment of the past is shown, or asked for
     now: float  # by the registry's clock
     wall: float
     about: About
     events: Sequence[Event]
+    may_forget: bool = True  # any of the nodes
     notices: Sequence[str] = ()  # what is wrong with where all this comes from
+    is_asking: bool = False  # who the users are
 
 
 def look(lens: Lens, ui: Ui, about: About, width: int, height: int) -> View:
@@ -133,13 +147,15 @@ def look(lens: Lens, ui: Ui, about: About, width: int, height: int) -> View:
         users=lens.users,
         since=lens.since,
         page=lens.rows([ui.page])[0] if ui.page else None,
-        readings=lens.readings,
+        graphs=lens.graphs,
         then=then_of(lens, ui),
         now=lens.now,
         wall=lens.wall,
         about=about,
         events=lens.events(EVENTS_KEPT),
+        may_forget=not lens.why_not_forget(ui),
         notices=lens.notices(),
+        is_asking=lens.is_asking,
     )
 
 
@@ -147,9 +163,9 @@ def then_of(lens: Lens, ui: Ui) -> Then | None:
     """What a header says of the past that is looked at."""
     if ui.at is None:
         return None
-    asked = lens.position(ui)
     ago_seconds = max(lens.today() - lens.wall, 0) if lens.has_now else max(time.time() - lens.wall, 0)
-    gap_until = asked if lens.visit and lens.wall < min(asked, lens.visit.last) - GAP_SECONDS else None
+    visit = lens.visit
+    gap_until = visit.goal.at if visit and lens.wall < min(visit.goal.at, visit.last) - HOLE_SECONDS else None
     going_to = lens.going_to if ui.playing_since is None else None
     return Then(lens.wall, ago_seconds, going_to, lens.visit is not None, lens.has_now, gap_until)
 
@@ -168,7 +184,7 @@ def render(view: View, width: int, height: int) -> list[Line]:
     elif view.ui.users:
         body = user_view(view, width)
     elif view.page:
-        body = page_panels(view.page, view.now, width, room, view.ui.scroll, view.readings)
+        body = page_panels(view.page, view.now, width, room, view.ui.scroll, view.graphs)
     elif view.ui.page:
         body = [[], [(f" {fit_name(view.ui.page, max(width - 20, 16))} was not here then.", "bold")]]
     else:
@@ -198,7 +214,7 @@ def room_of(ui: Ui, lens: Lens, joining: Joining, width: int, height: int) -> Ro
     elif ui.users:
         reach = Reach(max(len(lens.users) - (view_lines - 3), 0), view_lines - 3)
     elif page := ui.page and lens.rows([ui.page])[0]:
-        reach = reach_of(subject_of(page, lens.readings), width, view_lines - len(page_head(page, lens.now, width, view_lines)))
+        reach = reach_of(subject_of(page, lens.graphs), width, view_lines - len(page_head(page, lens.now, width, view_lines)))
     rooms = [Room(lines, max((width - 4) // cell, 1), reach) for cell in GRID_CELLS] if ui.grid else [Room(lines, 1, reach)]
     return next((room for room in rooms if room.entries >= len(lens.order)), rooms[-1])
 
@@ -215,19 +231,21 @@ def cut(lines: list[Line], scroll: int, room: int, key: str = "PgDn") -> list[Li
 
 def header(view: View, width: int) -> list[Line]:
     """Two lines: who gets in and nodes by state, and what the fleet is and does; where a filter holds, what it matches of it."""
-    count, known = sum(view.totals.states.values()) + view.totals.unheard, view.known_nodes
+    count, known = sum(view.totals.states.values()), view.known_nodes
     wide = width >= 80
     nodes = (
         f" {count:,} of {known:,} nodes match{'es' * (count == 1)}" if view.is_filtered else f" {known:,} node{'s' * (known != 1)}"
     )
-    trust = (" secure ", "green") if view.about.joining.is_secure else (" open ", "yellow")
-    parts: list[Line] = [[(" Edge fleet ", "bold")]] * wide + [[trust], [(nodes, "bold yellow" if view.is_filtered else "")]]
+    parts: list[Line] = [[(" Edge fleet ", "bold")]] * wide
+    if view.about.is_known:
+        parts += [[(" secure ", "green") if view.about.joining.is_secure else (" open ", "yellow")]]
+        parts += [[(nodes, "bold yellow" if view.is_filtered else "")]]
     for state, (glyph, style) in STATE_STYLES.items():
         if number := view.totals.states.get(state):
             parts.append([(f"  {glyph} {number:,}" + f" {state.value.lower()}" * wide, style)])
-    if view.totals.unheard:
-        parts.append([(f"  ? {view.totals.unheard:,}" + " unheard" * wide, "bold yellow")])
-    totals = fit_parts([*notice_parts(view, width), *totals_parts(view)], width)
+    notices, sums = notice_parts(view, width), totals_parts(view)
+    between: Line = [(" ·", "dim")] if notices else []
+    totals = fit_parts([*notices, *([*between, *part] for part in sums[:1]), *sums[1:]], width)
     if view.then:
         return [past_line(view, view.then, width), totals]
     right = clock_span(view, width)
@@ -242,7 +260,7 @@ def notice_parts(view: View, width: int) -> list[Line]:
     rest = f" (and {len(more)} more)" if more else ""
     if cells(" · ".join(view.notices)) + 2 <= width // 2:
         first, rest = " · ".join(view.notices), ""
-    return [[(f" {fit(first, min(cells(first), width - cells(rest) - 2))}{rest} ", "bold yellow")]]
+    return [[(f" {fit(first, min(cells(first), width - cells(rest) - 2))}{rest}", "bold yellow")]]
 
 
 def past_line(view: View, then: Then, width: int) -> Line:
@@ -265,7 +283,6 @@ def past_line(view: View, then: Then, width: int) -> Line:
         parts += [f"▶ {ui.speed:g}× "]
     if then.gap_until is not None:
         parts += [f"· nothing kept until {show_time(then.gap_until)} "]
-    parts += ["· Esc is now "] * then.has_now
     parts += [
         f"  {glyph} {number:,}" + f" {state.value.lower()}" * wide
         for state, (glyph, _) in STATE_STYLES.items()
@@ -290,12 +307,14 @@ def totals_parts(view: View) -> list[Line]:
     """What the living nodes have and do, all together: the most important first."""
     totals = view.totals
     parts: list[Line] = [[(" matching:", "bold yellow")]] * view.is_filtered
-    if totals.unheard and not totals.states.get(State.ONLINE):  # nobody knows
+    if not view.about.is_known:
         return parts
     if not totals.states.get(State.ONLINE):
+        if totals.states.get(State.UNHEARD):  # nobody knows
+            return parts
         where = f" {'listening on' if view.about.is_here else 'looking at'} {view.about.listening}:"
         listening: list[Line] = [] if view.then else [[(where, "")]]
-        return [*(parts or listening), [(f" no node {'was' if view.then else 'is'} online", "")]]
+        return [*(parts or listening), [(f" no node {'was' if view.then else 'is'} online", "")], *energy_parts(totals)]
     return [*parts, *sums(totals)]
 
 
@@ -315,27 +334,36 @@ def sums(totals: Totals) -> list[Line]:
         parts.append([(f" · memory {memory}{of_some(totals.with_memory, count)}", "")])
     if totals.milliwatts is not None:
         parts.append([(f" · power {show_watts(totals.milliwatts)}{of_some(totals.with_power, totals.gpus)}", "")])
-    if totals.energy_joules is not None:
-        parts.append([(f" · energy {show_energy(totals.energy_joules)}{of_some(totals.with_energy, totals.with_gpus)}", "")])
-    return parts
+    return [*parts, *energy_parts(totals)]
 
 
-def of_some(number: int, count: int) -> str:
+def energy_parts(totals: Totals) -> list[Line]:
+    """What has been used, if that is known."""
+    if totals.energy_joules is None:
+        return []
+    some = of_some(totals.with_energy, totals.with_gpus, " nodes")
+    return [[(f" · energy {show_energy(totals.energy_joules)}{some}", "")]]
+
+
+def of_some(number: int, count: int, what: str = "") -> str:
     """Of how many of all a sum is, where the others do not report it."""
-    return f" ({number:,} of {count:,})" if number < count else ""
+    return f" ({number:,} of {count:,}{what})" if number < count else ""
 
 
 def footer(view: View, width: int) -> Line:
     """The keys, or the filter while it is typed, or a question."""
     ui, place = view.ui, place_of(view.ui)
-    named = footer_of(ui, place)
+    named = footer_of(ui, place, view.may_forget, not view.then or view.then.has_now)
     if ui.typing:
         typed = filter_of(ui)
         while cells(typed) > max(width - 20, 1):  # its end is where one types
             typed = typed[1:]
         keys = ", ".join(f"{label} {does}" for label, does in named)
         return fit_line([(" /", "bold"), (typed, ""), ("█", ""), (f"  {keys}", "dim")], width)
-    if ui.time is not None and not ui.said:
+    if ui.time is not None and ui.said:
+        typed = fit(ui.time, min(cells(ui.time), width // 3))
+        return fit_line([(" t ", "bold"), (f"{typed}█  ", ""), (ui.said, "bold yellow")], width)
+    if ui.time is not None:
         hint = "" if ui.time else f" {TIME_EXAMPLES}"
         keys = ", ".join(f"{label} {does}" for label, does in named)
         return fit_line([(" go to the time ", "bold"), (ui.time, ""), ("█", ""), (hint, "dim"), (f"  {keys}", "dim")], width)
@@ -367,8 +395,15 @@ def table_panel(view: View, width: int) -> list[Line]:
     for at, value, totals in view.groups:
         lines.insert(at + 1, group_line(view.ui.group, value, totals, width - 4))
     if not view.matching:
-        lines += NOTHING_MATCHES if view.known_nodes else NOBODY_THEN
+        lines += nothing_there(view)
     return box(panel_title(view), lines + [[]] * (view.room.lines + 1 - len(lines)), width)
+
+
+def nothing_there(view: View) -> list[Line]:
+    """In the place of nodes, where none is shown."""
+    if not view.known_nodes:
+        return NOBODY_THEN
+    return NOTHING_MATCHES + ([NOT_OBSERVED] if asks_for_a_while(view.ui.filter) else [])
 
 
 def panel_title(view: View) -> str:
@@ -397,9 +432,7 @@ def group_line(label: str, value: str, totals: Totals, width: int) -> Line:
     for state, (glyph, style) in STATE_STYLES.items():
         if number := totals.states.get(state):
             parts.append([(f"  {glyph} {number:,}", style)])
-    if totals.unheard:
-        parts.append([(f"  ? {totals.unheard:,}", "bold yellow")])
-    return fit_parts([*parts, *([[(" ", "")], *sums(totals)] if totals.states.get(State.ONLINE) else [])], width)
+    return fit_parts([*parts, *([[(" ", "")], *sums(totals)] if totals.states.get(State.ONLINE) else energy_parts(totals))], width)
 
 
 def entry_line(entry: Entry, columns: Sequence[TableColumn], ui: Ui) -> Line:
@@ -407,9 +440,7 @@ def entry_line(entry: Entry, columns: Sequence[TableColumn], ui: Ui) -> Line:
     line: Line = []
     for column in columns:
         spans = column.spans(entry, column.layout.width)
-        if is_outdated(entry.row, entry.now):
-            spans = [(text, "dim") for text, _ in spans]
-        elif entry.is_stale and column.sort not in ("state", "age"):
+        if entry.is_stale and column.sort not in ("state", "age"):
             spans = grey(spans)
         line += align(spans, column.layout)
         line.append((" ", ""))
@@ -431,7 +462,7 @@ def grid_panel(view: View, width: int) -> list[Line]:
     shown = [grid_cell(entry, cell_width, view.ui) for entry in view.entries]
     lines = [list(itertools.chain(*shown[start : start + per_line])) for start in range(0, len(shown), per_line)]
     if not view.matching:
-        lines += NOTHING_MATCHES if view.known_nodes else NOBODY_THEN
+        lines += nothing_there(view)
     return box(panel_title(view), [grid_legend(view, width), *lines, *[[]] * (lines_most - len(lines))], width)
 
 
@@ -462,7 +493,6 @@ def grid_cell(entry: Entry, width: int, ui: Ui) -> Line:
         part = metric.part(entry)
         step = 0 if part is None else min(max(int(part * 8), 0), 7)
         glyph, style = ("·", "dim") if part is None else (BLOCKS[step], GRID_STYLES[step])
-    style = "dim" if is_outdated(entry.row, entry.now) else style
     words = fit(metric.text(entry.vitals), 7, ">") if width >= GRID_CELLS[1] else ""
     if width >= GRID_CELLS[0]:
         name_cells = width - GRID_CELLS[0] + GRID_NAME_CELLS
@@ -481,14 +511,23 @@ def grid_cell(entry: Entry, width: int, ui: Ui) -> Line:
 def empty_panel(view: View, width: int) -> list[Line]:
     """Of a fleet without a node: what to do first."""
     room = view.room.lines + 2  # of the table, its titles and its lower border
+    if not view.about.is_known:
+        return connecting(view, width, room)
     more = ", and more" * bool(details(view.about.joining))
     text = [*steps(view.about.joining), Step(f"j shows this at any time{more}.")]
     lines = joining_text(view.about.joining, text, width, room)
     return [rule("No node yet", width), *cut(lines, 0, room, "j"), *[[]] * (room - len(lines))]
 
 
+def connecting(view: View, width: int, room: int) -> list[Line]:
+    """Before any server has answered: nothing is known of it yet."""
+    return fit_lines([[], [(f" Connecting to {view.about.listening} …", "bold")]], width, room)
+
+
 def joining_panel(view: View, width: int, room: int) -> list[Line]:
     """All that there is to know of it; what does not fit is scrolled to."""
+    if not view.about.is_known:
+        return connecting(view, width, room)
     title = "How a box joins" + " · ↑↓ scroll" * bool(view.room.reach.most)
     lines = joining_text(view.about.joining, all_steps(view.about.joining), width, room - 1)
     return [rule(title, width), *cut(lines, view.ui.scroll, room - 1)]
@@ -536,23 +575,26 @@ def rule(title: str, width: int) -> Line:
 # ---- A node's page, the help, the events ----
 
 
-def page_panels(
-    row: Row, now: float, width: int, room: int, scroll: int, readings: tuple[Range, Readings] | None = None
-) -> list[Line]:
+def page_panels(row: Row, now: float, width: int, room: int, scroll: int, graphs: Graphs | None = None) -> list[Line]:
     """A node's page: its session, and the panels of its own screen, so far scrolled; all grey when it is not online."""
     head = page_head(row, now, width, room)
-    panels = node_panels(subject_of(row, readings), width, room - len(head), scroll)
-    if state_of(row, now) is not State.ONLINE or hanging_seconds(row, now) is not None or is_outdated(row, now):
+    panels = node_panels(subject_of(row, graphs), width, room - len(head), scroll)
+    if state_of(row, now) is not State.ONLINE or hanging_seconds(row, now) is not None:
         panels = [[(text, "dim") for text, _ in line] for line in panels]
     return [*head, *panels]
 
 
-def subject_of(row: Row, readings: tuple[Range, Readings] | None) -> Subject:
-    """What the panels show. `readings`: of its graphs, where these are not what the row has."""
-    if readings and readings[1].devices == len(row.capacities.devices):
-        span, (_, lowest, highest) = readings
-        return Subject(row.info, row.sample, row.processes, lowest, highest, span.name)
-    return Subject(row.info, row.sample, row.processes, row.history)
+def subject_of(row: Row, graphs: Graphs | None) -> Subject:
+    """What the panels show. `graphs`: where these are not what the row has."""
+    subject = Subject(row.info, row.sample, row.processes, row.history)
+    if not graphs:
+        return subject
+    span, end, (devices, lowest, highest) = graphs
+    began, ended = (time.strftime(span.clock, time.localtime(at)) for at in (end - span.seconds, end))
+    if devices != len(row.capacities.devices):  # what is kept is of another number of devices, or nothing at all
+        lowest = highest = b""
+    subject = subject._replace(history=lowest, highest=highest, past=span.name, ends=(began, ended))
+    return subject._replace(graphs_first=span is not RANGES[0])
 
 
 def page_head(row: Row, now: float, width: int, room: int) -> list[Line]:
@@ -594,7 +636,7 @@ def page_facts(row: Row, now: float, width: int) -> list[Line]:
 
 
 def help_panel(view: View, width: int, room: int) -> list[Line]:
-    """All keys of a place, and all states; what does not fit is scrolled to."""
+    """All keys of a place, and all its signs; what does not fit is scrolled to."""
     text = help_text(behind_help(view.ui), width)
     back = "↑↓ scroll, q goes back" if view.room.reach.most else "any key goes back"
     return box(f"Help · {back}", cut(text, view.ui.scroll, max(room - 2, 1)), width)
@@ -606,10 +648,18 @@ def help_text(place: Place, width: int) -> list[Line]:
     for keys, does in help_lines(place):
         wrapped = textwrap.wrap(does, max(width - 4 - KEYS_CELLS, 10))
         lines += [[(fit(keys if index == 0 else "", KEYS_CELLS), "bold"), (part, "")] for index, part in enumerate(wrapped)]
-    for state, (glyph, style) in STATE_STYLES.items():
-        for index, part in enumerate(textwrap.wrap(STATE_HELP[state], max(width - 4 - KEYS_CELLS, 10))):
-            lines.append([(fit(f"{glyph} {state.value}" if index == 0 else "", KEYS_CELLS), style), (part, "")])
+    for sign, style, means in signs_of(place):
+        wrapped = textwrap.wrap(means, max(width - 4 - KEYS_CELLS, 10))
+        lines += [[(fit(sign if index == 0 else "", KEYS_CELLS), style), (part, "")] for index, part in enumerate(wrapped)]
     return lines
+
+
+def signs_of(place: Place) -> list[Sign]:
+    """What a place shows beside words."""
+    if place not in MORE_SIGNS:
+        return []
+    states = [(f"{glyph} {state.value}", style, STATE_HELP[state]) for state, (glyph, style) in STATE_STYLES.items()]
+    return [*states, *MORE_SIGNS[place]]
 
 
 def user_view(view: View, width: int) -> list[Line]:
@@ -622,10 +672,8 @@ def user_view(view: View, width: int) -> list[Line]:
     columns = lay_out_users(longest, width - 4)
     lines = draw_users(shown, columns, ui.users_sort, ui.users_descending, ui.user)
     if not users:
-        lines += [
-            [],
-            [("No process on a GPU is known" + " of what the filter matches: Esc and Esc clear it." * view.is_filtered, "")],
-        ]
+        said = "No process on a GPU is known" + " of what the filter matches: Esc and Esc clear it." * view.is_filtered
+        lines += [[], [("The server is asked what runs on its nodes …" if view.is_asking else said, "")]]
     return box(title, lines + [[]] * (room + 1 - len(lines)), width)
 
 

@@ -247,8 +247,8 @@ class Service(node_pb2_grpc.NodeServiceServicer):
                 raise Refused("too many come to look, in these seconds", grpc.StatusCode.RESOURCE_EXHAUSTED)
             else:
                 await self._tell(context, stream, first, is_local)
-        except Refused as error:
-            self._log_refusal("", address, error)
+        except Refused as error:  # a screen tries again every few seconds
+            self._log_refusal("", address, error, is_stranger=True)
             raise
 
     async def _tell_past(self, context: Any, stream: int, request: pb.WatchRequest, is_local: bool) -> None:

@@ -10,7 +10,9 @@ from edge.event_log import Event
 from edge.fleet.row import Row, State, state_of
 
 EVENTS_KEPT = 1000
-CHANGES = ("lost", "disconnected", "late", "left", "joined")  # since a picture was frozen, the most important first
+NOT_IN_THE_PAST = "nothing can be forgotten in the past"
+WRONG = ("lost", "unheard", "disconnected", "late")  # what a node should not be, the most important first
+CHANGES = (*WRONG, "left", "joined")  # since a picture was frozen
 
 
 class MayNot(Exception):
@@ -45,6 +47,9 @@ class Source(Protocol):
 
     def forget(self, node_id: str) -> bool:
         """Remove a node that is lost or left; any other stays. Tells whether it is gone, or goes. Raises MayNot."""
+
+    def why_not_forget(self) -> str:
+        """Why no node of it can be forgotten; empty where one can."""
 
     def want(self, wants: Wants) -> None:
         """What is looked at from now on. Where all is at hand, nothing has to be fetched."""
@@ -81,6 +86,9 @@ class Frozen:
     def forget(self, node_id: str) -> bool:
         return self._source.forget(node_id)
 
+    def why_not_forget(self) -> str:
+        return self._source.why_not_forget()
+
     def want(self, wants: Wants) -> None:
         pass
 
@@ -98,6 +106,13 @@ class Frozen:
             elif state is not before and order.index(state) > order.index(before):
                 counts[state.value.lower()] += 1
         return [(word, counts[word]) for word in CHANGES if counts[word]]
+
+
+def wrong_in(source: Source) -> list[tuple[str, int]]:
+    """How many nodes are not as they should be, by what they are, the worst first."""
+    now = source.clock()
+    counts = collections.Counter(state_of(row, now).value.lower() for row in source.snapshot())
+    return [(word, counts[word]) for word in WRONG if counts[word]]
 
 
 class NoPast(Exception):
@@ -118,8 +133,9 @@ class Past(Protocol):
     def span(self) -> tuple[float, float]:
         """The first and the last moment that are kept, in seconds by the wall clock. Raises NoPast."""
 
-    def moment(self, wall: float) -> Source:
-        """The fleet as it was then: the last moment that was kept up to that time, or the first one. Raises NoPast."""
+    def moment(self, wall: float, after: bool = False) -> Source:
+        """The fleet as it was then: the last moment that was kept up to that time, or the first one. `after`: the first moment
+        after that time, or the last one. Raises NoPast."""
 
     def graph(self, node_id: str, end: float, seconds: float, steps: int) -> Readings:
         """Readings of the `seconds` before `end` (by the wall clock), NOT_REPORTED where nothing is kept. Raises NoPast."""
@@ -150,6 +166,9 @@ class Moment:
 
     def forget(self, node_id: str) -> bool:
         return False
+
+    def why_not_forget(self) -> str:
+        return NOT_IN_THE_PAST
 
     def want(self, wants: Wants) -> None:
         pass

@@ -228,6 +228,15 @@ def test_the_help_of_a_page_names_only_what_works_there() -> None:
     assert not re.search("sort|filter|grid|GPU", text.split("Help")[1].split("ONLINE")[0])
 
 
+def test_the_help_explains_the_signs_that_a_place_shows() -> None:
+    signs = {Place.TABLE: "✗2 ~3m", Place.GRID: "~ ·", Place.PAGE: "░", Place.USERS: "", Place.EVENTS: ""}
+    for place, more in signs.items():
+        text = Screen(example_registry(), 160, 60).press(*WAYS[place], "?").text()
+        shown = set(re.findall(r"^│ (\S+) ", text, re.MULTILINE))
+        states = {"●", "?", "◐", "○", "✗", "◌"}
+        assert shown & {*states, "✗2", "~3m", "~", "·", "░"} == ({*states, *more.split()} if more else set()), place
+
+
 @pytest.mark.parametrize("place", EXPLAINED)
 def test_q_goes_back_one_step(place: Place) -> None:
     before = Screen(example_registry()).press(*WAYS[place])
@@ -308,7 +317,7 @@ def test_all_of_the_help_is_seen_where_it_is_cut(behind: Place, size: tuple[int,
     whole = inner(Screen(example_registry(), size[0], 80).press(*WAYS[behind], "?").text())
     screen = Screen(example_registry(), *size).press(*WAYS[behind], "?")
     seen: dict[str, None] = {}
-    for _ in range(60):
+    for _ in range(80):
         seen |= dict.fromkeys(line for line in inner(screen.text()) if "more line" not in line)
         screen.press("down")
     assert list(seen) == list(dict.fromkeys(line for line in whole if line))

@@ -15,7 +15,7 @@ from edge import history
 from edge.event_log import Event, EventLog
 from edge.fleet.intake import MAX_BYTES, MAX_JOULES, MAX_MILLIWATTS
 from edge.fleet.mirror import MAX_KINDS, Mirror, Offset
-from edge.fleet.row import Refused, Row, Session, State, is_outdated, state_of
+from edge.fleet.row import Refused, Row, Session, State, state_of
 from edge.fleet.source import EVENTS_KEPT
 from edge.fleet.watch import Feed
 from edge.fleet.wire import node_row
@@ -312,12 +312,26 @@ def test_a_server_that_is_not_heard_keeps_its_nodes_as_they_were_and_their_ages_
     looking.pass_time(100)
     looking.mirror.unheard()
     row = looking.rows()["n1"]
-    assert state_of(row, looking.clock.now) is State.ONLINE
+    assert state_of(row, looking.clock.now) is State.UNHEARD
     assert looking.clock.now - row.heartbeat_at >= 100
     assert row.known_until < looking.clock.now
     looking.begin()
     looking.look()
     assert state_of(looking.rows()["n1"], looking.clock.now) is State.LOST
+
+
+def test_who_was_lost_or_has_left_when_the_server_went_stays_so() -> None:
+    looking = Looking()
+    opened(looking.registry, "lost")
+    session = opened(looking.registry, "left")
+    looking.registry.heartbeat(session, pb.HeartbeatRequest(leaving=True))
+    looking.pass_time(100)
+    opened(looking.registry, "here")
+    looking.look()
+    looking.mirror.unheard()
+    looking.pass_time(100)
+    states = {row.node_id: state_of(row, looking.clock.now).value for row in looking.mirror.snapshot()}
+    assert states == {"lost": "LOST", "left": "LEFT", "here": "UNHEARD"}
 
 
 def test_a_snapshot_that_is_given_up_for_another_leaves_nothing() -> None:
@@ -340,12 +354,12 @@ def test_a_server_that_started_anew_is_told_from_the_one_before() -> None:
     again.begin()
     for update in again.updates():
         assert again.rows().keys() == {"old"}  # until all has come
-        assert is_outdated(again.rows()["old"], again.clock.now)
+        assert state_of(again.rows()["old"], again.clock.now) is State.UNHEARD
         again.mirror.take(update)
         if update.version:
             break
     assert again.rows().keys() == {"new"}
-    assert not is_outdated(again.rows()["new"], again.clock.now)
+    assert state_of(again.rows()["new"], again.clock.now) is State.ONLINE
 
 
 # ---- Hostile servers ----

@@ -137,18 +137,30 @@ def test_before_the_first_moment_and_after_the_last_it_says_so() -> None:
     screen = screen_of(160)
     assert f"nothing is kept before {show_time(FIRST)}" in go(screen, *"t-3h", "enter").splitlines()[-1]
     assert screen.lens.wall == FIRST
-    for key in "[{":
+    for key in "[[{{":
         assert f"nothing is kept before {show_time(FIRST)}" in go(screen, key).splitlines()[-1]
-        assert screen.lens.wall == screen.ui.at == FIRST
+        assert screen.lens.wall == screen.lens.position(screen.ui) == FIRST
     go(screen, "]")
     assert screen.lens.wall == FIRST + 10
     go(screen, *"t1s", "enter")
     assert screen.lens.wall == LAST
-    for key in "]}":
-        assert f"nothing is kept after {show_time(LAST)} yet: Esc is now" in go(screen, key).splitlines()[-1]
-        assert screen.lens.wall == LAST
     go(screen, "[")
     assert screen.lens.wall < LAST
+
+
+@pytest.mark.parametrize("key", [*"]}"])
+def test_a_step_forth_beyond_the_last_moment_is_now(key: str) -> None:
+    screen = screen_of()
+    go(screen, *"t1s", "enter", key)
+    assert screen.ui == Ui()
+    past = screen.lens.past
+    assert isinstance(past, Course)
+    past.only = [FIRST, FIRST + 20]  # a journal that has stopped
+    go(screen, *"t-1h", "enter")
+    assert screen.lens.wall == FIRST + 20
+    assert screen.ui.at is not None
+    go(screen, key)
+    assert screen.ui == Ui()
 
 
 def test_now_has_no_step_forth() -> None:
@@ -165,10 +177,55 @@ def test_a_step_back_over_a_hole_is_one_step() -> None:
     assert isinstance(past, Course)
     past.hole = FIRST + 600, FIRST + 3000
     go(screen, *"t-1h15m", "enter")
+    assert screen.lens.wall == FIRST + 3000  # the nearest
+    assert f"nothing is kept of {show_time(FIRST + 2700)}: this is the nearest" in screen.text().splitlines()[-1]
+    go(screen, "[")
     assert screen.lens.wall == FIRST + 600
     assert "nothing kept until " in screen.text().splitlines()[0]
     go(screen, "[")
     assert screen.lens.wall == FIRST + 590
+    go(screen, "]", "]")
+    assert screen.lens.wall == FIRST + 3000
+
+
+def test_a_time_that_is_typed_leads_to_the_nearest_moment() -> None:
+    screen = screen_of()
+    past = screen.lens.past
+    assert isinstance(past, Course)
+    past.only = [FIRST + number * 10 + 0.05 for number in range(700)]
+    go(screen, *"t06:30", "enter")
+    assert screen.lens.wall == FIRST + 1800.05
+    go(screen, *"t06:30:07", "enter")
+    assert screen.lens.wall == FIRST + 1810.05
+    go(screen, *"t06:30:04", "enter")
+    assert screen.lens.wall == FIRST + 1800.05
+
+
+def test_moments_that_are_a_little_later_than_each_10_s_are_all_stepped_to() -> None:
+    screen = screen_of()
+    past = screen.lens.past
+    assert isinstance(past, Course)
+    past.only = kept = [FIRST + 10.04 * number + 0.01 * (number % 3) for number in range(700)]
+    go(screen, *"t-1h", "enter")
+    place = kept.index(screen.lens.wall)
+    for _ in range(20):
+        go(screen, "]")
+        place += 1
+        assert screen.lens.wall == kept[place]
+    for _ in range(30):
+        go(screen, "[")
+        place -= 1
+        assert screen.lens.wall == kept[place]
+
+
+def test_a_step_reads_one_moment() -> None:
+    screen = screen_of()
+    past = screen.lens.past
+    assert isinstance(past, Course)
+    go(screen, *"t-1h", "enter")
+    past.asked.clear()
+    go(screen, "[", "[", "]")
+    assert len(past.asked) == 3
 
 
 def test_where_moments_are_a_minute_apart_each_step_is_one_of_them() -> None:
@@ -208,10 +265,10 @@ def test_a_past_that_is_not_kept_says_why_and_now_goes_on() -> None:
 
 def test_a_moment_that_can_t_be_read_leaves_one_where_one_was() -> None:
     class Torn(Course):
-        def moment(self, wall: float) -> Source:  # type: ignore[override]
+        def moment(self, wall: float, after: bool = False) -> Source:  # type: ignore[override]
             if wall < WALL - 100:
                 raise NoPast("this moment is damaged")
-            return super().moment(wall)
+            return super().moment(wall, after)
 
     screen = Screen(now_of(), past=Torn())
     go(screen, "[", "[")
@@ -225,13 +282,34 @@ def test_a_moment_that_can_t_be_read_leaves_one_where_one_was() -> None:
 @pytest.mark.parametrize("time_of_event", [-1e18, 1e18, float("nan")])
 def test_times_that_there_never_were_are_not_gone_to(time_of_event: float) -> None:
     class Foreign(Course):
-        def moment(self, wall: float) -> Source:  # type: ignore[override]
-            moment = super().moment(wall)
+        def moment(self, wall: float, after: bool = False) -> Source:  # type: ignore[override]
+            moment = super().moment(wall, after)
             return Moment(moment.clock(), moment.wall(), moment.snapshot(), [Event(time_of_event, "lost", "box", "why")])
 
     screen = Screen(now_of(), past=Foreign())
     assert "times that there never were" in go(screen, "[").splitlines()[-1]
     assert screen.ui.at is None
+
+
+@pytest.mark.parametrize("key", ["q", "escape"])
+def test_from_the_past_q_and_esc_lead_to_now_first(key: str) -> None:
+    screen = screen_of()
+    go(screen, "down", "[", key)
+    assert (screen.ui.at, screen.ui.question, screen.ui.closed) == (None, None, False)
+    go(screen, "enter", "[", "q")
+    assert (screen.ui.at is None, screen.ui.page) == (False, "")
+    assert go(screen, "q").startswith(" Edge fleet")
+    go(screen, "q")
+    assert screen.ui.question
+
+
+def test_the_footer_of_the_past_names_what_works_there() -> None:
+    for width, height in SIZES[:2]:
+        footer = go(screen_of(width, height), "down", "[").splitlines()[-1]
+        assert footer.startswith(" Esc now  p play  [ ] 10 s  { } 10 min  t time  q back ")
+        assert "forget" not in footer
+        assert "join" not in footer
+        assert "[ past" in screen_of(width, height).text().splitlines()[-1]
 
 
 def test_nothing_is_forgotten_in_the_past() -> None:
@@ -249,9 +327,8 @@ def test_a_time_that_can_t_be_read_is_said_and_stays() -> None:
     for width, height in SIZES:
         screen = screen_of(width, height)
         go(screen, *"t03:62", "enter")
-        assert "no clock shows 03:62" in screen.text().splitlines()[-1]
+        assert "03:62█  no clock shows 03:62" in screen.text().splitlines()[-1]
         assert screen.ui.time == "03:62"
-        assert "03:62█" not in screen.text()
         assert "03:6█" in go(screen, "backspace").splitlines()[-1]
         go(screen, "ctrl-u", f"{PASTE}-1h", "enter")
         assert screen.lens.wall == FIRST + (WALL - 3600 - FIRST) // 10 * 10
@@ -274,7 +351,7 @@ def test_keys_are_text_while_a_time_is_typed_and_esc_leaves_all_as_it_was() -> N
 
 @pytest.mark.parametrize("size", SIZES)
 def test_the_first_line_says_that_it_is_the_past_and_is_reversed(size: tuple[int, int]) -> None:
-    for keys in ([], ["v"], ["down", "enter"], ["e"], ["?"], ["j"], ["/", "x"], ["t", "x"], ["q"]):
+    for keys in ([], ["v"], ["down", "enter"], ["e"], ["?"], ["j"], ["/", "x"], ["t", "x"]):
         screen = screen_of(*size)
         go(screen, *"t-90m", "enter", *keys)
         frame = screen.frame()
@@ -293,8 +370,14 @@ def test_what_happens_now_is_told_in_the_past(size: tuple[int, int]) -> None:
     go(screen, "[")
     assert "NOW" not in screen.text()
     clock.now += 20
-    assert f"NOW 4 {'lost' if size[0] >= 80 else '✗'}" in screen.text().splitlines()[0]
-    assert "NOW" not in go(screen, "escape").splitlines()[0]
+    lost = "lost" if size[0] >= 80 else "✗"
+    assert f"NOW 4 {lost}" in screen.text().splitlines()[0]
+    go(screen, "escape")
+    assert "NOW" not in screen.text().splitlines()[0]
+    registry.restore(example_row(4)._replace(heartbeat_at=clock.now))
+    assert f"NOW 4 {lost}" in go(screen, "[").splitlines()[0]  # all that is wrong, and not only what came since
+    clock.now += 20
+    assert f"NOW 5 {lost}" in screen.text().splitlines()[0]
 
 
 # ---- Frozen, and played ----
@@ -344,6 +427,22 @@ def test_the_past_is_played_faster_and_slower_and_ends_where_it_ends() -> None:
     assert f"nothing is kept after {show_time(LAST)}" in screen.text().splitlines()[-1]
 
 
+def test_what_is_played_fast_is_no_hole() -> None:
+    clock, registry = Clock(), now_of()
+    registry.clock = clock
+    screen = Screen(registry, past=Course())
+    screen.lens = Lens(registry, slow := Slow(), patience_seconds=10)
+    slow.is_held = False
+    go(screen, *"t-1h", "enter", *"++++++", " ")
+    assert "▶ 300×" in screen.text().splitlines()[0]
+    slow.is_held = True
+    clock.now += 2
+    assert "nothing kept" not in screen.text()  # it is on its way
+    slow.is_held = False
+    eventually(lambda: bool(screen.frame()) and screen.lens.wall > WALL - 3100)
+    assert "nothing kept" not in screen.text()
+
+
 def test_keys_go_on_while_a_slow_past_is_read() -> None:
     screen = Screen(now_of(), past=Course())
     screen.lens = Lens(now_of(), slow := Slow(), patience_seconds=0)
@@ -363,9 +462,9 @@ class Slow(Course):
 
     is_held = True
 
-    def moment(self, wall: float) -> Source:  # type: ignore[override]
+    def moment(self, wall: float, after: bool = False) -> Source:  # type: ignore[override]
         eventually(lambda: not self.is_held)
-        return super().moment(wall)
+        return super().moment(wall, after)
 
 
 # ---- The graphs of a page ----
@@ -378,7 +477,7 @@ def test_a_page_shows_its_graphs_over_longer_times() -> None:
     for name in ("1h", "24h", "7d"):
         text = go(screen, "h")
         assert f"graphs: {name}" in text.splitlines()[-1]
-        assert f"last {name}" in text
+        assert re.search(f"(, |last ){name}", text)
         assert "░" in text  # the spike, of one step of three hundred
     assert "samples" in go(screen, "h")
     assert NO_JOURNAL in go(Screen(now_of()), "down", "enter", "h").splitlines()[-1]
@@ -413,8 +512,20 @@ def test_a_recording_has_no_now() -> None:
     lens.refresh(ui)
     text = plain(render(look(lens, ui, About("", OPEN, is_here=False), 80, 24), 80, 24))
     assert text.startswith(f" REPLAY {show_time(FIRST)}, ")
-    assert "Esc" not in text.splitlines()[0]
+    assert "Esc" not in text
     assert "Node-1000" in text
+    assert re.search(r"^ p play .* q quit", text.splitlines()[-1])
+    assert "join" not in text.splitlines()[-1]
+    screen = screen_of()
+    screen.lens, screen.ui = lens, ui._replace(at=LAST - 5)
+    screen.frame()
+    assert "nothing is kept" not in go(screen, "]").splitlines()[-1]  # it is the last
+    for key in "]]}}":
+        text = go(screen, key)
+        assert screen.lens.wall == LAST
+        assert f"nothing is kept after {show_time(LAST)}" in text.splitlines()[-1]
+    go(screen, "]", "[")
+    assert screen.lens.wall == FIRST + (LAST - 10 - FIRST) // 10 * 10
 
 
 # ---- With what was sent ----

@@ -393,7 +393,11 @@ def test_of_a_server_that_is_gone_nothing_is_live(monkeypatch: pytest.MonkeyPatc
     lines = {text: style for line in screen.frame() for text, style in line if text.strip() in ("rack-a.example", "10.0.0.6:6000")}
     assert {text.strip(): style for text, style in lines.items()} == {"rack-a.example": "", "10.0.0.6:6000": "dim"}
     assert re.search("6 nodes +● 3 online +[?] 3 unheard", screen.text())
-    assert not [style for line in screen.frame()[4:5] for _, style in line[1:-1] if style not in ("", "dim")]  # not even its glyph
+    styles = {style for _, style in screen.frame()[4][1:-1]}
+    assert styles == {"", "dim", "bold yellow"}  # no number is as if it were live
+    assert screen.text().count(" UNHEARD ") == 3
+    assert "? UNHEARD" in screen.press("?").text()
+    screen.press("?")
     assert screen.lens.totals.gpus == sum(len(example_row(index).info.devices) for index in (1, 3, 5))
     assert "its server has not been heard for 10s" in screen.press("enter").text()
     assert " at 10.0.0.6:6000" in screen.text()
