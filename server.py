@@ -158,7 +158,7 @@ class Registry:
                 self._make_room(row)
             self._admit(session, request, holder, now)
             self._places.add(row)
-            self._put(row, session, request)
+            self._put(row, session, request, holder if known else None)
         return session
 
     @staticmethod
@@ -245,7 +245,7 @@ class Registry:
             row = after(before, request, now)
             self._memory.swap(before, row)
             self._tell_return(before, now)
-            self._put(row, session, request)
+            self._put(row, session, request, before)
 
     def _tell_return(self, row: Row, now: float) -> None:
         if self._told.pop(row.node_id, None):
@@ -269,13 +269,14 @@ class Registry:
             raise Refused(*(session.ended_for or End(f"the session of {session.node_id} is over", grpc.StatusCode.ABORTED)))
         return row
 
-    def _put(self, row: Row, session: Session, request: pb.HeartbeatRequest) -> None:
+    def _put(self, row: Row, session: Session, request: pb.HeartbeatRequest, before: Row | None) -> None:
+        """`before`: as it was when the log was told of it last."""
         session.sequence = request.sample.sequence or session.sequence
         if request.leaving:
             row = row._replace(left=True, session=None, reason="said goodbye")
             self._places.leave(row)
             self._lines.add("left", row.reason, row.node_id, row.heartbeat_at)
-        self._lines.tell_devices(self._rows.get(row.node_id), row)
+        self._lines.tell_devices(before, row)
         self._rows[row.node_id] = row
 
     def stream_ended(self, session: Session, reason: str) -> None:
@@ -362,6 +363,10 @@ class Registry:
                     self._places.add(row)
                     if (state := state_of(row, now)) is State.LOST:
                         self._told[row.node_id] = state
+                    if hanging_seconds(row, now) is not None:
+                        self._hung.add(row.node_id)
+        away = show_seconds(max(self.wall() - moment.wall(), 0))
+        self.log.add("started", f"again, after {away} at most; nodes known from before: {len(self._rows):,}", "server")
 
     def newest_events(self, count: int) -> list[Event]:
         """The last `count` events, the newest last."""
@@ -638,7 +643,7 @@ def look_elsewhere(options: argparse.Namespace) -> int:
     with Inputs(keyboard=screen) as inputs, attach(options) as attached, contextlib.ExitStack() as ending:
         logging.getLogger().addHandler(ErrorEvents(lambda text: attached.log.add("error", visible(text, 500), "server")))
         if options.record:
-            keep(options, attached, functools.partial(attached.log.add, "warning", node_id="server"), ending)
+            keep(options, attached, functools.partial(attached.log.add, node_id="server"), ending)
         names = ", ".join(link.name for link in attached.links)
 
         def about() -> About:
@@ -676,8 +681,7 @@ def run(options: argparse.Namespace, make_registry: Callable[..., Registry] = Re
     with Inputs(keyboard=screen) as inputs, contextlib.ExitStack() as ending:
         if warning := too_few_files(options.max_nodes):
             registry.complain("warning", "server", warning)
-        complain = functools.partial(registry.complain, "warning", "server")
-        kept = keep(options, registry, complain, ending, registry.bring_back)
+        kept = keep(options, registry, lambda kind, text: registry.complain(kind, "server", text), ending, registry.bring_back)
         registry.troubles = lambda: [notice for journal in kept for notice in journal.notices()]
         past = kept[0].past if kept else None
         folder = next(socket_folders(options.state))

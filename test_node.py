@@ -567,6 +567,9 @@ def test_a_reading_says_the_labels(start: Start) -> None:
     program = start("node.py", "--once", "--json", "--hardware", "simulated", "--label", "rack=a3")
     assert program.wait() == 0
     assert json.loads(program.lines[0])["info"]["labels"] == {"rack": "a3"}
+    program = start("node.py", "--once", "--hardware", "simulated", "--label", "team=ml,rack=a3")
+    assert program.wait() == 0
+    assert " · rack=a3 team=ml" in program.lines[0]
 
 
 def test_faults_of_simulated_hardware_are_a_list(start: Start) -> None:

@@ -135,6 +135,8 @@ def parse_labels(text: str) -> list[tuple[str, str]]:
         try:
             if not equals:
                 raise ValueError(f"{part!r} is no label: write NAME=VALUE, like rack=a3")
+            if name.lower() == "state":
+                raise ValueError("state asks for ONLINE, LOST and so on in the server's filters: give the label another name")
             check_labels({name: value})
         except ValueError as error:
             raise argparse.ArgumentTypeError(str(error)) from error

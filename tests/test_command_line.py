@@ -109,6 +109,7 @@ def test_values_are_taken_up_to_their_bounds(parse: Callable[[str], Any], text: 
         (one_of(("auto", "host")), "cuda", "'cuda' is none of auto, host"),
         (parse_labels, "rack", "'rack' is no label: write NAME=VALUE, like rack=a3"),
         (parse_labels, "rack=a3,", "'' is no label"),
+        (parse_labels, "State=lost", "state asks for ONLINE, LOST and so on in the server's filters: give the label another name"),
         (parse_labels, "=a3", "'' names no label: 1 to 32 letters"),
         (parse_labels, "ra[ck=a3", "'ra.ck' names no label"),
         (parse_labels, f"{'N' * 33}=a3", "names no label: 1 to 32 letters"),

@@ -133,7 +133,7 @@ def test_two_servers_on_one_folder(start: Start, tmp_path: pathlib.Path) -> None
     other.line(r"warning server: journal: another server keeps its own in \S+: give this one another folder, by --state")
     other.line("listening on")
     one.end()
-    other.line("journal: it is written again")
+    other.line("back server: journal: it is written again")
 
 
 def test_a_recording_is_made_beside_the_journal(start: Start, connect: Connect, tmp_path: pathlib.Path) -> None:

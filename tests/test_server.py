@@ -151,6 +151,18 @@ def test_devices_that_fail_are_told_by_the_summary_whatever_the_sample_says() ->
     assert told == ["2 of 2 GPUs can't be read: it does not say why", "all its GPUs are read again"]
 
 
+def test_devices_that_have_failed_are_no_news_when_their_node_comes_back() -> None:
+    registry = Registry(1.0, 10, Clock())
+    info = pb.NodeInfo(instance_id="a", devices=[pb.DeviceInfo(), pb.DeviceInfo()])
+    for failed in (1, 1, 2):
+        first = pb.HeartbeatRequest(node_id="box", info=info, sample=pb.Sample(), summary=pb.Summary(failed_devices=failed))
+        registry.stream_ended(registry.open(first, "10.0.0.7", lambda _end: None), "broken")
+    assert [event.text for event in registry.log.newest(9) if event.kind == "failed"] == [
+        "1 of 2 GPUs can't be read: it does not say why",
+        "2 of 2 GPUs can't be read: it does not say why",
+    ]
+
+
 def test_a_refused_heartbeat_does_not_bring_a_node_back() -> None:
     clock = Clock()
     registry = Registry(1.0, 10, clock)

@@ -156,7 +156,7 @@ TABLE = (
     ),
     TableColumn(Column("HARDWARE", 16, 7), "hardware", hardware_value, hardware_spans),
     *map(metric_column, METRICS),
-    TableColumn(Column("AGE", 6, 2, ">"), "age", age_value, lambda entry, _: [age_span(entry)], True),
+    TableColumn(Column("AGE", 7, 2, ">"), "age", age_value, lambda entry, _: [age_span(entry)], True),
 )  # fmt: skip
 SORTED_BY = {column.sort: column for column in TABLE}
 SORT_BY_NAME = TABLE[0].sort  # kept while the fleet is the same: the usual order costs nothing

@@ -20,6 +20,7 @@ EVENT_STYLES = {
     "back": "green",
     "attached": "green",
     "renewed": "green",
+    "started": "green",
     "late": "yellow",
     "disconnected": "yellow",
     "lost": "bold red",

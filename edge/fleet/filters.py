@@ -19,11 +19,12 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import NamedTuple, TypeVar
 
 from edge.fleet.entry import Entry
-from edge.fleet.extremes import read
+from edge.fleet.extremes import MAX_MINUTES, MINUTE_SECONDS, read
 from edge.fleet.metrics import METRICS
 from edge.fleet.row import State
 from edge.history import WHOLE_NODE
 from edge.protocol import reported
+from edge.text import show_seconds
 
 COMPARE: dict[str, Callable[[float, float], bool]] = {
     "<=": operator.le, ">=": operator.ge, "!=": operator.ne, "==": operator.eq,
@@ -81,6 +82,7 @@ QUANTITIES: dict[str, tuple[Quantity, ...]] = {
 QUANTITIES["mem"] += (Quantity(BYTE_UNITS, memory_used_bytes),)
 ENDINGS = {"cpu": ("",), "gpu": ("", "s")}  # letters that may follow the word; any where it is not here. `cpus` are no percentage
 HISTORIES = {metric.word: metric.history for metric in METRICS if metric.history is not None}  # what `for` may be asked of
+MOST_SECONDS = MAX_MINUTES * MINUTE_SECONDS  # that it may be
 UNITS = sorted({unit for quantities in QUANTITIES.values() for quantity in quantities for unit in quantity.units if unit}, key=len)
 
 FIELDS: dict[str, Callable[[Entry], Iterable[str]]] = {
@@ -110,6 +112,7 @@ BEFORE_SIGN, AFTER_SIGN = re.compile(rf"(?<=[a-z])\s+(?={SIGN})"), re.compile(rf
 BEFORE_UNIT = re.compile(rf"((?:{SIGN}){NUMBER})\s+(?=(?:{'|'.join(map(re.escape, UNITS))})(?:[\s|]|$))")
 # Also where it is half typed: then it is no word that is looked for.
 BEFORE_FOR = re.compile(rf"((?:{SIGN}){NUMBER}[^\s\d|]*)\s+for(?:\s*({NUMBER}))?(?:\s*([a-z]+))?(?=[\s|]|$)")
+SQUEEZED_FOR = re.compile(rf"((?:{SIGN}){NUMBER}[^\s\d|]*?)for({NUMBER}|$)")
 AROUND_BAR = re.compile(r"\s*\|\s*")
 TERM = re.compile(r'(?:[^\s"]|"[^"]*(?:"|$))+')
 
@@ -122,7 +125,17 @@ def parse_terms(text: str, parse: Callable[[str], Test[T] | None]) -> tuple[list
     text = BEFORE_UNIT.sub(r"\1", AFTER_SIGN.sub(r"\1", BEFORE_SIGN.sub("", AROUND_BAR.sub("|", text.lower()))))
     text = BEFORE_FOR.sub(lambda match: f"{match[1]}for{match[2] or ''}{match[3] or ''}", text)
     tests = {term: parse_term(term, parse) for term in TERM.findall(text)}
-    return [test for test in tests.values() if test], [term for term, test in tests.items() if not test]
+    return [test for test in tests.values() if test], [told(term) for term, test in tests.items() if not test]
+
+
+def told(term: str) -> str:
+    """A term that can't be read, as people write it; and what `for` may be asked of, where only that is the matter."""
+    match, why = COMPARISON.fullmatch(term.lstrip("-!")), ""
+    if match and match[6] and match[1] not in HISTORIES:
+        why = f" (for works with {', '.join(HISTORIES)})"
+    elif match and match[6] and float(match[6]) * DURATIONS[match[7]] > MOST_SECONDS:
+        why = f" (for goes back {show_seconds(MOST_SECONDS)} at most)"
+    return SQUEEZED_FOR.sub(r"\1 for \2", term).rstrip() + why
 
 
 def parse_term(term: str, parse: Callable[[str], Test[T] | None]) -> Test[T] | None:
@@ -152,7 +165,7 @@ def parse_plain(term: str, labels: Collection[str]) -> Test[Entry] | None:
     if match := COMPARISON.fullmatch(term):
         return parse_comparison(*match.groups())
     name, sign, wanted = match.groups() if (match := NAMED_VALUE.fullmatch(term)) else (term.partition(":")[0], "", "")
-    if sign and "state".startswith(name):
+    if sign and (name == "state" or ("state".startswith(name) and name not in labels)):
         states = values_of(wanted, {state.value.lower(): state for state in State})
         return (lambda entry: entry.state in states) if states else None
     field = next((field for field in FIELDS if field.startswith(name)), None)
@@ -176,6 +189,11 @@ def asks_for_processes(text: str) -> bool:
     parts = (part.lstrip("-!") for part in re.split(r"[\s|]+", text.lower()))
     names = (match[1] for part in parts if (match := NAMED_VALUE.fullmatch(part)))
     return any(field.startswith(name) for name in names for field in PROCESS_FIELDS)
+
+
+def asks_for_a_while(text: str) -> bool:
+    """Whether a filter asks what has held for some time."""
+    return bool(BEFORE_FOR.search(text.lower()))
 
 
 def label_values(entry: Entry, name: str) -> Iterable[str]:
@@ -217,7 +235,7 @@ def parse_comparison(
     if duration is None:
         return compared
     column, seconds = HISTORIES.get(word), float(duration) * DURATIONS[duration_unit]
-    if column is None or quantity is not QUANTITIES[word][0] or compare is operator.ne:
+    if column is None or quantity is not QUANTITIES[word][0] or compare is operator.ne or seconds > MOST_SECONDS:
         return None
 
     def compared_for(entry: Entry) -> bool:

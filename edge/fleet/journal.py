@@ -40,7 +40,7 @@ from edge.fleet.moments import (
 from edge.fleet.row import Row, State, state_of
 from edge.fleet.source import EVENTS_KEPT, NoPast, Source
 from edge.program import Failure, time_stamp
-from edge.state_folder import StateFile, check_folder, make_folder, state_folder
+from edge.state_folder import NotPrivate, StateFile, check_folder, make_folder, state_folder
 from edge.text import encodable, show_seconds
 
 FILE = "journal.db"
@@ -57,6 +57,7 @@ PAUSE_SECONDS = 0.005  # after each part: other threads wait for the interpreter
 GRACE_SECONDS = 45.0  # for nodes to come back after a restart; more for a large fleet, which spreads its return
 RESTORE_SECONDS = 3.0  # that a start waits for what is kept
 CLOSE_SECONDS = 5.0  # that an end waits for the last moment
+NEWS_SECONDS = 600.0  # that the header says what has happened to what was kept
 SLOW_SECONDS = 15.0  # after which a disk is said to give no answer
 # The first moment in the minute of the one before it, and that one.
 SAME_MINUTE = """
@@ -99,10 +100,7 @@ class Store:
         self._trend_began = 0.0
         self._thinned = 0  # up to this moment, there is one a minute
         self._seen: set[Event] = set()
-        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
-        with os.fdopen(os.open(path, flags, 0o600)) as file:  # what runs on a fleet is nobody else's business
-            if os.name == "posix":
-                os.fchmod(file.fileno(), 0o600)  # one that was copied here has any mode, and what lies beside it gets the same
+        make_private(path)
         self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         try:
             self._prepare()
@@ -284,6 +282,28 @@ class Store:
         self._database.close()
 
 
+def is_there(path: pathlib.Path) -> bool:
+    """Whether this user can see it."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
+def make_private(path: pathlib.Path) -> None:
+    """Make it where it is not there. What runs on a fleet is nobody else's business, whoever has made the file. Raises OSError."""
+    nofollow = getattr(os, "O_NOFOLLOW", 0)
+    for ending in ("", "-wal", "-shm"):
+        with contextlib.suppress(FileNotFoundError):
+            flags = os.O_RDWR | nofollow | (0 if ending else os.O_CREAT)
+            descriptor = os.open(path.with_name(path.name + ending), flags, 0o600)
+            try:
+                if os.name == "posix" and os.fstat(descriptor).st_mode & 0o077:
+                    os.fchmod(descriptor, 0o600)
+            finally:
+                os.close(descriptor)
+
+
 def parts_for(rows: int) -> int:
     """In how many parts so many rows lie."""
     return min(max(-(-rows // ROWS_A_PART), 1), MAX_PARTS)
@@ -326,18 +346,19 @@ class Journal:
         source: Source,
         seconds: float,
         restore: Callable[[Source], object] | None = None,
-        complain: Callable[[str], object] = lambda _text: None,
+        tell: Callable[[str, str], object] = lambda _kind, _text: None,
         name: str = "journal",
         held: Sequence[StateFile] = (),
     ) -> None:
-        """`store` opens the file; `restore` takes the newest moment of before, if there is one; `complain` is told of each trouble
-        once. `name`: what people call it; `held`: what it lets go of at its end."""
+        """`store` opens the file; `restore` takes the newest moment of before, if there is one; `tell` is given each trouble
+        once, and its end: an event's kind and text. `name`: what people call it; `held`: what it lets go of at its end."""
         self.past = Kept(path, is_own=True)
         self._open, self._path, self._source, self._seconds = store, path, source, seconds
-        self._restore, self._complain, self._name, self._held = restore, complain, name, held
+        self._restore, self._tell_of, self._name, self._held = restore, tell, name, held
         self._store: Store | None = None
         self._stop, self._is_read = threading.Event(), threading.Event()
         self._trouble, self._busy_since = "", 0.0
+        self._news, self._news_until = "", 0.0  # no trouble any more, and yet what people should know
         self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
 
     def start(self) -> None:
@@ -356,10 +377,11 @@ class Journal:
         silent = time.monotonic() - began if began else 0.0
         if silent > SLOW_SECONDS:
             return [f"{self._name}: its disk has given no answer for {show_seconds(silent)}"]
-        return [f"{self._name}: {self._trouble}"] if self._trouble else ()
+        said = self._trouble or (self._news if time.monotonic() < self._news_until else "")
+        return [f"{self._name}: {said}"] if said else ()
 
-    def _tell(self, text: str) -> None:
-        self._complain(f"{self._name}: {text}")
+    def _tell(self, text: str, kind: str = "warning") -> None:
+        self._tell_of(kind, f"{self._name}: {text}")
 
     def _run(self) -> None:
         """A thread that dies says so."""
@@ -391,31 +413,32 @@ class Journal:
     def _guarded(self, action: Callable[[], object]) -> None:
         """The one boundary of what a disk, and what lies there, may do."""
         self._busy_since = began = time.monotonic()
-        trouble = withheld = ""
+        trouble, is_refused = "", False
         try:
             self._store = self._store or self._open()
             action()
-        except BlockingIOError as error:  # what lies there is another server's
-            trouble = withheld = str(error)
+        except (BlockingIOError, NotPrivate) as error:  # what lies there is another server's, or anyone's
+            trouble, is_refused = str(error), True
         except OtherLayout as error:
-            trouble = self._put_aside("other-version", f"another version has written it ({error})")
+            trouble = self._put_aside("other-version", "another version has written it", error)
         except sqlite3.OperationalError as error:
             trouble = WORDS.get(str(error), str(error))
         except sqlite3.DatabaseError as error:
-            trouble = self._put_aside("damaged", f"it was damaged ({error})")
+            trouble = self._put_aside("damaged", "it was damaged", error)
         except OSError as error:
             trouble = str(error) if error.errno is None else f"{self._path.parent}: {reason(error)}"
-        self._busy_since, self.past.withheld = 0.0, withheld
+        is_withheld = is_refused or (trouble and not self._store and not is_there(self._path))
+        self._busy_since, self.past.withheld = 0.0, trouble if is_withheld else ""
         spent = time.monotonic() - began
         if spent > SLOW_SECONDS:
             self._tell(f"its disk gave no answer for {show_seconds(spent)}")
         if trouble and trouble != self._trouble:
             self._tell(trouble)
         elif self._trouble and not trouble:
-            self._tell("it is written again")
+            self._tell("it is written again", "back")
         self._trouble = trouble
 
-    def _put_aside(self, name: str, why: str) -> str:
+    def _put_aside(self, name: str, why: str, error: Exception) -> str:
         """Begin a new file, and keep one of such old ones; returns what is wrong then."""
         aside = self._path.with_name(f"{self._path.stem}.{name}{self._path.suffix}")
         if self._store:
@@ -426,10 +449,11 @@ class Journal:
                 with contextlib.suppress(FileNotFoundError):
                     self._path.with_name(self._path.name + ending).replace(aside.with_name(aside.name + ending))
             self.past.clear()
-            self._tell(f"{why}: it lies in {aside} now, and a new one begins")
+            self._tell(f"{why}: it is {aside.name} now, and a new one begins, in {aside.parent} ({error})")
+            self._news, self._news_until = f"{why}, and a new one began", time.monotonic() + NEWS_SECONDS
             self._store = self._open()
-        except (OSError, sqlite3.Error) as error:
-            return f"{why}, and no new one can begin: {error}"
+        except (OSError, sqlite3.Error) as failure:
+            return f"{why}, and no new one can begin: {failure}"
         return ""
 
     def _read(self) -> None:
@@ -452,7 +476,7 @@ class Journal:
 def keep(
     options: argparse.Namespace,
     source: Source,
-    complain: Callable[[str], object],
+    tell: Callable[[str, str], object],
     ending: contextlib.ExitStack,
     restore: Callable[[Source], object] | None = None,
 ) -> list[Journal]:
@@ -462,13 +486,13 @@ def keep(
         if options.record:
             raise Failure(f"cannot record: {NO_SQLITE}")
         if not options.no_journal:
-            complain(f"journal: {NO_SQLITE}")
+            tell("warning", f"journal: {NO_SQLITE}")
         return []
     kept = []
     if restore and not options.no_journal:
-        kept.append(journal_in(options.state, options.journal_size, source, restore, complain))
+        kept.append(journal_in(options.state, options.journal_size, source, restore, tell))
     if options.record:
-        kept.append(recording_to(options.record, source, complain))
+        kept.append(recording_to(options.record, source, tell))
     for journal in kept:
         journal.start()
         ending.callback(journal.close)
@@ -480,7 +504,7 @@ def journal_in(
     size_bytes: int,
     source: Source,
     restore: Callable[[Source], object],
-    complain: Callable[[str], object],
+    tell: Callable[[str, str], object],
 ) -> Journal:
     """The journal of a server, in its state folder, which no other server may use meanwhile; a folder may be given."""
     folder, nowhere = given, ""
@@ -500,7 +524,7 @@ def journal_in(
             held.append(lock_of(path))
         return Store(path, size_bytes)
 
-    return Journal(opened, path, source, MOMENT_SECONDS, restore, complain, held=held)
+    return Journal(opened, path, source, MOMENT_SECONDS, restore, tell, held=held)
 
 
 def lock_of(path: pathlib.Path) -> StateFile:
@@ -511,7 +535,7 @@ def lock_of(path: pathlib.Path) -> StateFile:
         raise BlockingIOError(f"another server keeps its own in {path.parent}: give this one another folder, by --state") from None
 
 
-def recording_to(path: pathlib.Path, source: Source, complain: Callable[[str], object]) -> Journal:
+def recording_to(path: pathlib.Path, source: Source, tell: Callable[[str, str], object]) -> Journal:
     """A recording: a moment a second, in a new file. Raises Failure."""
     if path.exists():
         raise Failure(f"{path} is there already: give --record another name")
@@ -519,7 +543,7 @@ def recording_to(path: pathlib.Path, source: Source, complain: Callable[[str], o
         Store(path, None).close()
     except (OSError, sqlite3.Error) as error:
         raise Failure(f"cannot record to {path}: {error}") from error
-    return Journal(functools.partial(Store, path, None), path, source, RECORD_SECONDS, complain=complain, name="recording")
+    return Journal(functools.partial(Store, path, None), path, source, RECORD_SECONDS, tell=tell, name="recording")
 
 
 def restored(moment: Source, now: float, wall: float) -> list[Row]:

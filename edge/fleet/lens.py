@@ -26,6 +26,7 @@ from edge.history import WHOLE_NODE
 
 MAX_OPEN = 256  # nodes whose details are asked for
 SINCE_SECONDS = 1.0  # from one look at what happens behind a picture that stands still to the next
+ASKING_SECONDS = 3.0  # that a server elsewhere has for its first answer of what runs on its nodes
 LOOKS_PER_SECOND = 2.0  # into a past that is played
 HOLE_SECONDS = 100.0  # without a moment: nothing was kept there
 NO_JOURNAL = "nothing is kept of this fleet: it has no journal"
@@ -128,14 +129,14 @@ class Totals(NamedTuple):
     with_memory: int = 0  # GPUs that the sums are of; nodes, where there is no GPU
     with_power: int = 0
     hottest: Row | None = None
-    energy_joules: int | None = None  # since each node's agent started
+    energy_joules: int | None = None  # since each node's agent started; of all nodes, silent ones as they were heard last
     with_energy: int = 0  # nodes that report it, of those with GPUs
     with_gpus: int = 0
 
 
 def count_totals(rows: Iterable[Row], now: float) -> Totals:
     """What the nodes have and do that are online and read, all together: one pass. Each GPU counts once; the processors and memory
-    of boxes without any count only where no box has one."""
+    of boxes without any count only where no box has one. What has been used stays so, whatever has become of a node."""
     states: dict[State, int] = dict.fromkeys(State, 0)
     gpus = milliwatts = with_power = joules = with_energy = with_gpus = 0
     # With GPUs and without: utilization, of how many; memory used and in all, of how many.
@@ -144,9 +145,13 @@ def count_totals(rows: Iterable[Row], now: float) -> Totals:
     for row in rows:
         state = state_of(row, now)
         states[state] += 1
+        vitals = row.vitals
+        with_gpus += vitals.devices > 0
+        if vitals.energy_joules is not None:
+            joules += vitals.energy_joules
+            with_energy += 1
         if state is not State.ONLINE or hanging_seconds(row, now) is not None:
             continue
-        vitals = row.vitals
         gpus += len(row.capacities.devices)
         part = sums[vitals.devices > 0]
         part[2] += vitals.memory_used_bytes
@@ -154,10 +159,6 @@ def count_totals(rows: Iterable[Row], now: float) -> Totals:
         part[4] += vitals.with_memory
         milliwatts += vitals.milliwatts or 0
         with_power += vitals.with_power
-        with_gpus += vitals.devices > 0
-        if vitals.energy_joules is not None:
-            joules += vitals.energy_joules
-            with_energy += 1
         if vitals.utilization is not None:
             part[0] += vitals.utilization * vitals.with_utilization
             part[1] += vitals.with_utilization
@@ -215,6 +216,7 @@ class Lens:
         self._places: dict[EntryId, int] = {}
         self._asked: tuple[object, ...] = ()
         self._wants: Wants | None = None
+        self._asked_at = -math.inf  # what runs on the nodes
         self._users = Users()
         self._due, self._since_due = 0.0, -math.inf
         self.now = self.wall = 0.0  # the moment that is shown
@@ -223,6 +225,8 @@ class Lens:
         """Follow the Ui and the time: called after each key and before each frame, and cheap when nothing is due."""
         self._look_at(ui)
         if (wants := self._wanted_for(ui)) != self._wants:
+            if wants.processes and not (self._wants and self._wants.processes):
+                self._asked_at = self._live.clock()
             self._wants = wants
             self._live.want(wants)
         self.now, self.wall = self._source.clock(), self._source.wall()
@@ -383,6 +387,12 @@ class Lens:
     def notices(self) -> Sequence[str]:
         """What is wrong with where all this comes from."""
         return self._live.notices()
+
+    @property
+    def is_asking(self) -> bool:
+        """Whether what runs on the nodes of a server elsewhere may only be on its way."""
+        is_elsewhere = not self._is_here and self._source is self._live
+        return is_elsewhere and self._live.clock() - self._asked_at < ASKING_SECONDS
 
     def reporting(self) -> list[str]:
         """The nodes that are online now and report here, whatever is shown."""

@@ -44,6 +44,8 @@ MAX_PART_BYTES = 2**26  # unpacked: a file may come from anywhere
 MAX_ROWS, MAX_MOMENT_BYTES = 2**17, 2**29  # of a moment, and of the infos of a segment
 MAX_READING_SECONDS = 30.0  # that a file from elsewhere may take to answer: it may have views without an end
 ROW_TAG = pb.WatchUpdate.ROWS_FIELD_NUMBER << 3 | 2  # what stands before each row
+SMALL_FLEET = 1000  # nodes whose histories a start has the time to read
+HISTORY_SECONDS = 120.0  # that these go back
 FINE_SECONDS = 2 * 3600.0  # that a graph is drawn from moments at most: each is read whole, which takes half a millisecond
 SCHEMA = f"""
 CREATE TABLE moments (
@@ -212,10 +214,33 @@ class Kept:
             return self._read(database, found or database.execute(query.format(other), [TREND]).fetchone())
 
     def newest(self) -> Source:
-        """The moment that was written last. Raises NoPast."""
+        """The moment that was written last; in a small fleet with what the moments before it say of the last minutes. Raises
+        NoPast."""
         query = "SELECT moment, unix_milliseconds, segment, parts FROM moments WHERE segment <> ? ORDER BY moment DESC LIMIT 1"
         with self._reading() as database:
-            return self._read(database, database.execute(query, [TREND]).fetchone())
+            moment = self._read(database, database.execute(query, [TREND]).fetchone())
+            rows = {row.node_id: row for row in moment.snapshot()}
+            if len(rows) <= SMALL_FLEET:
+                with contextlib.suppress(sqlite3.Error, ValueError):  # what lies there may be damaged where the newest is not
+                    self._lengthen(database, rows, moment.wall())
+            return Moment(moment.clock(), moment.wall(), rows.values(), moment.newest_events(EVENTS_KEPT))
+
+    @staticmethod
+    def _lengthen(database: sqlite3.Connection, rows: dict[str, Row], wall: float) -> None:
+        """Give these rows, of a moment of that time, the frames of the moments before it, as far as there is no gap."""
+        query = (
+            "SELECT unix_milliseconds, packed FROM moments JOIN parts USING (moment) WHERE segment <> ?"
+            " AND unix_milliseconds >= ? AND unix_milliseconds < ? ORDER BY unix_milliseconds DESC"
+        )
+        for at, part in database.execute(query, [TREND, round(1000 * (wall - HISTORY_SECONDS)), round(1000 * wall)]):
+            for message in unpacked([part]):
+                row, course = rows.get(message.node_id), course_of(message, False, at / 1000, 0)
+                if not row or not course or row.sample_at is None or len(course.frames[0]) != row.capacities.frame_bytes:
+                    continue
+                begins_at = row.sample_at - len(row.history) // row.capacities.frame_bytes * course.seconds
+                if abs(begins_at - course.until) < course.seconds:
+                    frames = b"".join(course.frames) + row.history
+                    rows[row.node_id] = row._replace(history=frames[-history.SAMPLES * row.capacities.frame_bytes :])
 
     def _read(self, database: sqlite3.Connection, found: tuple[int, int, int, int] | None) -> Source:
         if not found:
@@ -309,9 +334,9 @@ class Kept:
 
 
 def opened_to_read(path: pathlib.Path) -> sqlite3.Connection:
-    """Raises sqlite3.Error."""
+    """Makes no file. Raises sqlite3.Error."""
     last: sqlite3.Error | None = None
-    for how in ("mode=ro", "immutable=1"):  # the second: in a folder where nothing may be written, beside the file
+    for how in ("mode=ro", "mode=ro&immutable=1"):  # the second: in a folder where nothing may be written, beside the file
         try:
             database = sqlite3.connect(f"{path.absolute().as_uri()}?{how}", uri=True, check_same_thread=False)
             database.execute("PRAGMA user_version").fetchone()

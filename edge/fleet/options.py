@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 
 from edge.command_line import (
     Listed,
@@ -19,6 +20,26 @@ from edge.command_line import (
     parse_speed,
 )
 from edge.trust import parse_tokens
+
+OF_A_SERVER = ("--listen", "--interval", "--max-nodes", "--secure", "--client-ca", "--no-journal", "--journal-size")
+OF_A_VIEWER = ("--token-file", "--ca")
+
+
+def void_options(options: argparse.Namespace) -> Iterator[tuple[str, str]]:
+    """Flags that mean nothing beside the others, and why. In the environment they may stand: it is there for several programs."""
+    if options.replay:
+        for flag in (*OF_A_SERVER, *OF_A_VIEWER, "--state", "--tls-cert", "--tls-key", "--record"):
+            yield flag, "it is for a server, and --replay plays a file: give one of them"
+    elif options.attach is not None:
+        for flag in OF_A_SERVER:
+            yield flag, "it is for a server here, and --attach looks at one elsewhere: give one of them"
+    else:
+        for flag in OF_A_VIEWER:
+            yield flag, "it is for looking at a server elsewhere: give --attach as well"
+    if not options.replay:
+        yield "--speed", "it is for a recording: give --replay as well"
+    if options.no_journal:
+        yield "--journal-size", "--no-journal keeps none: give one of them"
 
 
 def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -82,10 +103,9 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"argument {given[0]}: {' and '.join(missing)} {'are' if len(missing) > 1 else 'is'} missing")
     if options.attach is not None and options.replay:
         parser.error("argument --replay: it plays a file, and --attach looks at a server: give one of them")
-    if options.attach is not None:
-        own = {"--listen": options.listen, "--client-ca": options.client_ca, "--secure": options.secure}
-        if given := [flag for flag, value in own.items() if value]:
-            parser.error(f"argument {given[0]}: it is for a server here, and --attach looks at one elsewhere: give one of them")
+    flags = {word.partition("=")[0] for word in (sys.argv[1:] if argv is None else argv)}
+    if void := next(((flag, why) for flag, why in void_options(options) if flag in flags), None):
+        parser.error(f"argument {void[0]}: {void[1]}")
     options.secure = options.secure or bool(options.tls_cert)
     try:
         options.tokens = [] if options.token_file or options.attach is None else parse_tokens(secret)

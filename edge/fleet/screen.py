@@ -31,6 +31,7 @@ from edge.event_log import Event
 from edge.fleet.columns import SORT_BY_NAME, STATE_STYLES, TableColumn, lay_out
 from edge.fleet.entry import Entry, make_entries
 from edge.fleet.events import draw_events, event_lines, lowest_line, newest_lines, parse_event_filter
+from edge.fleet.filters import asks_for_a_while
 from edge.fleet.groups import head_of, is_head
 from edge.fleet.joining import Joining, Step, details, named, steps, token_command
 from edge.fleet.keys import Place, Room, behind_help, filter_of, footer_of, help_lines, place_of
@@ -67,6 +68,7 @@ KEYS_CELLS = 15  # of the help
 GLYPHS = {f"{glyph} " for glyph, _ in STATE_STYLES.values()}
 CHANGE_GLYPHS = {state.value.lower(): glyph for state, (glyph, _) in STATE_STYLES.items()} | {"joined": "+"}
 NOTHING_MATCHES: list[Line] = [[], [("Nothing matches the filter: Esc clears it.", "")]]
+NOT_OBSERVED: Line = [("`for` asks of nodes that are online, and have been observed all that time.", "")]
 NOBODY_THEN: list[Line] = [[], [("No node was here then.", "")]]
 GRID_CELLS = (26, 9, 2, 1)  # widths of a cell: with name and value, with its value, apart, side by side: the widest that fits all
 GRID_NAME_CELLS = 15  # of the widest
@@ -119,6 +121,7 @@ class View(NamedTuple):
     events: Sequence[Event]
     may_forget: bool = True  # any of the nodes
     notices: Sequence[str] = ()  # what is wrong with where all this comes from
+    is_asking: bool = False  # who the users are
 
 
 def look(lens: Lens, ui: Ui, about: About, width: int, height: int) -> View:
@@ -152,6 +155,7 @@ def look(lens: Lens, ui: Ui, about: About, width: int, height: int) -> View:
         events=lens.events(EVENTS_KEPT),
         may_forget=not lens.why_not_forget(ui),
         notices=lens.notices(),
+        is_asking=lens.is_asking,
     )
 
 
@@ -310,7 +314,7 @@ def totals_parts(view: View) -> list[Line]:
             return parts
         where = f" {'listening on' if view.about.is_here else 'looking at'} {view.about.listening}:"
         listening: list[Line] = [] if view.then else [[(where, "")]]
-        return [*(parts or listening), [(f" no node {'was' if view.then else 'is'} online", "")]]
+        return [*(parts or listening), [(f" no node {'was' if view.then else 'is'} online", "")], *energy_parts(totals)]
     return [*parts, *sums(totals)]
 
 
@@ -330,14 +334,20 @@ def sums(totals: Totals) -> list[Line]:
         parts.append([(f" · memory {memory}{of_some(totals.with_memory, count)}", "")])
     if totals.milliwatts is not None:
         parts.append([(f" · power {show_watts(totals.milliwatts)}{of_some(totals.with_power, totals.gpus)}", "")])
-    if totals.energy_joules is not None:
-        parts.append([(f" · energy {show_energy(totals.energy_joules)}{of_some(totals.with_energy, totals.with_gpus)}", "")])
-    return parts
+    return [*parts, *energy_parts(totals)]
 
 
-def of_some(number: int, count: int) -> str:
+def energy_parts(totals: Totals) -> list[Line]:
+    """What has been used, if that is known."""
+    if totals.energy_joules is None:
+        return []
+    some = of_some(totals.with_energy, totals.with_gpus, " nodes")
+    return [[(f" · energy {show_energy(totals.energy_joules)}{some}", "")]]
+
+
+def of_some(number: int, count: int, what: str = "") -> str:
     """Of how many of all a sum is, where the others do not report it."""
-    return f" ({number:,} of {count:,})" if number < count else ""
+    return f" ({number:,} of {count:,}{what})" if number < count else ""
 
 
 def footer(view: View, width: int) -> Line:
@@ -385,8 +395,15 @@ def table_panel(view: View, width: int) -> list[Line]:
     for at, value, totals in view.groups:
         lines.insert(at + 1, group_line(view.ui.group, value, totals, width - 4))
     if not view.matching:
-        lines += NOTHING_MATCHES if view.known_nodes else NOBODY_THEN
+        lines += nothing_there(view)
     return box(panel_title(view), lines + [[]] * (view.room.lines + 1 - len(lines)), width)
+
+
+def nothing_there(view: View) -> list[Line]:
+    """In the place of nodes, where none is shown."""
+    if not view.known_nodes:
+        return NOBODY_THEN
+    return NOTHING_MATCHES + ([NOT_OBSERVED] if asks_for_a_while(view.ui.filter) else [])
 
 
 def panel_title(view: View) -> str:
@@ -415,7 +432,7 @@ def group_line(label: str, value: str, totals: Totals, width: int) -> Line:
     for state, (glyph, style) in STATE_STYLES.items():
         if number := totals.states.get(state):
             parts.append([(f"  {glyph} {number:,}", style)])
-    return fit_parts([*parts, *([[(" ", "")], *sums(totals)] if totals.states.get(State.ONLINE) else [])], width)
+    return fit_parts([*parts, *([[(" ", "")], *sums(totals)] if totals.states.get(State.ONLINE) else energy_parts(totals))], width)
 
 
 def entry_line(entry: Entry, columns: Sequence[TableColumn], ui: Ui) -> Line:
@@ -445,7 +462,7 @@ def grid_panel(view: View, width: int) -> list[Line]:
     shown = [grid_cell(entry, cell_width, view.ui) for entry in view.entries]
     lines = [list(itertools.chain(*shown[start : start + per_line])) for start in range(0, len(shown), per_line)]
     if not view.matching:
-        lines += NOTHING_MATCHES if view.known_nodes else NOBODY_THEN
+        lines += nothing_there(view)
     return box(panel_title(view), [grid_legend(view, width), *lines, *[[]] * (lines_most - len(lines))], width)
 
 
@@ -655,10 +672,8 @@ def user_view(view: View, width: int) -> list[Line]:
     columns = lay_out_users(longest, width - 4)
     lines = draw_users(shown, columns, ui.users_sort, ui.users_descending, ui.user)
     if not users:
-        lines += [
-            [],
-            [("No process on a GPU is known" + " of what the filter matches: Esc and Esc clear it." * view.is_filtered, "")],
-        ]
+        said = "No process on a GPU is known" + " of what the filter matches: Esc and Esc clear it." * view.is_filtered
+        lines += [[], [("The server is asked what runs on its nodes …" if view.is_asking else said, "")]]
     return box(title, lines + [[]] * (room + 1 - len(lines)), width)
 
 

@@ -25,7 +25,7 @@ class User(NamedTuple):
     memory_bytes: int | None  # of the processes that report it
     utilization: float | None  # mean of these GPUs, 0 to 1
     idle: int  # GPUs, of these, below IDLE_PERCENT
-    nodes: tuple[tuple[str, int], ...]  # by name, with how many GPUs there
+    nodes: tuple[tuple[str, int | None], ...]  # by name, with how many GPUs there; None: some when it was read last
 
 
 class Tally:
@@ -34,11 +34,12 @@ class Tally:
     def __init__(self) -> None:
         self.percents: dict[tuple[str, int], int | None] = {}  # by node and device
         self.memory: list[int] = []
+        self.silent: set[str] = set()  # nodes that are not read any more
 
     def user(self, name: str) -> User:
         """What it comes to."""
         percents = [percent for percent in self.percents.values() if percent is not None]
-        nodes = collections.Counter(node_id for node_id, _ in self.percents)
+        nodes = dict.fromkeys(self.silent) | collections.Counter(node_id for node_id, _ in self.percents)
         return User(
             name=name,
             gpus=len(self.percents),
@@ -56,24 +57,27 @@ class Users:
         self._read: dict[bytes, list[pb.Process]] = {}
 
     def of(self, entries: Iterable[Entry]) -> list[User]:
-        """All who hold a device of these entries; what is not online or not read is not known to be held."""
+        """All who hold a device of these entries; what is not online or not read is not known to be held, and only named."""
         read: dict[bytes, list[pb.Process]] = {}
         tallies: dict[str, Tally] = collections.defaultdict(Tally)
         for entry in entries:
             row, device = entry.row, entry.id.device
             packed = row.packed_processes
-            if not packed or entry.is_stale:
+            if not packed:
                 continue
             read[packed] = processes = self._read.get(packed) or read.get(packed) or list(row.processes)
             for one in processes:
                 index = one.device_index
                 if index < len(row.capacities.devices) and device in (WHOLE_NODE, index):
                     tally = tallies[one.user]
+                    if entry.is_stale:
+                        tally.silent.add(row.node_id)
+                        continue
                     tally.percents[row.node_id, index] = history.newest(row.vitals.frame, index, history.UTILIZATION)
                     if one.HasField("memory_used_bytes"):
                         tally.memory.append(one.memory_used_bytes)
         self._read = read
-        return [tally.user(name) for name, tally in tallies.items()]
+        return [tally.user(name) for name, tally in tallies.items() if tally.percents]
 
 
 # ---- The table of users ----
@@ -100,10 +104,11 @@ def utilization_spans(user: User, width: int) -> Line:
 
 
 def boxes(user: User, room: int) -> str:
-    """As many of the nodes as there is room for, each with its number of GPUs, and how many more there are."""
+    """As many of the nodes as there is room for, each with its number of GPUs (a dash where it is not read any more), and how many
+    more there are."""
     text, left = "", len(user.nodes)
     for node_id, gpus in user.nodes:
-        more = f"{', ' if text else ''}{fit_name(node_id, 24)} ({gpus})"
+        more = f"{', ' if text else ''}{fit_name(node_id, 24)} ({MISSING if gpus is None else gpus})"
         if cells(text + more) + (len(f", +{left - 1:,}") if left > 1 else 0) > room:
             break
         text, left = text + more, left - 1

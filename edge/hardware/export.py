@@ -24,8 +24,9 @@ def reading_json(node_id: str, info: pb.NodeInfo, sample: pb.Sample) -> str:
 def reading_text(node_id: str, subject: Subject) -> str:
     """The same in lines for a person."""
     info = subject.info
-    texts = (info.hostname, info.host.model, info.host.operating_system, info.notice)
-    about = " · ".join(visible(text) for text in texts if text)
+    labels = " ".join(f"{name}={value}" for name, value in sorted(info.labels.items()))
+    texts = (info.hostname, info.host.model, info.host.operating_system, labels, info.notice)
+    about = " · ".join(visible(text, 2000) for text in texts if text)
     lines: list[Line] = [[(f"{node_id}  {about}", "")]]
     if info.devices:
         lines += device_table(subject, 140)

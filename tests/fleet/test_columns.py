@@ -50,6 +50,13 @@ def test_sensors_that_hang_are_told_from_a_box_that_is_dead() -> None:
     assert "~42s" in line
 
 
+@pytest.mark.parametrize("size", [(160, 45), (80, 24), (50, 15)])
+def test_an_age_of_minutes_is_whole(size: tuple[int, int]) -> None:
+    registry = example_registry(3)
+    registry.restore(example_row(0)._replace(sample_at=NOW - 605))
+    assert "~10m05s │" in Screen(registry, *size).text()
+
+
 @pytest.mark.parametrize(("interval_seconds", "shown"), [(0, "~42s"), (1, "~42s"), (60, " 0s"), (8, "~42s"), (9, " 0s")])
 def test_sensors_hang_by_the_cadence_that_the_box_was_set_to(interval_seconds: int, shown: str) -> None:
     row = example_row(0)

@@ -158,6 +158,13 @@ def test_labels_are_asked_for_whole_or_in_part() -> None:
     assert Screen(registry).press("g", "/", *"rack=a3").nodes() == [f"Node-1000 {device}" for device in range(8)]
 
 
+def test_a_label_can_be_called_like_the_beginning_of_a_word() -> None:
+    registry = example_registry(3)
+    registry.restore(labelled(1, st="lost"))
+    assert Screen(registry).press("/", *"st=lost").nodes() == ["Node-1001"]
+    assert Screen(registry).press("/", *"sta:lost").nodes() == []
+
+
 def test_a_label_takes_no_words_place() -> None:
     """Whoever may report could else take away what all others look for."""
     registry, processes = example_registry(3), pb.ProcessList(processes=[pb.Process(device_index=0, user="ada")])
@@ -220,6 +227,21 @@ def test_a_while_that_cannot_be_read_restricts_nothing(text: str) -> None:
     screen = Screen(example_registry()).press("/", *f"{text} edge-03")
     assert screen.nodes() == ["Node-1003"], text
     assert "not understood: " in screen.text()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("power>1 for 1m", "not understood: power>1 for 1m (for works with util, mem, temp) "),
+        ("-age>3 for 5m", "not understood: -age>3 for 5m (for works with util, mem, temp) "),
+        ("util<95 for 60d", "not understood: util<95 for 60d (for goes back 45d12h at most) "),
+        ("util<5 for", "not understood: util<5 for "),
+        ("util<5kg for 30m", "not understood: util<5kg for 30m "),
+        ("util<95 for 30d", "`for` asks of nodes that are online, and have been observed all that time."),
+    ],
+)
+def test_a_while_that_is_asked_in_vain_says_why(text: str, said: str) -> None:
+    assert said in Screen(example_registry()).press("/", *text).text()
 
 
 UNREAD = ("temp>", "power>1kg", "state:foo", "speed>3", "age>1m>2", "cpu>", "cpus>8", "state:lost,foo", "user:", "-", "util<|h200")

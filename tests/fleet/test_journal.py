@@ -255,11 +255,49 @@ def test_after_a_restart_all_are_there_greyed_with_their_ages(path: pathlib.Path
         assert found.vitals.milliwatts == row.vitals.milliwatts
         assert found.left or "last heard 20" in found.reason
     registry.tick()
-    assert not registry.log.newest(9)
+    (started,) = registry.log.newest(9)
+    assert started[1:] == ("started", "server", "again, after 30s at most; nodes known from before: 28")
     clock.now += GRACE_SECONDS + 1
     registry.tick()
-    assert {event.kind for event in registry.log.newest(99)} == {"lost"}
-    assert len(registry.log.newest(99)) == 26  # but not who had been lost or left before
+    assert {event.kind for event in registry.log.newest(99)[1:]} == {"lost"}
+    assert len(registry.log.newest(99)[1:]) == 26  # but not who had been lost or left before
+
+
+def test_after_a_restart_the_histories_go_back_as_far_as_there_is_no_gap(path: pathlib.Path) -> None:
+    row, frames = example_row(0)._replace(history=b"", sample_at=NOW, heartbeat_at=NOW), course(200)
+    with writing(path) as store:
+        for at in range(10, 151, 10):
+            write(store, at, [later(row, b"".join(frames[at - 10 : at]), at), example_row(1)])
+        (found,) = Kept(path).newest().rows(["Node-1000"])
+        assert found
+        assert found.history == b"".join(frames[30:150])
+        write(store, 180, [later(row, b"".join(frames[170:180]), 180)])  # those before them have not come
+        (found,) = Kept(path).newest().rows(["Node-1000"])
+        assert found
+        assert found.history == b"".join(frames[170:180])
+
+
+def test_what_hangs_or_has_failed_is_no_news_after_a_restart() -> None:
+    rows = [
+        example_row(0)._replace(sample_at=NOW - 42, heartbeat_at=NOW),
+        example_row(1)._replace(vitals=example_row(1).vitals._replace(errors=1)),
+    ]
+    clock = Clock(50.0)
+    registry = Registry(1.0, 100, clock=clock)
+    registry.wall = lambda: WALL + 5
+    registry.bring_back(Moment(NOW, WALL, rows, ()))
+    for row in rows:
+        sample = pb.Sample(sequence=1, taken_milliseconds=1)
+        request = pb.HeartbeatRequest(
+            node_id=row.node_id,
+            info=row.info,
+            sample=sample,
+            clock_milliseconds=50_000 if row is rows[0] else 1,
+            summary=pb.Summary(failed_devices=row.vitals.errors),
+        )
+        registry.open(request, row.address, lambda _end: None)
+    registry.tick()
+    assert [event.kind for event in registry.log.newest(9)] == ["started", "back", "back"]
 
 
 def test_who_was_there_before_a_long_stop_is_awaited_like_others() -> None:
@@ -294,7 +332,7 @@ def test_who_comes_while_a_slow_disk_is_read_is_kept_with_all_that_came(tmp_path
         registry.open(pb.HeartbeatRequest(node_id="box", backlog=backlog, sample=pb.Sample(sequence=4)), "10.0.0.1")
         registry.bring_back(moment)
 
-    journal = journal_in(tmp_path, 2**30, registry, slowly, lambda _text: None)
+    journal = journal_in(tmp_path, 2**30, registry, slowly, lambda _kind, _text: None)
     journal.start()
     journal.close()
     (row,) = journal.past.newest().rows(["box"])
@@ -311,42 +349,44 @@ def test_a_clock_that_was_set_back_makes_no_age_too_young() -> None:
 # ---- Faults ----
 
 
-def keeper(folder: pathlib.Path, registry: Registry, told: list[str], size: int = 2**30) -> Journal:
-    return journal_in(folder, size, registry, registry.bring_back, told.append)
+def keeper(folder: pathlib.Path, registry: Registry, told: list[tuple[str, str]], size: int = 2**30) -> Journal:
+    return journal_in(folder, size, registry, registry.bring_back, lambda *event: told.append(event))
 
 
 def test_a_damaged_file_is_put_aside_and_a_new_one_begins(tmp_path: pathlib.Path) -> None:
     (tmp_path / FILE).write_bytes(b"not a database" * 1000)
-    told: list[str] = []
+    told: list[tuple[str, str]] = []
     journal = keeper(tmp_path, example_registry(3), told)
     journal.start()
     journal.close()
-    (line,) = told
-    assert "it was damaged" in line
+    ((kind, line),) = told
+    assert kind == "warning"
+    assert line.startswith(f"journal: it was damaged: it is journal.damaged.db now, and a new one begins, in {tmp_path} (")
     assert (tmp_path / "journal.damaged.db").read_bytes().startswith(b"not a database")
     assert len(journal.past.newest().snapshot()) == 3
-    assert not journal.notices()
+    assert journal.notices() == ["journal: it was damaged, and a new one began"]
 
 
 def test_another_versions_file_is_put_aside(tmp_path: pathlib.Path) -> None:
     with contextlib.closing(sqlite3.connect(tmp_path / FILE)) as database:
         database.executescript("CREATE TABLE other (x); PRAGMA user_version = 99")
-    told: list[str] = []
+    told: list[tuple[str, str]] = []
     journal = keeper(tmp_path, example_registry(3), told)
     journal.start()
     journal.close()
-    assert "another version has written it (its layout is 99" in told[0]
+    assert "another version has written it: it is journal.other-version.db now" in told[0][1]
     assert (tmp_path / "journal.other-version.db").exists()
     assert journal.past.span()
 
 
 def test_a_second_server_on_the_folder_keeps_none_and_says_so(tmp_path: pathlib.Path) -> None:
-    told: list[str] = []
+    told: list[tuple[str, str]] = []
     first, second = keeper(tmp_path, example_registry(3), []), keeper(tmp_path, example_registry(1), told)
     first.start()
     second.start()
-    assert told == [f"journal: another server keeps its own in {tmp_path}: give this one another folder, by --state"]
-    assert second.notices() == told
+    said = f"journal: another server keeps its own in {tmp_path}: give this one another folder, by --state"
+    assert told == [("warning", said)]
+    assert second.notices() == [said]
     with pytest.raises(NoPast, match="nothing is kept of this fleet: another server keeps its own"):
         second.past.newest()  # which would be the first one's
     second.close()
@@ -354,30 +394,59 @@ def test_a_second_server_on_the_folder_keeps_none_and_says_so(tmp_path: pathlib.
     assert len(first.past.newest().snapshot()) == 3
 
 
+def test_a_folder_that_others_may_write_in_gets_no_file_by_a_look_into_the_past(tmp_path: pathlib.Path) -> None:
+    tmp_path.chmod(0o777)
+    journal = keeper(tmp_path, example_registry(3), [])
+    journal.start()
+    journal.close()
+    with pytest.raises(NoPast, match="nothing is kept of this fleet: others may write in the folder"):
+        journal.past.newest()
+    with pytest.raises(NoPast):
+        Kept(tmp_path / FILE).newest()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_not_there_is_named_by_a_look_into_the_past(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "file").touch()
+    journal = keeper(tmp_path / "file", example_registry(3), [])
+    journal.start()
+    journal.close()
+    with pytest.raises(NoPast, match="nothing is kept of this fleet: "):
+        journal.past.newest()
+
+
+def test_a_file_that_others_could_read_is_this_users_alone_from_then_on(path: pathlib.Path) -> None:
+    for ending in ("", "-wal"):
+        path.with_name(path.name + ending).touch(0o644)
+    with writing(path) as store:
+        write(store, 0, [example_row(0)])
+        assert {file.stat().st_mode & 0o777 for file in path.parent.iterdir()} == {0o600}
+
+
 def test_a_disk_that_gives_no_answer_stops_nothing_else(path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edge.fleet.journal.RESTORE_SECONDS", 0.01)
     monkeypatch.setattr("edge.fleet.journal.SLOW_SECONDS", 0.05)
     monkeypatch.setattr("edge.fleet.journal.CLOSE_SECONDS", 0.01)
-    answer, told = threading.Event(), list[str]()
+    answer, told = threading.Event(), list[tuple[str, str]]()
 
     def blocked() -> Store:
         answer.wait()
         return Store(path, None)
 
-    journal = Journal(blocked, path, example_registry(3), MOMENT_SECONDS, complain=told.append)
+    journal = Journal(blocked, path, example_registry(3), MOMENT_SECONDS, tell=lambda *event: told.append(event))
     journal.start()
     assert eventually(journal.notices)[0].startswith("journal: its disk has given no answer for ")
     journal.close()
     answer.set()
     eventually(lambda: is_kept(path) and not path.with_name(f"{FILE}-wal").exists())
-    assert told[0].startswith("journal: its disk gave no answer for ")
+    assert told[0][1].startswith("journal: its disk gave no answer for ")
 
 
 def test_trouble_is_told_once_and_so_is_its_end(path: pathlib.Path) -> None:
-    told: list[str] = []
+    told: list[tuple[str, str]] = []
     registry, journal_seconds = example_registry(3), 0.01
     with contextlib.closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as other:
-        journal = Journal(lambda: quick(path), path, registry, journal_seconds, complain=told.append)
+        journal = Journal(lambda: quick(path), path, registry, journal_seconds, tell=lambda *event: told.append(event))
         journal.start()
         eventually(lambda: is_kept(path))
         other.execute("BEGIN IMMEDIATE")
@@ -386,7 +455,7 @@ def test_trouble_is_told_once_and_so_is_its_end(path: pathlib.Path) -> None:
         other.execute("ROLLBACK")
         eventually(lambda: not journal.notices())
         journal.close()
-    assert told == ["journal: another program holds its file", "journal: it is written again"]
+    assert told == [("warning", "journal: another program holds its file"), ("back", "journal: it is written again")]
 
 
 def is_kept(path: pathlib.Path) -> bool:
@@ -428,26 +497,26 @@ def test_a_file_that_was_copied_there_is_this_users_alone(path: pathlib.Path) ->
 
 def test_a_recording_is_one_new_file(tmp_path: pathlib.Path) -> None:
     path, registry = tmp_path / "night.edge", example_registry(3)
-    recording = recording_to(path, registry, lambda _text: None)
+    recording = recording_to(path, registry, lambda _kind, _text: None)
     recording.start()
     recording.close()
     assert list(tmp_path.iterdir()) == [path]
     assert path.stat().st_mode & 0o777 == 0o600
     assert len(Kept(path).newest().snapshot()) == 3
     with pytest.raises(Failure, match="is there already: give --record another name"):
-        recording_to(path, registry, lambda _text: None)
+        recording_to(path, registry, lambda _kind, _text: None)
     with pytest.raises(Failure, match="cannot record to /nowhere/x"):
-        recording_to(pathlib.Path("/nowhere/x"), registry, lambda _text: None)
+        recording_to(pathlib.Path("/nowhere/x"), registry, lambda _kind, _text: None)
 
 
 def test_a_recording_that_is_damaged_goes_on_in_a_new_file(tmp_path: pathlib.Path) -> None:
-    path, told = tmp_path / "night.edge", list[str]()
-    recording = recording_to(path, example_registry(3), told.append)
+    path, told = tmp_path / "night.edge", list[tuple[str, str]]()
+    recording = recording_to(path, example_registry(3), lambda *event: told.append(event))
     path.write_bytes(b"no database" * 1000)
     recording.start()
     recording.close()
     assert len(told) == 1
-    assert told[0].startswith("recording: it was damaged")
+    assert told[0][1].startswith("recording: it was damaged")
     assert len(Kept(path).newest().snapshot()) == 3
 
 

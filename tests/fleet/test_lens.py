@@ -84,8 +84,11 @@ def test_energy_is_added_up_over_the_nodes_that_report_it() -> None:
     one = one._replace(vitals=one.vitals._replace(energy_joules=7_200_000))
     other = other._replace(vitals=other.vitals._replace(energy_joules=0))
     assert " · energy 2.0 kWh " in text_of(one, other)
-    assert " · energy 2.0 kWh (2 of 3) " in text_of(one, other, silent, node_of("d", cpu_percent=1))
+    assert " · energy 2.0 kWh (2 of 3 nodes) " in text_of(one, other, silent, node_of("d", cpu_percent=1))
     assert "energy" not in text_of(silent)
+    gone = one._replace(session=None, heartbeat_at=NOW - 1000)
+    assert " · energy 2.0 kWh " in text_of(gone, other)
+    assert " no node is online · energy 2.0 kWh " in text_of(gone)
 
 
 def test_a_fleet_without_gpus_adds_up_its_hosts() -> None:

@@ -8,10 +8,15 @@ import pytest
 
 import node_pb2 as pb
 from edge import history
+from edge.drawing import plain
+from edge.fleet.joining import Joining
+from edge.fleet.lens import Lens, Ui
 from edge.fleet.row import Row
+from edge.fleet.screen import About, look, render
+from edge.fleet.source import Moment
 from edge.fleet.users import User
 from server import Registry
-from tests.fixtures.examples import example_registry, example_row
+from tests.fixtures.examples import WALL, example_registry, example_row
 from tests.fixtures.screens import Screen
 
 GIB = 2**30
@@ -48,15 +53,17 @@ def test_users_are_added_up_over_nodes_and_each_gpu_once_for_each() -> None:
     loads = percents(0, 0, 1, 2, 3) + percents(10, 0)
     idle = sum(load < 5 for load in loads)
     assert ada.utilization == pytest.approx(sum(loads) / 500)
-    assert ada == User("ada", 5, 45 * GIB, ada.utilization, idle, (("Node-1000", 4), ("Node-1010", 1)))
+    assert ada == User("ada", 5, 45 * GIB, ada.utilization, idle, (("Node-1000", 4), ("Node-1010", 1), ("Node-1011", None)))
     assert bob[:3] == ("bob", 2, round(2.5 * GIB))
     assert bob.nodes == (("Node-1000", 1), ("Node-1001", 1))
     assert unknown[:2] == ("", 1)
     text = screen.text()
     assert re.search(r"USER +GPUS↓ +IDLE +UTIL +MEMORY +NODES ON", text)
-    assert re.search(r"│ ada +5 +\d .* \d+% +45.0 GiB +2 Node-1000 \(4\), Node-1010 \(1\) ", text)
+    assert re.search(r"│ ada +5 +\d .* \d+% +45.0 GiB +3 Node-1000 \(4\), Node-1010 \(1\), Node-1011 \(—\) ", text)
     assert re.search(r"│ — +1 ", text)
     assert "eve" not in text  # what is not online is not known to be held
+    listed = screen.press("home", "enter").nodes()
+    assert listed == ["Node-1000", "Node-1002", "Node-1010", "Node-1011"]  # the second names a GPU that it has not
 
 
 def test_a_gpu_whose_use_is_not_reported_is_held_and_neither_busy_nor_idle() -> None:
@@ -75,6 +82,25 @@ def test_the_filter_holds_for_users_too() -> None:
     assert [user.name for user in screen.press("/", "ctrl-u", *"user=bob", "enter").lens.users] == ["bob", "ada"]
     assert screen.lens.users[0].gpus == 2
     assert "No process on a GPU is known of what the filter matches" in screen.press("/", "ctrl-u", *"user=eve", "enter").text()
+
+
+def test_a_server_elsewhere_is_asked_who_the_users_are() -> None:
+    now = [50.0]
+
+    class Elsewhere(Moment):
+        def clock(self) -> float:
+            return now[0]
+
+    lens, ui = Lens(Elsewhere(50.0, WALL, [example_row(0)], ()), is_here=False), Ui(users=True)
+    about = About("10.0.0.5", Joining(is_secure=False, addresses=()), is_here=False)
+
+    def text() -> str:
+        lens.refresh(ui)
+        return plain(render(look(lens, ui, about, 100, 30), 100, 30))
+
+    assert "The server is asked what runs on its nodes …" in text()
+    now[0] += 4
+    assert "No process on a GPU is known" in text()
 
 
 def test_enter_shows_what_a_user_holds() -> None:
