@@ -332,7 +332,7 @@ def graph_title(subject: Subject, curve: Curve, width: int) -> str:
     low, high = curve.values.replace(nothing, b""), curve.highest.replace(nothing, b"")
     if low and high:
         extent = f"{titles[0]} · lowest {min(low)}, highest {max(high)}"
-        titles = [extent, *(f"{curve.name} {min(low)}{to}{max(high)}, {past}" for to in (" to ", "–")), *titles]
+        titles = [extent, *(f"{curve.name}: {min(low)}{to}{max(high)}, {past}" for to in (" to ", "–")), *titles]
     return fit(next((title for title in titles if len(title) <= width), titles[-1]), width)
 
 

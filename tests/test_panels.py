@@ -171,7 +171,7 @@ def test_graphs_of_a_longer_time_say_when_it_was_and_their_lowest_and_highest() 
     text = plain(node_panels(over(one), 160, 40))
     assert "utilization, 0 to 100% · last 1h · lowest 0, highest 100" in text
     assert re.search("│ 07:00 +08:00  07:00 +08:00 │", text)
-    assert "utilization 0–100, 1h" in plain(node_panels(over(EIGHT), 160, 40))
+    assert "utilization: 0–100, 1h" in plain(node_panels(over(EIGHT), 160, 40))
     assert "mean" not in text
 
 
