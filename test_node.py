@@ -716,7 +716,7 @@ def test_a_server_that_goes_away_says_so_and_the_node_comes_back(start: Start) -
     assert server.end() == 130
     agent.line("going away: come back soon.*next try in")
     back, _ = started_server(start, "--json", port=int(address.rpartition(":")[2]))
-    (row,) = back.json_line(lambda line: [row for row in line["nodes"] if row["state"] == "ONLINE"], 40)["nodes"]
+    (row,) = back.json_line(lambda line: any(row["state"] == "ONLINE" for row in line["nodes"]), 40)["nodes"]
     assert row["info"]["session_number"] == 2
     # Where the new server starts slowly, a try in between found nobody.
     assert re.search("going away: come back soon|nothing listens on", row["info"]["last_error"])
