@@ -365,7 +365,7 @@ class NodeRow(_message.Message):
     def __init__(self, number: _Optional[int] = ..., node_id: _Optional[str] = ..., address: _Optional[str] = ..., has_session: bool = ..., left: bool = ..., reason: _Optional[str] = ..., token_id: _Optional[str] = ..., interval_milliseconds: _Optional[int] = ..., heartbeat_age_milliseconds: _Optional[int] = ..., sample_age_milliseconds: _Optional[int] = ..., round_trip_microseconds: _Optional[int] = ..., info: _Optional[bytes] = ..., sample: _Optional[bytes] = ..., processes: _Optional[bytes] = ..., summary: _Optional[_Union[Summary, _Mapping]] = ..., readings: _Optional[bytes] = ..., extremes: _Optional[bytes] = ..., awaited_milliseconds: _Optional[int] = ..., info_number: _Optional[int] = ..., node_readings: _Optional[bytes] = ...) -> None: ...
 
 class Beats(_message.Message):
-    __slots__ = ("number_steps", "heartbeat_age_milliseconds", "sample_lag_milliseconds", "utilization_permille", "memory_permille", "memory_used_mebibytes", "temperature_celsius", "power_milliwatts", "cpu_percent", "energy_joules", "round_trip_microseconds", "hottest_device")
+    __slots__ = ("number_steps", "heartbeat_age_milliseconds", "sample_lag_milliseconds", "utilization_permille", "memory_permille", "memory_used_mebibytes", "temperature_celsius", "power_deciwatts", "cpu_percent", "energy_kilojoules", "round_trip_microseconds", "hottest_device")
     NUMBER_STEPS_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_AGE_MILLISECONDS_FIELD_NUMBER: _ClassVar[int]
     SAMPLE_LAG_MILLISECONDS_FIELD_NUMBER: _ClassVar[int]
@@ -373,9 +373,9 @@ class Beats(_message.Message):
     MEMORY_PERMILLE_FIELD_NUMBER: _ClassVar[int]
     MEMORY_USED_MEBIBYTES_FIELD_NUMBER: _ClassVar[int]
     TEMPERATURE_CELSIUS_FIELD_NUMBER: _ClassVar[int]
-    POWER_MILLIWATTS_FIELD_NUMBER: _ClassVar[int]
+    POWER_DECIWATTS_FIELD_NUMBER: _ClassVar[int]
     CPU_PERCENT_FIELD_NUMBER: _ClassVar[int]
-    ENERGY_JOULES_FIELD_NUMBER: _ClassVar[int]
+    ENERGY_KILOJOULES_FIELD_NUMBER: _ClassVar[int]
     ROUND_TRIP_MICROSECONDS_FIELD_NUMBER: _ClassVar[int]
     HOTTEST_DEVICE_FIELD_NUMBER: _ClassVar[int]
     number_steps: _containers.RepeatedScalarFieldContainer[int]
@@ -385,12 +385,12 @@ class Beats(_message.Message):
     memory_permille: _containers.RepeatedScalarFieldContainer[int]
     memory_used_mebibytes: _containers.RepeatedScalarFieldContainer[int]
     temperature_celsius: _containers.RepeatedScalarFieldContainer[int]
-    power_milliwatts: _containers.RepeatedScalarFieldContainer[int]
+    power_deciwatts: _containers.RepeatedScalarFieldContainer[int]
     cpu_percent: _containers.RepeatedScalarFieldContainer[int]
-    energy_joules: _containers.RepeatedScalarFieldContainer[int]
+    energy_kilojoules: _containers.RepeatedScalarFieldContainer[int]
     round_trip_microseconds: _containers.RepeatedScalarFieldContainer[int]
     hottest_device: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, number_steps: _Optional[_Iterable[int]] = ..., heartbeat_age_milliseconds: _Optional[_Iterable[int]] = ..., sample_lag_milliseconds: _Optional[_Iterable[int]] = ..., utilization_permille: _Optional[_Iterable[int]] = ..., memory_permille: _Optional[_Iterable[int]] = ..., memory_used_mebibytes: _Optional[_Iterable[int]] = ..., temperature_celsius: _Optional[_Iterable[int]] = ..., power_milliwatts: _Optional[_Iterable[int]] = ..., cpu_percent: _Optional[_Iterable[int]] = ..., energy_joules: _Optional[_Iterable[int]] = ..., round_trip_microseconds: _Optional[_Iterable[int]] = ..., hottest_device: _Optional[_Iterable[int]] = ...) -> None: ...
+    def __init__(self, number_steps: _Optional[_Iterable[int]] = ..., heartbeat_age_milliseconds: _Optional[_Iterable[int]] = ..., sample_lag_milliseconds: _Optional[_Iterable[int]] = ..., utilization_permille: _Optional[_Iterable[int]] = ..., memory_permille: _Optional[_Iterable[int]] = ..., memory_used_mebibytes: _Optional[_Iterable[int]] = ..., temperature_celsius: _Optional[_Iterable[int]] = ..., power_deciwatts: _Optional[_Iterable[int]] = ..., cpu_percent: _Optional[_Iterable[int]] = ..., energy_kilojoules: _Optional[_Iterable[int]] = ..., round_trip_microseconds: _Optional[_Iterable[int]] = ..., hottest_device: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class FleetEvent(_message.Message):
     __slots__ = ("unix_milliseconds", "kind", "node_id", "text")

@@ -20,6 +20,7 @@ from edge.text import visible
 
 HERE = Session(pb.HeartbeatRequest(), "", None)  # of a row that has a session with another server
 MEBIBYTE = 2**20
+DECIWATT, KILOJOULE = 100, 1000  # in milliwatts, in joules
 KELVIN = 101  # what is added to a temperature, so that the lowest is 1
 MOST = {  # of each column of Beats
     "number_steps": 2**32,
@@ -29,9 +30,9 @@ MOST = {  # of each column of Beats
     "memory_permille": 10**6 + 1,
     "memory_used_mebibytes": 2**40,
     "temperature_celsius": 500 + KELVIN,
-    "power_milliwatts": MAX_MILLIWATTS + 1,
+    "power_deciwatts": MAX_MILLIWATTS // DECIWATT + 1,
     "cpu_percent": 100 + 1,
-    "energy_joules": MAX_JOULES + 1,
+    "energy_kilojoules": MAX_JOULES // KILOJOULE + 1,
     "round_trip_microseconds": 2**32,
     "hottest_device": MAX_DEVICES,
 }
@@ -167,9 +168,9 @@ def beats_of(pairs: Iterable[tuple[int, Row]], now: float) -> pb.Beats:
         memory_permille=[0 if one.memory is None else most(1000 * one.memory + 1) for one in vitals],
         memory_used_mebibytes=[min(one.memory_used_bytes // MEBIBYTE, 2**32 - 1) for one in vitals],
         temperature_celsius=[0 if one.celsius is None else KELVIN + round(one.celsius) for one in vitals],
-        power_milliwatts=[0 if one.milliwatts is None else 1 + one.milliwatts for one in vitals],
+        power_deciwatts=[0 if one.milliwatts is None else 1 + one.milliwatts // DECIWATT for one in vitals],
         cpu_percent=[0 if one.cpu_percent is None else 1 + one.cpu_percent for one in vitals],
-        energy_joules=[0 if one.energy_joules is None else 1 + one.energy_joules for one in vitals],
+        energy_kilojoules=[0 if one.energy_joules is None else 1 + one.energy_joules // KILOJOULE for one in vitals],
         round_trip_microseconds=[0 if row.round_trip_seconds is None else most(1e6 * row.round_trip_seconds + 1) for row in rows],
         hottest_device=[one.hottest for one in vitals],
     )
@@ -207,10 +208,11 @@ def rows_after(beats: pb.Beats, made_at: float, rows: Mapping[int, Row]) -> Iter
         old = row.vitals
         vitals = Vitals(  # _replace, in half of its time
             (busy - 1) / 1000 if busy else None, (full - 1) / 1000 if full else None, used * MEBIBYTE, old.memory_total_bytes,
-            celsius, None if celsius is None else limit_of(row.capacities, hottest), power - 1 if power else None, old.errors,
+            celsius, None if celsius is None else limit_of(row.capacities, hottest),
+            (power - 1) * DECIWATT if power else None, old.errors,
             node + old.frame[len(node) :],  # what devices report is as it was, until their details come
             old.devices, old.with_utilization, old.with_memory, old.with_power, hottest,
-            cpu - 1 if cpu else None, energy - 1 if energy else None,
+            cpu - 1 if cpu else None, (energy - 1) * KILOJOULE if energy else None,
         )  # fmt: skip
         sample_at = heartbeat_at - lag / 1000
         frames = history_after(row, sample_at, node.ljust(row.capacities.frame_bytes, bytes([history.NOT_REPORTED])))
