@@ -353,8 +353,9 @@ class Registry:
             self._places.add(row)
 
     def bring_back(self, moment: Source) -> None:
-        """The fleet of before a restart, as far as there is room; who has come already is there."""
+        """The fleet and the events of before a restart, as far as there is room; who has come already is there."""
         now = self.clock()
+        self.log.recall(moment.newest_events(EVENTS_KEPT))
         for row in restored(moment, now, self.wall()):
             with self._lock, contextlib.suppress(Refused):
                 if row.node_id not in self._rows and len(self._rows) < self.max_nodes:

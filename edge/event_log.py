@@ -8,7 +8,7 @@ import itertools
 import math
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import NamedTuple
 
 
@@ -45,6 +45,14 @@ class EventLog:
             room = self._rooms.setdefault(event.kind, collections.deque(maxlen=self._kept))
             room.append((self._count, event))
             self._count += 1
+
+    def recall(self, events: Sequence[Event]) -> None:
+        """What happened before all that is here, the oldest first. To who follows it is no news."""
+        with self._lock:
+            for number, event in enumerate(reversed(events), 1):
+                room = self._rooms.setdefault(event.kind, collections.deque(maxlen=self._kept))
+                if len(room) < self._kept:
+                    room.appendleft((-number, event))
 
     def miss(self) -> None:
         """One comes too fast to be kept. Who follows is told how many did."""

@@ -109,3 +109,15 @@ def test_several_threads_add_and_no_event_is_lost_or_told_twice() -> None:
     for number in range(writers):
         told = [int(event.text) for event in seen if event.node_id == f"box-{number}"]
         assert told == sorted(set(told))  # each once, in their order
+
+
+def test_what_was_before_stands_before_all_and_is_no_news() -> None:
+    log = EventLog(3, lambda: 100.0)
+    log.add("lost", "now", "c")
+    follower = log.follow()
+    log.recall([Event(float(second), "lost", "b", str(second)) for second in range(5)])
+    assert [event.text for event in log.newest(10)] == ["3", "4", "now"]  # the newest of before, as many as there is room for
+    assert [event.text for event in follower.new()[1]] == ["now"]
+    log.add("lost", "later", "c")
+    assert follower.new() == (0, [Event(100.0, "lost", "c", "later")])
+    assert [event.text for event in log.newest(10)] == ["4", "now", "later"]

@@ -125,8 +125,9 @@ class Store:
         """Whether it has no moment."""
         return not self._number("SELECT count(*) FROM moments WHERE segment <> ?", TREND)
 
-    def know(self, rows: Iterable[Row]) -> None:
-        """These rows are in the file already, with their frames."""
+    def know(self, rows: Iterable[Row], events: Iterable[Event]) -> None:
+        """These rows are in the file already, with their frames, and these events."""
+        self._seen = set(events)
         self._known = {row.node_id: UNKNOWN._replace(sample_at=row.sample_at, folded_at=row.sample_at) for row in rows}
 
     def write(
@@ -458,14 +459,17 @@ class Journal:
 
     def _read(self) -> None:
         if self._restore and self._store and not self._store.is_empty():
+            events: Sequence[Event] = ()
             try:
-                self._restore(self.past.newest())
+                moment = self.past.newest()
+                self._restore(moment)
+                events = moment.newest_events(EVENTS_KEPT)
             except NoPast as error:
                 if type(error.__cause__) is sqlite3.DatabaseError:  # the file itself is spoilt, and not this moment alone
                     raise error.__cause__ from error
                 self._tell(f"what was before this start is not known: {error}")
             came_back = (row for row in self._source.snapshot() if row.session is None)  # others have come while it was read
-            self._store.know(came_back)
+            self._store.know(came_back, events)
 
     def _take(self, now: float, seconds: float, is_last: bool) -> None:
         if self._store:
