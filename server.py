@@ -29,12 +29,10 @@ import os
 import pathlib
 import random
 import shlex
-import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import TextIO
 
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC's C core writes to stderr, across the screen; what matters comes as errors
 
@@ -43,12 +41,12 @@ import grpc.aio
 
 import node_pb2 as pb
 from edge.command_line import Endpoint, target_of
-from edge.event_log import Event, EventLog, Follower
+from edge.event_log import Event, EventLog
 from edge.fleet.admission import PLENTY, Lines, Memory, Places, network_of
 from edge.fleet.attach import attach
-from edge.fleet.export import snapshot_json
 from edge.fleet.extremes import new_extremes
 from edge.fleet.guard import Guard
+from edge.fleet.headless import run_headless
 from edge.fleet.intake import after, identify
 from edge.fleet.joining import Joining, own_addresses, told
 from edge.fleet.journal import keep, restored
@@ -70,7 +68,7 @@ from edge.fleet.screen import About, look, render, room_of
 from edge.fleet.service import Service
 from edge.fleet.source import EVENTS_KEPT, Past, Source, Wants
 from edge.fleet.token_command import main as token_main
-from edge.program import Failure, OutputClosed, is_kept, is_screen, main_of, put, time_stamp
+from edge.program import Failure, OutputClosed, is_kept, is_screen, main_of, time_stamp
 from edge.protocol import (
     ACKNOWLEDGE_SECONDS,
     FIRST_MESSAGE_SECONDS,
@@ -92,7 +90,6 @@ MAX_STRETCH = 5.0  # of the cadence then
 FORGET_SECONDS = 24 * 3600.0
 DATA_FRAMES_PER_SECOND = 12  # heartbeats come all the time; keys are answered at once
 TICK_SECONDS = 1.0  # from one look at who is late to the next: for the log, since a row's state is told from its age
-PRINT_SECONDS = 0.2  # from one look into the log to the next, without a screen
 UNHEARD_SECONDS = 0.1  # that gRPC may take at the end to say what became of an answer that was broken off
 
 
@@ -348,9 +345,12 @@ class Registry:
     def restore(self, row: Row) -> None:
         """Put a row as it is: for pictures and tests."""
         with self._lock:
-            self._memory.swap(self._rows.get(row.node_id), row)
-            self._rows[row.node_id] = row
-            self._places.add(row)
+            self._restore(row)
+
+    def _restore(self, row: Row) -> None:
+        self._memory.swap(self._rows.get(row.node_id), row)
+        self._rows[row.node_id] = row
+        self._places.add(row)
 
     def bring_back(self, moment: Source) -> None:
         """The fleet and the events of before a restart, as far as there is room; who has come already is there."""
@@ -359,9 +359,7 @@ class Registry:
         for row in restored(moment, now, self.wall()):
             with self._lock, contextlib.suppress(Refused):
                 if row.node_id not in self._rows and len(self._rows) < self.max_nodes:
-                    self._memory.swap(None, row)
-                    self._rows[row.node_id] = row
-                    self._places.add(row)
+                    self._restore(row)
                     if (state := state_of(row, now)) is State.LOST:
                         self._told[row.node_id] = state
                     if hanging_seconds(row, now) is not None:
@@ -599,43 +597,6 @@ def show_screen(
                     return
             if keys:
                 frame_due = min(frame_due, drawn + 1 / options.fps)  # a key is answered at once
-
-
-def run_headless(
-    source: Source,
-    events: Follower | None,
-    is_alive: Callable[[], bool],
-    inputs: Inputs,
-    first: Sequence[str],
-    as_json: bool,
-    is_known: Callable[[], bool] = lambda: True,
-) -> None:
-    """The main thread without a terminal: a line an event, and with --json a snapshot of the fleet each second, and all else on
-    stderr. `first`: its first lines; `is_known`: whether there is a fleet, since one that is not known yet is not an empty one."""
-    said = sys.stderr if as_json else sys.stdout
-    put("\n".join(first), said)
-    snapshot_due = time.monotonic()
-    while not inputs.received and is_alive():
-        now = time.monotonic()
-        if events:
-            print_events(events, said)
-        if as_json and now >= snapshot_due and is_known():
-            put(snapshot_json(source))
-            snapshot_due = max(snapshot_due + 1, time.monotonic())
-        inputs.wait(PRINT_SECONDS)
-    if events:
-        print_events(events, said)  # what came since the last look
-    if inputs.received:
-        put(f"{time_stamp(time.time())} stopped by {signal.Signals(inputs.received).name}", said)
-
-
-def print_events(events: Follower, said: TextIO) -> None:
-    """Print what came since the last call."""
-    missed, new = events.new()
-    if missed:
-        put(f"{time_stamp(time.time())} warning server: {missed} events came too fast to be kept", said)
-    for event in new:
-        put(f"{time_stamp(event.time)} {event.kind} {event.node_id}: {event.text}", said)
 
 
 def look_elsewhere(options: argparse.Namespace) -> int:

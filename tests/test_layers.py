@@ -38,7 +38,7 @@ LAYERS = (
     ("edge.fleet.lens", "edge.fleet.events"),
     ("edge.fleet.replay",),
     ("edge.fleet.keys", "edge.fleet.export"),
-    ("edge.fleet.screen",),
+    ("edge.fleet.screen", "edge.fleet.headless"),
     ("edge.fleet.token_command", "edge.fleet.options"),
     ("node", "server"),
 )

@@ -23,8 +23,8 @@ from edge.fleet.source import EVENTS_KEPT, NOT_IN_THE_PAST, Frozen, Moment, NoPa
 from edge.fleet.times import is_time, show_time
 from edge.fleet.users import SORT_BY_GPUS, User, Users, sorted_users
 from edge.history import WHOLE_NODE
+from edge.protocol import MAX_OPEN_NODES
 
-MAX_OPEN = 256  # nodes whose details are asked for
 SINCE_SECONDS = 1.0  # from one look at what happens behind a picture that stands still to the next
 ASKING_SECONDS = 3.0  # that a server elsewhere has for its first answer of what runs on its nodes
 LOOKS_PER_SECOND = 2.0  # into a past that is played
@@ -244,7 +244,7 @@ class Lens:
         """What must be at hand of the nodes themselves, beside their sums."""
         shown = [ui.page] * bool(ui.page) + list(self.shown) * ui.by_gpu
         processes = ui.users or asks_for_processes(ui.filter)
-        return Wants(frozenset(shown[:MAX_OPEN]), details=ui.by_gpu or ui.users, processes=processes)
+        return Wants(frozenset(shown[:MAX_OPEN_NODES]), details=ui.by_gpu or ui.users, processes=processes)
 
     # ---- Now, a picture that is frozen, or the past ----
 

@@ -58,56 +58,6 @@ class Source(Protocol):
         """What is wrong with the source itself, a short sentence each, for the header: a server that is gone, a full disk."""
 
 
-class Frozen:
-    """A fleet as it was at one moment. What is forgotten goes from the fleet itself."""
-
-    def __init__(self, source: Source) -> None:
-        self._source = source
-        self._now, self._wall = source.clock(), source.wall()
-        self._rows = {row.node_id: row for row in source.snapshot()}
-        self._states = {row.node_id: state_of(row, self._now) for row in self._rows.values()}
-        self._events = source.newest_events(EVENTS_KEPT)
-
-    def clock(self) -> float:
-        return self._now
-
-    def wall(self) -> float:
-        return self._wall
-
-    def snapshot(self) -> list[Row]:
-        return list(self._rows.values())
-
-    def rows(self, node_ids: Iterable[str]) -> list[Row | None]:
-        return [self._rows.get(node_id) for node_id in node_ids]
-
-    def newest_events(self, count: int) -> Sequence[Event]:
-        return self._events[-count:] if count else ()
-
-    def forget(self, node_id: str) -> bool:
-        return self._source.forget(node_id)
-
-    def why_not_forget(self) -> str:
-        return self._source.why_not_forget()
-
-    def want(self, wants: Wants) -> None:
-        pass
-
-    def notices(self) -> Sequence[str]:
-        return self._source.notices()
-
-    def since(self) -> list[tuple[str, int]]:
-        """How many nodes are worse off by now than in this picture, by what they are, the worst first; and how many have joined."""
-        now, order = self._source.clock(), list(State)
-        counts: collections.Counter[str] = collections.Counter()
-        for row in self._source.snapshot():
-            before, state = self._states.get(row.node_id), state_of(row, now)
-            if before is None:
-                counts["joined"] += 1
-            elif state is not before and order.index(state) > order.index(before):
-                counts[state.value.lower()] += 1
-        return [(word, counts[word]) for word in CHANGES if counts[word]]
-
-
 def wrong_in(source: Source) -> list[tuple[str, int]]:
     """How many nodes are not as they should be, by what they are, the worst first."""
     now = source.clock()
@@ -175,3 +125,33 @@ class Moment:
 
     def notices(self) -> Sequence[str]:
         return ()
+
+
+class Frozen(Moment):
+    """A fleet as it is now, and stays so to whoever looks. What is forgotten goes from the fleet itself."""
+
+    def __init__(self, source: Source) -> None:
+        super().__init__(source.clock(), source.wall(), source.snapshot(), source.newest_events(EVENTS_KEPT))
+        self._source = source
+        self._states = {row.node_id: state_of(row, self._now) for row in self._rows.values()}
+
+    def forget(self, node_id: str) -> bool:
+        return self._source.forget(node_id)
+
+    def why_not_forget(self) -> str:
+        return self._source.why_not_forget()
+
+    def notices(self) -> Sequence[str]:
+        return self._source.notices()
+
+    def since(self) -> list[tuple[str, int]]:
+        """How many nodes are worse off by now than in this picture, by what they are, the worst first; and how many have joined."""
+        now, order = self._source.clock(), list(State)
+        counts: collections.Counter[str] = collections.Counter()
+        for row in self._source.snapshot():
+            before, state = self._states.get(row.node_id), state_of(row, now)
+            if before is None:
+                counts["joined"] += 1
+            elif state is not before and order.index(state) > order.index(before):
+                counts[state.value.lower()] += 1
+        return [(word, counts[word]) for word in CHANGES if counts[word]]
