@@ -53,10 +53,12 @@ ROOT = Path(__file__).resolve().parent
 CACHE = ROOT / ".cache"
 DIST = ROOT / "dist"
 VENV = ROOT / ".venv"
-PROGRAMS = {"server": "fleet", "node": "hardware"}  # each with the folder of edge/ that it alone has
+PROGRAMS = {"server": ("fleet", "web"), "node": ("hardware",)}  # each with the folders of edge/ that it alone has
 # What the server alone needs, each with the Python whose wheel serves all: of a stable ABI there are several, but the oldest one
 # runs on all, and once is enough. None: each has its own.
-SERVER_PACKAGES: dict[str, int | None] = {"cffi": None, "cryptography": 10}
+SECURE_PACKAGES: dict[str, int | None] = {"cffi": None, "cryptography": 10}
+WEB_PACKAGES = ("anyio", "click", "exceptiongroup", "grpcio-health-checking", "h11", "starlette", "uvicorn")
+SERVER_PACKAGES: dict[str, int | None] = {**SECURE_PACKAGES, **dict.fromkeys(WEB_PACKAGES, 10)}
 STUBS = ("node_pb2.py", "node_pb2.pyi", "node_pb2_grpc.py")
 REQUIREMENTS = ROOT / "requirements.txt"
 DEV_REQUIREMENTS = ROOT / "requirements-dev.txt"
@@ -120,13 +122,13 @@ PLATFORMS = (
     Platform("musl-aarch64", "musl", "cpython-{}-aarch64-linux-musl", ("musllinux_1_1_aarch64", "musllinux_1_2_aarch64")),
     Platform(
         "linux-armv7l", "armv7l", "cpython-{}-arm-linux-gnueabihf", ("linux_armv7l",), (11, 12, 13, 14, 15),
-        lacks=("psutil", *SERVER_PACKAGES),
+        lacks=("psutil", *SECURE_PACKAGES),
     ),
     # One universal build of grpcio and protobuf, but two of psutil.
     Platform("macos-arm64", "macos", "cpython-{}-darwin-arm64", ("macosx_11_0_universal2", "macosx_11_0_arm64"), blob="macos"),
     Platform(
         "macos-x86_64", "macos", "cpython-{}-darwin-x86_64", ("macosx_11_0_universal2", "macosx_11_0_x86_64"), blob="macos",
-        lacks=(*SERVER_PACKAGES,),
+        lacks=(*SECURE_PACKAGES,),
     ),
     Platform("windows-amd64", "windows", "cp{}-win_amd64", ("win_amd64",)),
 )  # fmt: skip
@@ -485,7 +487,8 @@ def describe(targets: list[Target]) -> str:
 def read_program(name: str, source: Path) -> list[File]:
     """Returns what a program's own tree holds: its script, the stubs, and what of edge/ is its own or both programs'."""
     paths = [source / path for path in (f"{name}.py", "node_pb2.py", "node_pb2_grpc.py")]
-    paths += sorted(source.glob("edge/*.py")) + sorted(source.glob(f"edge/{PROGRAMS[name]}/*.py"))
+    paths += sorted(source.glob("edge/*.py"))
+    paths += sorted(path for folder in PROGRAMS[name] for kind in ("py", "html") for path in source.glob(f"edge/{folder}/*.{kind}"))
     return [make_file(path.relative_to(source).as_posix(), path.read_bytes()) for path in paths]
 
 

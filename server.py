@@ -33,6 +33,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
 
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC's C core writes to stderr, across the screen; what matters comes as errors
 
@@ -44,6 +45,7 @@ from edge.command_line import Endpoint, target_of
 from edge.event_log import Event, EventLog
 from edge.fleet.admission import PLENTY, Lines, Memory, Places, network_of
 from edge.fleet.attach import attach
+from edge.fleet.counters import Counters
 from edge.fleet.extremes import new_extremes
 from edge.fleet.guard import Guard
 from edge.fleet.headless import run_headless
@@ -81,6 +83,9 @@ from edge.protocol import (
 from edge.terminal import Inputs, Screen
 from edge.text import MISSING, show_seconds, visible
 
+if TYPE_CHECKING:
+    from edge.web.listener import Listener
+
 RECONNECTS_PER_SECOND = 700  # sessions that one process can open beside its heartbeats: a larger fleet spreads its return
 HEARTBEATS_PER_SECOND = 10_000  # what one process takes in; a larger fleet is told to beat more slowly
 STRAINED_SECONDS = 0.25  # that a tick comes too late where this machine is slower than that, and takes fewer
@@ -115,6 +120,7 @@ class Registry:
         self.wall = time.time
         self.is_over: Callable[[str], object] = lambda _token_id: False  # whether a token lets nobody in any more
         self.troubles: Callable[[], Sequence[str]] = tuple  # what is wrong with what is kept of this fleet
+        self.counters = Counters()
         self.log = EventLog(EVENTS_KEPT, self.wall, PLENTY)
         self.errors: collections.deque[str] = collections.deque(maxlen=100)  # written where the lock may be held
         self._interval_seconds = interval_seconds
@@ -473,8 +479,11 @@ class Network:
         guard: Guard | None = None,
         past: Past | None = None,
         socket_folder: pathlib.Path | None = None,
+        http: Endpoint | None = None,
+        joining: Callable[[], Joining] = lambda: Joining(is_secure=False, addresses=()),
     ) -> None:
-        """Without a guard it listens in plain text, to whoever comes. `socket_folder`: for this machine's own user's socket."""
+        """Without a guard it listens in plain text, to whoever comes. `socket_folder`: for this machine's own user's socket.
+        `http`: where it serves HTTP as well."""
         self._registry = registry
         self._service = Service(registry, first_message_seconds, guard, past)
         self._socket_folder = socket_folder
@@ -482,6 +491,8 @@ class Network:
         if guard:
             registry.is_over = guard.tokens.why_over
         self._listen = listen
+        self._http, self._joining = http, joining
+        self.http: Endpoint | None = None  # with its real port, once it listens
         self._bound: concurrent.futures.Future[list[Endpoint]] = concurrent.futures.Future()
         self._thread = threading.Thread(target=self._run, name="network", daemon=True)
         self.failure: Exception | None = None
@@ -523,16 +534,38 @@ class Network:
         if self._socket_folder and (warning := bind_socket(server.add_insecure_port, self._socket_folder, bound[0].port)):
             self._registry.complain("warning", "server", warning)
         await server.start()
+        listener = await self._start_http() if self._http else None
         self._bound.set_result(bound)
         ticking = asyncio.create_task(self._tick(Crowd(connections)))
         feeding = asyncio.create_task(self._service.feed.run())
         await self._stop.wait()
         ticking.cancel()
         feeding.cancel()
+        if listener:
+            await listener.stop()
         closing = asyncio.create_task(server.stop(GOODBYE_SECONDS / 2))  # no new connections from here on
         await self._service.close()
         await closing
         await self._wait_for_grpc()
+
+    async def _start_http(self) -> Listener:
+        """uvicorn and starlette are imported where they are used: most servers have no need of them."""
+        from edge.web.listener import Listener
+        from edge.web.site import Site
+
+        agent = pathlib.Path(sys.argv[0]).with_name("node.pyz")
+        site = Site(
+            fleet=self._registry,
+            feed=self._service.feed,
+            counters=self._registry.counters,
+            joining=self._joining,
+            guard=self._guard,
+            agent=agent if agent.exists() else None,
+            is_ready=lambda: not self._stop.is_set(),
+        )
+        listener = Listener(site)
+        self.http = await listener.start(self._http or default_endpoint())
+        return listener
 
     async def _wait_for_grpc(self) -> None:
         """Until gRPC knows that its calls have ended: what its poller tells a loop that is closed is an error."""
@@ -647,14 +680,21 @@ def run(options: argparse.Namespace, make_registry: Callable[..., Registry] = Re
         registry.troubles = lambda: [notice for journal in kept for notice in journal.notices()]
         past = kept[0].past if kept else None
         folder = next(socket_folders(options.state))
-        network = Network(registry, options.listen, guard=guard, socket_folder=folder, past=past)
+        addresses: list[str] = []
+
+        def joining() -> Joining:  # tokens come and go
+            return guard.joining(addresses) if guard else Joining(is_secure=False, addresses=addresses)
+
+        network = Network(
+            registry, options.listen, guard=guard, past=past, socket_folder=folder, http=options.http, joining=joining
+        )
         bound = network.start()
         listening = ", ".join(map(str, bound))
+        addresses += own_addresses(bound)
         try:
-            addresses = own_addresses(bound)
 
-            def about() -> About:  # tokens come and go
-                return About(listening, guard.joining(addresses) if guard else Joining(is_secure=False, addresses=addresses))
+            def about() -> About:
+                return About(listening, joining())
 
             if guard:
                 try:

@@ -119,6 +119,11 @@ def several(parse_one: Callable[[str], Endpoint]) -> Callable[[str], list[Endpoi
 parse_endpoints, parse_servers = several(parse_endpoint), several(parse_server)
 
 
+def parse_http(text: str) -> Endpoint:
+    """[HOST:]PORT: on this machine alone where it is a port. Raises argparse.ArgumentTypeError."""
+    return parse_endpoint(f"127.0.0.1:{text}" if text.isdecimal() else text)
+
+
 def parse_node_id(text: str) -> str:
     """The name of a node. Raises argparse.ArgumentTypeError."""
     try:

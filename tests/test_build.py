@@ -240,25 +240,26 @@ def test_a_heartbeat_arrives(box: Box, start: Callable[..., Program], tmp_path: 
 
 def test_only_what_runs_is_packed(box: Box) -> None:
     """No tests, no benchmarks, no pictures; and nothing of the other program's."""
-    for program, folder in build.PROGRAMS.items():
+    for program, folders in build.PROGRAMS.items():
         lines = zipfile.ZipFile(box.dist / f"{program}.pyz").read("index").decode().splitlines()
         paths = {line.split(" ", 3)[3] for line in lines if line.startswith("program/0 ")}
         assert {path for path in paths if "/" not in path} == {f"{program}.py", "node_pb2.py", "node_pb2_grpc.py"}
-        assert {path.split("/")[1] for path in paths if path.count("/") == 2} == {folder}
+        assert {path.split("/")[1] for path in paths if path.count("/") == 2} == {*folders}
         assert {path.split("/")[0] for path in paths if "/" in path} == {"edge"}
 
 
 def test_a_node_carries_nothing_that_the_server_alone_needs(box: Box) -> None:
     """And the server no more of it than it needs."""
     node, server = (zipfile.ZipFile(box.dist / f"{program}.pyz") for program in ("node", "server"))
-    for package in ("cryptography", "cffi"):
+    for package in ("cryptography", "cffi", "uvicorn", "starlette", "grpc_health"):
         assert package not in node.read("index").decode() + " ".join(node.namelist())
     assert not [name for name in node.namelist() if name.startswith("server-")]
     lines = [line.split(" ", 3) for line in server.read("index").decode().splitlines()]
     modules = {words[3].split(".")[0] for words in lines if words[0].startswith("server-") and words[3].endswith(".so")}
     assert modules == {"_cffi_backend", "cryptography/hazmat/bindings/_rust"}
     packages = {re.split("[/.]", words[3])[0] for words in lines if words[0].startswith("server-")}
-    assert packages == {"_cffi_backend", "cryptography"}
+    web = {"anyio", "click", "exceptiongroup", "grpc_health", "h11", "starlette", "uvicorn"}
+    assert packages == {"_cffi_backend", "cryptography"} | web
     assert {f"licenses/cryptography-50.0.2{end}" for end in ("", ".APACHE", ".BSD")} < {*server.namelist()}
 
 
@@ -276,7 +277,7 @@ def test_where_the_server_has_no_library_for_it_it_says_what_to_install(box: Box
 
 
 def test_the_targets_without_a_library_of_the_servers() -> None:
-    lacking = {platform.name for platform in build.PLATFORMS if {*build.SERVER_PACKAGES} & {*platform.lacks}}
+    lacking = {platform.name for platform in build.PLATFORMS if {*build.SECURE_PACKAGES} & {*platform.lacks}}
     assert lacking == {"linux-armv7l", "macos-x86_64"}
 
 

@@ -24,7 +24,7 @@ LAYERS = (
     ("edge.hardware.servers", "edge.hardware.host", "edge.hardware.nvml", "edge.hardware.simulated"),
     ("edge.hardware.machine",),
     ("edge.hardware.options",),
-    ("edge.fleet.row", "edge.fleet.listening", "edge.fleet.joining", "edge.fleet.certificates"),
+    ("edge.fleet.row", "edge.fleet.counters", "edge.fleet.listening", "edge.fleet.joining", "edge.fleet.certificates"),
     ("edge.fleet.intake", "edge.fleet.admission", "edge.fleet.tokens", "edge.fleet.extremes"),
     ("edge.fleet.entry", "edge.fleet.guard", "edge.fleet.source"),
     ("edge.fleet.wire",),
@@ -40,6 +40,11 @@ LAYERS = (
     ("edge.fleet.keys", "edge.fleet.export"),
     ("edge.fleet.screen", "edge.fleet.headless"),
     ("edge.fleet.token_command", "edge.fleet.options"),
+    ("edge.web.site",),
+    ("edge.web.slices",),
+    ("edge.web.selection", "edge.web.files", "edge.web.gate"),
+    ("edge.web.api", "edge.web.scrape"),
+    ("edge.web.listener",),
     ("node", "server"),
 )
 RANKS = {module: rank for rank, layer in enumerate(LAYERS) for module in layer}
@@ -89,7 +94,8 @@ def test_all_layers_are_there() -> None:
 
 @pytest.mark.parametrize("name", build.PROGRAMS)
 def test_all_that_is_packed_is_reached_from_its_script(name: str) -> None:
-    packed = {module_of(ROOT / file.path) for file in build.read_program(name, ROOT) if not file.path.endswith("__init__.py")}
+    paths = [ROOT / file.path for file in build.read_program(name, ROOT)]
+    packed = {module_of(path) for path in paths if path.suffix == ".py" and path.stem != "__init__"}
     reached, waiting = set(), [name]
     while waiting:
         module = waiting.pop()
@@ -97,8 +103,8 @@ def test_all_that_is_packed_is_reached_from_its_script(name: str) -> None:
             reached.add(module)
             waiting += imports_of(ROOT / f"{module.replace('.', '/')}.py")
     assert reached == packed
-    other = next(folder for program, folder in build.PROGRAMS.items() if program != name)
-    assert not [module for module in packed if module.startswith((f"edge.{other}", "tests", "bench"))]
+    others = [f"edge.{folder}" for program, folders in build.PROGRAMS.items() if program != name for folder in folders]
+    assert not [module for module in packed if module.startswith((*others, "tests", "bench"))]
 
 
 def test_nothing_stands_twice() -> None:

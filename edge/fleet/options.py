@@ -13,6 +13,7 @@ from edge.command_line import (
     no_secret,
     parse_count,
     parse_endpoints,
+    parse_http,
     parse_path,
     parse_seconds,
     parse_servers,
@@ -21,7 +22,10 @@ from edge.command_line import (
 )
 from edge.trust import parse_tokens
 
-OF_A_SERVER = ("--listen", "--interval", "--max-nodes", "--secure", "--client-ca", "--no-journal", "--journal-size")
+OF_A_SERVER = (
+    "--listen", "--interval", "--max-nodes", "--secure", "--client-ca", "--no-journal", "--journal-size", "--http",
+    "--prometheus-config",
+)  # fmt: skip
 OF_A_VIEWER = ("--token-file", "--ca")
 
 
@@ -90,6 +94,13 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.option("--record", "keep all that is seen in a file of its own, for --replay", type=parse_path, metavar="FILE")
     parser.option("--replay", "play a recording, or a journal", type=parse_path, metavar="FILE")
     parser.option("--speed", "of --replay, in times of the real one (default 1)", type=parse_speed, default="1", metavar="NUMBER")
+    about = "a page for browsers, figures for Prometheus and JSON, by HTTP; on this machine alone where HOST is not given"
+    parser.option("--http", about, type=parse_http, metavar="[HOST:]PORT")
+    parser.switch("--prometheus-config", "print what Prometheus needs to read this server, by the other options here; and exit")
+    about = "no screen: is the fleet well? One line and an exit code for monitoring, by how many nodes FILTER matches"
+    parser.option("--check", about, nargs="?", const="", metavar="FILTER")
+    parser.option("--warning", "of --check: a warning where more nodes match", type=parse_count, metavar="COUNT")
+    parser.option("--critical", "of --check: critical where more nodes match (default 0)", type=parse_count, metavar="COUNT")
     parser.switch("--headless", "no screen: one plain line an event; by itself where stdout is no terminal")
     parser.switch("--json", "no screen: the whole fleet as one line of JSON each second")
     parser.common()

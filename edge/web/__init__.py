@@ -1,0 +1,1 @@
+"""The server's ways out over HTTP: a page for people, figures for Prometheus, JSON for programs."""

@@ -1,0 +1,32 @@
+"""Which nodes a filter chooses: the language of the screen's `/`, a little at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from edge.fleet.entry import EntryId, make_entries
+from edge.fleet.filters import parse_filter
+from edge.fleet.row import Row
+from edge.web.site import Fleet
+from edge.web.slices import sliced
+
+
+class Selection(NamedTuple):
+    """The nodes that match, in the order of their names."""
+
+    rows: Sequence[Row]
+    not_understood: Sequence[str]  # terms of the filter, which restrict nothing
+
+
+async def select(fleet: Fleet, text: str) -> Selection:
+    """All of the fleet, where the filter is empty."""
+    rows, now = fleet.snapshot(), fleet.clock()
+    labels = {label.lower() for row in rows for label, _ in row.labels}
+    tests, not_understood = parse_filter(text, labels)
+    chosen = []
+    async for row in sliced(rows):
+        (entry,) = make_entries([(EntryId(row.node_id), row)], now)
+        if all(test(entry) for test in tests):
+            chosen.append(row)
+    return Selection(sorted(chosen, key=lambda row: row.node_id), not_understood)

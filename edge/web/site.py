@@ -1,0 +1,30 @@
+"""What the ways out have to tell, and to whom."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
+
+from edge.fleet import watch
+from edge.fleet.counters import Counters
+from edge.fleet.guard import Guard
+from edge.fleet.joining import Joining
+from edge.fleet.source import Source
+
+
+class Fleet(watch.Fleet, Source, Protocol):
+    """The server's own fleet: a registry."""
+
+
+class Site(NamedTuple):
+    """All that the routes draw from."""
+
+    fleet: Fleet
+    feed: watch.Feed
+    counters: Counters
+    joining: Callable[[], Joining]  # how a box gets in
+    guard: Guard | None = None  # None: open to whoever reaches it
+    agent: pathlib.Path | None = None  # node.pyz, where it lies beside server.pyz
+    is_ready: Callable[[], bool] = lambda: True  # False while the server goes away
+    names: Sequence[str] = ()  # that this server may be called by, beside its addresses
