@@ -26,7 +26,7 @@ LAYERS = (
     ("edge.hardware.options",),
     ("edge.fleet.row", "edge.fleet.counters", "edge.fleet.listening", "edge.fleet.joining", "edge.fleet.certificates"),
     ("edge.fleet.intake", "edge.fleet.admission", "edge.fleet.tokens", "edge.fleet.extremes"),
-    ("edge.fleet.entry", "edge.fleet.guard", "edge.fleet.source"),
+    ("edge.fleet.entry", "edge.fleet.guard", "edge.fleet.source", "edge.fleet.health"),
     ("edge.fleet.wire",),
     ("edge.fleet.watch", "edge.fleet.mirror", "edge.fleet.moments"),
     ("edge.fleet.recall", "edge.fleet.journal"),
