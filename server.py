@@ -28,7 +28,6 @@ import math
 import os
 import pathlib
 import random
-import shlex
 import sys
 import threading
 import time
@@ -43,6 +42,7 @@ import grpc.aio
 import node_pb2 as pb
 from edge.command_line import Endpoint, target_of
 from edge.event_log import Event, EventLog
+from edge.fleet import check_command
 from edge.fleet.admission import PLENTY, Lines, Memory, Places, network_of
 from edge.fleet.attach import attach
 from edge.fleet.counters import Counters
@@ -50,7 +50,7 @@ from edge.fleet.extremes import new_extremes
 from edge.fleet.guard import Guard
 from edge.fleet.headless import run_headless
 from edge.fleet.intake import after, identify
-from edge.fleet.joining import Joining, own_addresses, told
+from edge.fleet.joining import Joining, own_addresses, own_look, told
 from edge.fleet.journal import keep, restored
 from edge.fleet.keys import follow, press
 from edge.fleet.lens import Lens, Ui
@@ -717,11 +717,6 @@ def run(options: argparse.Namespace, make_registry: Callable[..., Registry] = Re
     return inputs.exit_code()
 
 
-def own_look(state: pathlib.Path | None) -> str:
-    """How this server's own user looks at it."""
-    return f"Look at it here: python3 server.pyz --attach{f' --state {shlex.quote(str(state))}' if state else ''}"
-
-
 def run_replay(options: argparse.Namespace) -> int:
     """A recording, on this terminal. Raises Failure."""
     past, ui = opened(options.replay, options.speed)
@@ -739,6 +734,8 @@ def main(argv: Sequence[str] | None = None, make_registry: Callable[..., Registr
     arguments = sys.argv[1:] if argv is None else argv
     if arguments[:1] == ["token"]:
         return token_main(arguments[1:])
+    if check_command.is_asked(arguments):
+        return check_command.main(arguments)
     return main_of("server", parse_options, functools.partial(run, make_registry=make_registry), argv)
 
 

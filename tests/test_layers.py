@@ -40,6 +40,7 @@ LAYERS = (
     ("edge.fleet.keys", "edge.fleet.export"),
     ("edge.fleet.screen", "edge.fleet.headless"),
     ("edge.fleet.token_command", "edge.fleet.options"),
+    ("edge.fleet.check_command",),
     ("edge.web.site",),
     ("edge.web.slices",),
     ("edge.web.selection", "edge.web.files", "edge.web.gate"),
