@@ -40,8 +40,8 @@ def test_what_another_option_makes_void_is_refused(line: str, said: str, capsys:
 
 def test_what_the_environment_says_for_all_programs_stands_in_nobodys_way(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (
-        ("EDGE_CA", "x"), ("EDGE_CHECK", "x"), ("EDGE_WARNING", "0"), ("EDGE_JSON", "1"), ("EDGE_INTERVAL", "2"), ("EDGE_SPEED", "3"),
-        ("EDGE_JOURNAL_SIZE", "5MB"),
+        ("EDGE_CA", "x"), ("EDGE_CHECK", "x"), ("EDGE_WARNING", "0"), ("EDGE_JSON", "1"), ("EDGE_INTERVAL", "2"),
+        ("EDGE_SPEED", "3"), ("EDGE_JOURNAL_SIZE", "5MB"),
     ):  # fmt: skip
         monkeypatch.setenv(name, value)
     assert parse_options([]).interval == 2
