@@ -526,7 +526,7 @@ class Network:
         connections = most_connections(most)
         logging.getLogger("grpc._cython.cygrpc").addFilter(tells_no_header)
         server = grpc.aio.server(options=server_options(most, connections, is_secure=self._guard is not None))
-        await self._service.begin(server)
+        self._service.begin(server)
         bound = [self._bind(server, endpoint) for endpoint in self._listen or (default_endpoint(),)]
         self._service.feed.addresses = own_addresses(bound)
         if self._socket_folder and (warning := bind_socket(server.add_insecure_port, self._socket_folder, bound[0].port)):
@@ -539,7 +539,7 @@ class Network:
         await self._stop.wait()
         ticking.cancel()
         feeding.cancel()
-        await self._service.go_away()
+        self._service.go_away()
         if listener:
             await listener.stop()
         closing = asyncio.create_task(server.stop(GOODBYE_SECONDS / 2))  # no new connections from here on

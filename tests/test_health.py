@@ -6,6 +6,7 @@ import contextlib
 import pathlib
 import queue
 from collections.abc import Callable, Iterator
+from concurrent import futures
 from typing import Any
 
 import grpc
@@ -66,8 +67,10 @@ def test_who_watches_is_told_when_it_goes_away(serve: Serve) -> None:
     with stub_of(serving) as stub:
         watches = [stub.Watch(asked(name), timeout=30) for name in (*NAMES, "node.Nothing")]
         assert [next(watch).status for watch in watches] == [Answer.SERVING, Answer.SERVING, Answer.SERVICE_UNKNOWN]
-        serving.network.stop()
-        assert [[answer.status for answer in told(watch)] for watch in watches] == [[Answer.NOT_SERVING]] * 2 + [[]]
+        with futures.ThreadPoolExecutor(len(watches)) as pool:  # what has come when a call ends, gRPC tells those alone who wait
+            waiting = [pool.submit(list, told(watch)) for watch in watches]
+            serving.network.stop()
+            assert [[answer.status for answer in one.result()] for one in waiting] == [[Answer.NOT_SERVING]] * 2 + [[]]
         assert {watch.code() for watch in watches} == {grpc.StatusCode.UNAVAILABLE}
     assert not serving.network.is_alive()
 

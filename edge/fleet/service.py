@@ -106,7 +106,7 @@ class Service(node_pb2_grpc.NodeServiceServicer):
         self._numbers = itertools.count()
         self._closing = False
 
-    async def begin(self, server: grpc.aio.Server) -> None:
+    def begin(self, server: grpc.aio.Server) -> None:
         """Have a server take the calls. What gRPC takes for a stream of requests can be refused before its first one is read."""
         serialize, unary, stream = (
             pb.HeartbeatResponse.SerializeToString, grpc.stream_unary_rpc_method_handler, grpc.stream_stream_rpc_method_handler,
@@ -121,7 +121,6 @@ class Service(node_pb2_grpc.NodeServiceServicer):
         server.add_registered_method_handlers(health.NAME, calls)
         if self._guard:  # all methods that have no name here: gRPC would refuse them alone, and nobody would hear
             server.add_generic_rpc_handlers([Others(unary(self.NoSuchMethod))])
-        await self._health.begin()
 
     async def CheckHealth(self, requests: object, context: Any) -> Any:
         """Whether the server is there: nodes ask for it without a token."""
@@ -417,14 +416,14 @@ class Service(node_pb2_grpc.NodeServiceServicer):
         if silent := self._guard.visitors.tick(self._registry.clock()):
             self._registry.complain("refused", "", f"new connections that made no call: {silent:,}; {self._guard.why_silent()}")
 
-    async def go_away(self) -> None:
+    def go_away(self) -> None:
         """From now on it serves no more, and says so."""
         self._closing = True
-        await self._health.end()
+        self._health.end()
 
     async def close(self) -> None:
         """End every session with a status that says: come back soon."""
-        await self.go_away()
+        self.go_away()
         tasks = list(self._streams.values())
         for stream in self._streams.keys() - self._watching_health:  # these end when they have been told
             self._end_stream(stream, GOING_AWAY)
