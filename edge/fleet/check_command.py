@@ -71,11 +71,6 @@ class CheckOptions(Options):
         sys.exit(UNKNOWN.code if status else 0)
 
 
-def is_asked(arguments: Sequence[str]) -> bool:
-    """Whether a command line asks for a check. The environment can't: what is set there for all programs must stop no server."""
-    return any(word.partition("=")[0] == "--check" for word in arguments)
-
-
 def main(argv: Sequence[str]) -> int:
     """Run the check; return its exit code: 0, 1, 2, 3."""
     return main_of("server", parse, run, argv)
