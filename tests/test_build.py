@@ -237,13 +237,18 @@ def test_a_heartbeat_arrives(box: Box, start: Callable[..., Program], tmp_path: 
     assert node.end() == 130
     server.line(" left ")
     assert server.end() == 130
-    port, pyz = free_port(), str(box.dist / "server.pyz")
+    expect_ways_out(start, execute, box.dist / "server.pyz", environment)
+
+
+def expect_ways_out(start: Callable[..., Program], execute: tuple[str, ...], pyz: Path, environment: dict[str, str]) -> None:
+    """A server of this Python has a page, and tells the same Python's --check how its fleet is."""
+    port = free_port()
     options = ("--listen", "127.0.0.1:0", "--http", str(port), "--headless", "--no-journal")
-    server = start(*execute, pyz, *options, **environment)
+    server = start(*execute, str(pyz), *options, **environment)
     address = server.line(r"listening on ([\d.:]+)", 60)[1]
     assert fetched(port, "/healthz") == b"ok\n"
     assert fetched(port, "/").lower().startswith(b"<!doctype html>")
-    checking = start(*execute, pyz, "--check", "--attach", address, **environment)
+    checking = start(*execute, str(pyz), "--check", "--attach", address, **environment)
     assert checking.wait(60) == 0
     checking.line(r"^EDGE OK - 0 of 0 nodes online.* \| matching=0;;0;0;0 ")
     assert server.end() == 130
@@ -330,6 +335,12 @@ def test_an_old_python_gets_a_sentence(box: Box, python: Interpreter, program: s
 def test_another_python_sends_a_heartbeat(box: Box, start: Callable[..., Program], target: str) -> None:
     """A node as it is released, under Debian's Python of that version and processor, reports to this machine's server."""
     expect_foreign_heartbeat(box, start, target, box.dist)
+
+
+@pytest.mark.parametrize("target", ["cp314-linux-x86_64", "cp315-linux-x86_64"])
+def test_another_python_has_the_ways_out(box: Box, start: Callable[..., Program], target: str) -> None:
+    execute = (*EXECUTE, *find_foreign(target))
+    expect_ways_out(start, execute, box.dist / "server.pyz", {"HOME": str(box.home)})
 
 
 @pytest.mark.parametrize("target", ["cp314-linux-aarch64", "cp315-linux-aarch64", "cp314-linux-armv7l"])
