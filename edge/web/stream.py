@@ -26,7 +26,7 @@ from edge.web.site import Site
 from edge.web.slices import sliced
 
 RETRY_SECONDS = 2
-MADE_KEPT = 4  # messages in JSON: of those who keep up, and of those who come
+MADE_KEPT = 16  # messages in JSON: the pieces of what those who keep up are told, and of what those who come are
 SEEN = re.compile(r"(\d{1,19})-(\d{1,19})")  # the id of a message: the epoch and the version that it completes
 PLAIN_COLUMNS = ("heartbeat_age_milliseconds", "sample_lag_milliseconds", "memory_used_mebibytes")
 OFFSETS = {  # what columns of Beats have added to them, so that 0 is "not reported"
