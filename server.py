@@ -523,7 +523,7 @@ class Network:
     async def _serve(self) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         most = self._registry.max_nodes
-        connections = most_connections(most)
+        connections = most_connections(most, self._http is not None)
         logging.getLogger("grpc._cython.cygrpc").addFilter(tells_no_header)
         server = grpc.aio.server(options=server_options(most, connections, is_secure=self._guard is not None))
         server.add_registered_method_handlers("node.NodeService", self._service.handlers())
@@ -534,21 +534,21 @@ class Network:
         if self._socket_folder and (warning := bind_socket(server.add_insecure_port, self._socket_folder, bound[0].port)):
             self._registry.complain("warning", "server", warning)
         await server.start()
-        listener = await self._start_http() if self._http else None
+        listener = await self._start_http(self._http) if self._http else None
         self._bound.set_result(bound)
         ticking = asyncio.create_task(self._tick(Crowd(connections)))
         feeding = asyncio.create_task(self._service.feed.run())
         await self._stop.wait()
         ticking.cancel()
         feeding.cancel()
-        if listener:
-            await listener.stop()
         closing = asyncio.create_task(server.stop(GOODBYE_SECONDS / 2))  # no new connections from here on
         await self._service.close()
         await closing
+        if listener:  # the last: meanwhile it says that the server goes away
+            await listener.stop()
         await self._wait_for_grpc()
 
-    async def _start_http(self) -> Listener:
+    async def _start_http(self, endpoint: Endpoint) -> Listener:
         """uvicorn and starlette are imported where they are used: most servers have no need of them."""
         from edge.web.listener import Listener
         from edge.web.site import Site
@@ -562,9 +562,11 @@ class Network:
             guard=self._guard,
             agent=agent if agent.exists() else None,
             is_ready=lambda: not self._stop.is_set(),
+            names=[endpoint.host, self._guard.name if self._guard else ""],
+            complain=self._registry.complain,
         )
         listener = Listener(site)
-        self.http = await listener.start(self._http or default_endpoint())
+        self.http = await listener.start(endpoint)
         return listener
 
     async def _wait_for_grpc(self) -> None:
@@ -674,7 +676,7 @@ def run(options: argparse.Namespace, make_registry: Callable[..., Registry] = Re
     guard = Guard(options.state, options.tls_cert, options.tls_key, options.client_ca) if options.secure else None
     logging.getLogger().addHandler(ErrorEvents(registry.errors.append))
     with Inputs(keyboard=screen) as inputs, contextlib.ExitStack() as ending:
-        if warning := too_few_files(options.max_nodes):
+        if warning := too_few_files(options.max_nodes, options.http is not None):
             registry.complain("warning", "server", warning)
         kept = keep(options, registry, lambda kind, text: registry.complain(kind, "server", text), ending, registry.bring_back)
         registry.troubles = lambda: [notice for journal in kept for notice in journal.notices()]
