@@ -10,14 +10,15 @@ from typing import Any
 
 from google.protobuf import json_format
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response, StreamingResponse
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from edge import history
 from edge.fleet.export import fleet_pieces, row_json
 from edge.fleet.moments import spacing_seconds
 from edge.fleet.row import Row
-from edge.web.selection import select
+from edge.web.gate import sentence
+from edge.web.selection import Selection, select
 from edge.web.site import Fleet, Site
 from edge.web.slices import sliced
 from edge.web.stream import Pages
@@ -35,27 +36,26 @@ def routes(site: Site) -> list[Route]:
     async def fleet(request: Request) -> Response:
         text = request.query_params.get("match", "")
         if why := why_no_filter(text):
-            return PlainTextResponse(why, 400)
-        now, wall, rows = site.fleet.clock(), site.fleet.wall(), site.fleet.snapshot()
-        if text:
-            chosen = await select(site.fleet, text)
-            if chosen.not_understood:
-                return PlainTextResponse(f"the filter can't be read: {', '.join(chosen.not_understood)}\n", 400)
-            now, wall, rows = site.fleet.clock(), site.fleet.wall(), list(chosen.rows)
-        return StreamingResponse(chunks_of(fleet_pieces(rows, now, wall)), media_type=JSON)
+            return sentence(400, why)
+        chosen = await select(site.fleet, text) if text else Selection(site.fleet.snapshot(), ())
+        if chosen.not_understood:
+            return sentence(400, f"the filter can't be read at: {', '.join(chosen.not_understood)}")
+        names = [row.node_id for row in chosen.rows]
+        rows = (row for node_id in names for row in site.fleet.rows([node_id]) if row)  # one who reads slowly holds no rows
+        return StreamingResponse(chunks_of(fleet_pieces(rows, site.fleet.clock(), site.fleet.wall())), media_type=JSON)
 
     async def node(request: Request) -> Response:
         node_id = request.path_params["node_id"]
         (row,) = site.fleet.rows([node_id])
         if not row:
-            return PlainTextResponse(f"there is no node {node_id!r} here: /api/fleet has all\n", 404)
+            return sentence(404, f"there is no node {node_id!r} here: /api/fleet has all")
         pieces = [piece async for piece in sliced(node_pieces(row, site.fleet.clock()))]
         return Response("".join(pieces), media_type=JSON)
 
     async def match(request: Request) -> Response:
         text = request.query_params.get("match", "")
         if why := why_no_filter(text):
-            return PlainTextResponse(why, 400)
+            return sentence(400, why)
         return Response(await answers.to(text), media_type=JSON)
 
     async def events(request: Request) -> Response:
@@ -71,7 +71,7 @@ def routes(site: Site) -> list[Route]:
 
 def why_no_filter(text: str) -> str:
     """Why a filter is not looked at; empty where it is."""
-    return f"the filter has {len(text)} characters: it may have {MAX_FILTER}\n" if len(text) > MAX_FILTER else ""
+    return f"the filter has {len(text)} characters: it may have {MAX_FILTER}" if len(text) > MAX_FILTER else ""
 
 
 async def chunks_of(pieces: Iterator[str]) -> AsyncIterator[str]:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response, StreamingResponse
+from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 import node_pb2 as pb
@@ -22,6 +22,7 @@ from edge.fleet.watch import Feed, Viewer
 from edge.fleet.wire import KELVIN, event_of, milliseconds
 from edge.protocol import hangs_after_seconds, late_after_seconds, lost_after_seconds
 from edge.text import visible
+from edge.web.gate import address_of, sentence
 from edge.web.site import Site
 from edge.web.slices import sliced
 
@@ -47,13 +48,12 @@ class Pages:
         """A stream, from where the page was; or why there is none."""
         seen = SEEN.fullmatch(request.headers.get("last-event-id") or request.query_params.get("since", ""))
         epoch, version = map(int, seen.groups()) if seen else (0, 0)
-        address = request.client.host if request.client else ""
         try:
-            if not self._looks.takes(network_of(address), self._site.fleet.clock()):
+            if not self._looks.takes(network_of(address_of(request.scope)), self._site.fleet.clock()):
                 raise Refused("too many come to look, in these seconds")
             viewer = self._site.feed.join(pb.WatchRequest(epoch=epoch, version=version), is_local=False)
         except Refused as error:
-            return PlainTextResponse(f"{error}: try again\n", 503, {"Retry-After": str(RETRY_SECONDS)})
+            return sentence(503, f"{error}: try again", {"retry-after": str(RETRY_SECONDS)})
         return EventStream(self, self._site.feed, viewer)
 
     async def event(self, message: bytes) -> bytes:
