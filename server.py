@@ -42,6 +42,7 @@ import grpc.aio
 
 import node_pb2 as pb
 from edge.command_line import Endpoint, target_of
+from edge.errors import ErrorEvents, tells_no_header
 from edge.event_log import Event, EventLog
 from edge.fleet.admission import PLENTY, Lines, Memory, Places, network_of
 from edge.fleet.attach import attach
@@ -50,7 +51,7 @@ from edge.fleet.extremes import new_extremes
 from edge.fleet.guard import Guard
 from edge.fleet.headless import run_headless
 from edge.fleet.intake import after, identify
-from edge.fleet.joining import Joining, own_addresses, told
+from edge.fleet.joining import Joining, Web, own_addresses, told, web_of
 from edge.fleet.journal import keep, restored
 from edge.fleet.keys import follow, press
 from edge.fleet.lens import Lens, Ui
@@ -427,25 +428,6 @@ class Registry:
 # ---- The network thread ----
 
 
-class ErrorEvents(logging.Handler):
-    """What is logged of exceptions in a thread, by gRPC, asyncio or us: an event, where stderr would go across the screen."""
-
-    def __init__(self, tell: Callable[[str], object]) -> None:
-        super().__init__(logging.ERROR)
-        self._tell = tell
-
-    def emit(self, record: logging.LogRecord) -> None:
-        error = record.exc_info[1] if record.exc_info else None
-        if isinstance(error, grpc.aio.InternalError):  # a node that is gone, or does not read, could not be answered
-            return
-        self._tell(record.getMessage() + (f": {error!r}" if error else ""))
-
-
-def tells_no_header(record: logging.LogRecord) -> bool:
-    """gRPC logs a header that is no UTF-8, whole: it may be a token, and whoever comes can send masses of them."""
-    return not str(record.msg).startswith("Invalid encoding on")
-
-
 class Ticker:
     """Has the registry see what only time tells, once in TICK_SECONDS."""
 
@@ -493,6 +475,7 @@ class Network:
         self._listen = listen
         self._http, self._joining = http, joining
         self.http: Endpoint | None = None  # with its real port, once it listens
+        self.web: Web | None = None  # what to tell of it then
         self._bound: concurrent.futures.Future[list[Endpoint]] = concurrent.futures.Future()
         self._thread = threading.Thread(target=self._run, name="network", daemon=True)
         self.failure: Exception | None = None
@@ -553,20 +536,23 @@ class Network:
         from edge.web.listener import Listener
         from edge.web.site import Site
 
-        agent = pathlib.Path(sys.argv[0]).with_name("node.pyz")
+        beside = pathlib.Path(sys.argv[0]).with_name("node.pyz")
+        agent = beside if beside.exists() else None
+        name, pin = (self._guard.name, self._guard.pin) if self._guard else ("", "")
         site = Site(
             fleet=self._registry,
             feed=self._service.feed,
             counters=self._registry.counters,
             joining=self._joining,
             guard=self._guard,
-            agent=agent if agent.exists() else None,
+            agent=agent,
             is_ready=lambda: not self._stop.is_set(),
-            names=[endpoint.host, self._guard.name if self._guard else ""],
+            names=[endpoint.host, name],
             complain=self._registry.complain,
         )
         listener = Listener(site)
-        self.http = await listener.start(endpoint)
+        self.http = http = await listener.start(endpoint)
+        self.web = web_of(http, bool(agent), self._guard is not None, name, pin)
         return listener
 
     async def _wait_for_grpc(self) -> None:
@@ -685,7 +671,8 @@ def run(options: argparse.Namespace, make_registry: Callable[..., Registry] = Re
         addresses: list[str] = []
 
         def joining() -> Joining:  # tokens come and go
-            return guard.joining(addresses) if guard else Joining(is_secure=False, addresses=addresses)
+            found = guard.joining(addresses) if guard else Joining(is_secure=False, addresses=addresses)
+            return found._replace(web=network.web)
 
         network = Network(
             registry, options.listen, guard=guard, past=past, socket_folder=folder, http=options.http, joining=joining

@@ -106,6 +106,11 @@ class Guard:
         """That the user's certificate is for; empty where it is the server's own."""
         return self._files.name if self._files else ""
 
+    @property
+    def pin(self) -> str:
+        """Of the server's own key, as curl's --pinnedpubkey has it."""
+        return self._key.pin
+
     def why_silent(self) -> str:
         """What connections without a call may be."""
         certificate = "showed no certificate of your authority, or " * self._wants_certificates
