@@ -24,6 +24,7 @@ class Selection(NamedTuple):
 
 async def select(fleet: Fleet, text: str) -> Selection:
     """All of the fleet, where the filter is empty."""
+    text = " ".join(text.split())
     if len(re.split(r"[\s|,]+", text)) > MAX_WORDS:
         return Selection((), (f"a filter of more than {MAX_WORDS} words",))
     rows, now = fleet.snapshot(), fleet.clock()

@@ -27,7 +27,7 @@ def chosen(registry: Registry, text: str) -> tuple[list[str], Sequence[str]]:
     [
         "", "h200", "H200|l4", "-h200", "state:online", "!state:online", "util > 50", "mem>20% temp<70", "gpus=8", "rack=a9",
         "team:ml -rack:a10", "user:ada", "user=ada|bob", "process:python", "version<0.2", '"rtx 4090"', "node-1003", "age > 5s",
-        "power>1kw", "nothing-has-this", "wat<", "util<", "rack= h200",
+        "power>1kw", "nothing-has-this", "wat<", "util<", "rack= h200", "--h200", "-" * 2001 + "h200",
     ],
 )  # fmt: skip
 def test_it_chooses_what_the_screen_does(text: str) -> None:
