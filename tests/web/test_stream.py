@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import json
+import pathlib
 import random
 import time
 import tracemalloc
@@ -17,8 +18,10 @@ from urllib.request import Request, urlopen
 import pytest
 
 import node_pb2 as pb
+from edge.credentials import Role
 from edge.fleet import watch
 from edge.fleet.counters import Counters
+from edge.fleet.guard import Guard
 from edge.fleet.joining import Joining
 from edge.fleet.row import Row
 from edge.fleet.source import EVENTS_KEPT
@@ -207,10 +210,15 @@ def test_no_age_is_too_young_whatever_the_network_does() -> None:
 # ---- Over HTTP ----
 
 
-@pytest.fixture
-def follow(monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
-    """Opens a stream of a server whose ticks are short; it ends with the test."""
+@pytest.fixture(autouse=True)
+def ticks_are_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of all servers here."""
     monkeypatch.setattr(watch, "TICK_SECONDS", 0.02)
+
+
+@pytest.fixture
+def follow() -> Iterator[Open]:
+    """Opens a stream of a server; it ends with the test."""
     with contextlib.ExitStack() as ending:
 
         def start(serving: Serving, page: Page | None = None, **settings: Any) -> EventSource:
@@ -363,6 +371,34 @@ def test_who_wants_the_headers_alone_takes_no_place(serving: Serving) -> None:
         assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
         assert response.read() == b""
     eventually(lambda: serving.network._service.feed.viewers() == 0)
+
+
+def test_a_token_that_is_revoked_ends_its_streams(serve: Serve, follow: Open, tmp_path: pathlib.Path) -> None:
+    guard = Guard(tmp_path)
+    serving = serve(http=True, guard=guard)
+    first, second = (guard.tokens.token_of(guard.tokens.issue(Role.VIEW, name, None)) for name in ("one", "other"))
+    with pytest.raises(AssertionError, match="token"):
+        follow(serving)
+    stays, ends = (follow(serving, authorization=token.bearer()) for token in (first, second))
+    stays.read_until(lambda: stays.page.version)
+    guard.tokens.revoke(second.id)
+    with pytest.raises(AssertionError, match="the stream has ended"):
+        ends.read_until(lambda: False)
+    version = stays.page.version
+    stays.read_until(lambda: stays.page.version > version)
+    eventually(lambda: serving.network._service.feed.viewers() == 1)
+
+
+def test_a_server_that_goes_ends_its_streams_also_of_those_who_read_nothing(serving: Serving, follow: Open) -> None:
+    for number in range(3000):
+        put(serving, f"node-{number}", 1, reason="x" * 500)
+    source = follow(serving)
+    follow(serving, receive_bytes=4096)
+    source.read_until(lambda: source.page.version)
+    serving.network.stop()
+    assert not serving.network.is_alive()
+    with pytest.raises(AssertionError, match="the stream has ended"):
+        source.read_until(lambda: False)
 
 
 def test_texts_of_nodes_can_not_break_the_stream(serving: Serving, follow: Open) -> None:
