@@ -16,6 +16,10 @@ from edge.fleet.source import Source
 class Fleet(watch.Fleet, Source, Protocol):
     """The server's own fleet: a registry."""
 
+    max_nodes: int
+
+    def cadence_seconds(self) -> float: ...
+
 
 def say_nothing(_kind: str, _node_id: str, _text: str, _stranger: str = "") -> None:
     """Where there is no log."""
