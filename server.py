@@ -43,6 +43,7 @@ import node_pb2 as pb
 from edge.command_line import Endpoint, target_of
 from edge.errors import ErrorEvents, tells_no_header
 from edge.event_log import Event, EventLog
+from edge.fleet import check_command
 from edge.fleet.admission import PLENTY, Lines, Memory, Places, network_of
 from edge.fleet.attach import attach
 from edge.fleet.counters import Counters
@@ -511,9 +512,7 @@ class Network:
         connections = most_connections(most, self._http is not None)
         logging.getLogger("grpc._cython.cygrpc").addFilter(tells_no_header)
         server = grpc.aio.server(options=server_options(most, connections, is_secure=self._guard is not None))
-        server.add_registered_method_handlers("node.NodeService", self._service.handlers())
-        if self._guard:
-            server.add_generic_rpc_handlers([self._service.other_handlers()])
+        await self._service.begin(server)
         bound = [self._bind(server, endpoint) for endpoint in self._listen or (default_endpoint(),)]
         self._service.feed.addresses = own_addresses(bound)
         if self._socket_folder and (warning := bind_socket(server.add_insecure_port, self._socket_folder, bound[0].port)):
@@ -526,6 +525,7 @@ class Network:
         await self._stop.wait()
         ticking.cancel()
         feeding.cancel()
+        await self._service.go_away()
         closing = asyncio.create_task(server.stop(GOODBYE_SECONDS / 2))  # no new connections from here on
         await self._service.close()
         await closing
@@ -727,6 +727,8 @@ def main(argv: Sequence[str] | None = None, make_registry: Callable[..., Registr
     arguments = sys.argv[1:] if argv is None else argv
     if arguments[:1] == ["token"]:
         return token_main(arguments[1:])
+    if check_command.is_asked(arguments):
+        return check_command.main(arguments)
     return main_of("server", parse_options, functools.partial(run, make_registry=make_registry), argv)
 
 
