@@ -42,7 +42,7 @@ LAYERS = (
     ("edge.fleet.token_command", "edge.fleet.options"),
     ("edge.web.site",),
     ("edge.web.slices",),
-    ("edge.web.selection", "edge.web.files", "edge.web.gate"),
+    ("edge.web.selection", "edge.web.files", "edge.web.gate", "edge.web.stream"),
     ("edge.web.api", "edge.web.scrape"),
     ("edge.web.listener",),
     ("node", "server"),

@@ -137,6 +137,11 @@ class Feed:
         """How many there are."""
         return len(self._viewers)
 
+    def row(self, number: int) -> Row | None:
+        """The node of this number, as it was published last. None: it is gone."""
+        seen = self._slots[number] if number < len(self._slots) else None
+        return seen.row if seen else None
+
     def join(self, request: pb.WatchRequest, is_local: bool) -> Viewer:
         """One more viewer, by its first message. Raises Refused where there are as many as there may be; some places are kept for
         this machine's own user, since on an open server whoever comes could take the others."""

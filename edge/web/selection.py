@@ -22,7 +22,7 @@ class Selection(NamedTuple):
 async def select(fleet: Fleet, text: str) -> Selection:
     """All of the fleet, where the filter is empty."""
     rows, now = fleet.snapshot(), fleet.clock()
-    labels = {label.lower() for row in rows for label, _ in row.labels}
+    labels = {name.lower() for labels in {row.labels for row in rows} for name, _ in labels}  # boxes with equal labels share them
     tests, not_understood = parse_filter(text, labels)
     chosen = []
     async for row in sliced(rows):
