@@ -28,7 +28,6 @@ import math
 import os
 import pathlib
 import random
-import shlex
 import sys
 import threading
 import time
@@ -50,7 +49,7 @@ from edge.fleet.extremes import new_extremes
 from edge.fleet.guard import Guard
 from edge.fleet.headless import run_headless
 from edge.fleet.intake import after, identify
-from edge.fleet.joining import Joining, own_addresses, told
+from edge.fleet.joining import Joining, own_addresses, own_look, told
 from edge.fleet.journal import keep, restored
 from edge.fleet.keys import follow, press
 from edge.fleet.lens import Lens, Ui
@@ -150,7 +149,7 @@ class Registry:
             del request.backlog[:-BACKLOG_OF_MANY]
         known = holder and holder.info.instance_id == session.instance_id
         # What is costly is done outside the lock: of a node that comes back, all that it does not bring along is as it was.
-        blank = Row(session.node_id, address, session, self._cadence_seconds(), token_id=token_id, heartbeat_at=now)
+        blank = Row(session.node_id, address, session, self.cadence_seconds(), token_id=token_id, heartbeat_at=now)
         row = after(self._resumed(holder, blank) if holder and known else blank, request, now)
         session.next_acknowledgement_at = now + random.uniform(0, self._acknowledge_seconds)  # spread: a fleet comes back at once
         with self._lock:
@@ -161,6 +160,7 @@ class Registry:
                 self._make_room(row)
             self._admit(session, request, holder, now)
             self._places.add(row)
+            self.counters.sessions += 1
             self._put(row, session, request, holder if known else None)
         return session
 
@@ -275,6 +275,7 @@ class Registry:
     def _put(self, row: Row, session: Session, request: pb.HeartbeatRequest, before: Row | None) -> None:
         """`before`: as it was when the log was told of it last."""
         session.sequence = request.sample.sequence or session.sequence
+        self.counters.heartbeats += 1
         if request.leaving:
             row = row._replace(left=True, session=None, reason="said goodbye")
             self._places.leave(row)
@@ -297,7 +298,7 @@ class Registry:
             session.next_acknowledgement_at = now + self._acknowledge_seconds
         with self._lock:
             row = self._rows.get(session.node_id)
-            interval, spread_seconds = self._cadence_seconds(), self._beating / RECONNECTS_PER_SECOND
+            interval, spread_seconds = self.cadence_seconds(), self._beating / RECONNECTS_PER_SECOND
             if row and row.session is session and row.interval_seconds != interval:
                 self._rows[session.node_id] = row._replace(interval_seconds=interval)
         return pb.HeartbeatResponse(
@@ -307,7 +308,7 @@ class Registry:
             reconnect_spread_milliseconds=round(spread_seconds * 1000) if spread_seconds >= 1 else 0,
         )
 
-    def _cadence_seconds(self) -> float:
+    def cadence_seconds(self) -> float:
         """What the user asks for; stretched, by tenths of a second, when the whole fleet would exceed the budget, or what this
         machine is able to do just now."""
         cadence = max(self._interval_seconds, math.ceil(self._beating / self._heartbeats_per_second * 10) / 10)
@@ -457,6 +458,7 @@ class Ticker:
         """After a standstill what has come meanwhile is read first: it was this process that was silent."""
         now = self._registry.clock()
         elapsed, self._ticked_at = now - self._ticked_at, now
+        self._registry.counters.tick(elapsed - TICK_SECONDS)
         if elapsed > TICK_SECONDS + LOST_SECONDS / 2:
             reason = f"stood still for {show_seconds(elapsed)}: suspended, or without a processor"
             self._registry.complain("warning", "server", reason)
@@ -678,6 +680,7 @@ def run(options: argparse.Namespace, make_registry: Callable[..., Registry] = Re
             registry.complain("warning", "server", warning)
         kept = keep(options, registry, lambda kind, text: registry.complain(kind, "server", text), ending, registry.bring_back)
         registry.troubles = lambda: [notice for journal in kept for notice in journal.notices()]
+        registry.counters.journal = lambda: next((journal.state() for journal in kept if journal.limit_bytes), None)
         past = kept[0].past if kept else None
         folder = next(socket_folders(options.state))
         addresses: list[str] = []
@@ -716,11 +719,6 @@ def run(options: argparse.Namespace, make_registry: Callable[..., Registry] = Re
     if network.failure:
         raise network.failure
     return inputs.exit_code()
-
-
-def own_look(state: pathlib.Path | None) -> str:
-    """How this server's own user looks at it."""
-    return f"Look at it here: python3 server.pyz --attach{f' --state {shlex.quote(str(state))}' if state else ''}"
 
 
 def run_replay(options: argparse.Namespace) -> int:

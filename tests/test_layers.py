@@ -43,7 +43,8 @@ LAYERS = (
     ("edge.web.site",),
     ("edge.web.slices",),
     ("edge.web.selection", "edge.web.files", "edge.web.gate"),
-    ("edge.web.api", "edge.web.scrape"),
+    ("edge.web.exposition", "edge.web.api"),
+    ("edge.web.scrape",),
     ("edge.web.listener",),
     ("node", "server"),
 )

@@ -19,6 +19,7 @@ import node_pb2_grpc
 from edge.credentials import Role
 from edge.fleet.admission import RateLimit, WaitingRoom, network_of
 from edge.fleet.certificates import Client
+from edge.fleet.counters import Counters
 from edge.fleet.guard import Guard
 from edge.fleet.intake import heartbeat_of
 from edge.fleet.listening import peer_address
@@ -46,6 +47,8 @@ MAX_WAITING = 800  # calls whose first message has not come, 26 KiB each: of a f
 
 class Sessions(Fleet, Protocol):
     """What the calls need of the registry."""
+
+    counters: Counters
 
     def open(
         self, request: pb.HeartbeatRequest, address: str, close: Callable[[End], object] | None = None, token_id: str = ""
@@ -332,6 +335,7 @@ class Service(node_pb2_grpc.NodeServiceServicer):
             raise asyncio.CancelledError
 
     def _log_refusal(self, node_id: str, address: str, refused: Refused, is_stranger: bool = False) -> None:
+        self._registry.counters.refusals[refused.end.code.name.lower()] += 1
         code = "" if refused.end.code in OF_TRUST else f" ({refused.end.code.name})"
         text = f"{address}: {refused.told_here}{code}"
         self._registry.complain("refused", node_id, text, address if is_stranger else "")

@@ -16,6 +16,10 @@ from edge.fleet.source import Source
 class Fleet(watch.Fleet, Source, Protocol):
     """The server's own fleet: a registry."""
 
+    max_nodes: int
+
+    def cadence_seconds(self) -> float: ...
+
 
 class Site(NamedTuple):
     """All that the routes draw from."""
