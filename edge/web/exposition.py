@@ -10,6 +10,7 @@ What is not reported has no line. A node whose readings are stale keeps what say
 from __future__ import annotations
 
 import collections
+import operator
 import os
 import pathlib
 import re
@@ -56,23 +57,17 @@ def number(value: float) -> str:
 # ---- What does not change: kept as text from one look to the next ----
 
 
-class DeviceFace(NamedTuple):
-    """What an info says of a device. None is "not reported"."""
-
-    memory_bytes: int | None = None
-    slowdown_celsius: int | None = None
-    limit_milliwatts: int | None = None
-
-
 class Face(NamedTuple):
-    """What an info says of a node, as it stands in the lines."""
+    """What an info says of a node, as it stands in the lines. None is "not reported"."""
 
     packed_info: bytes
     node: str  # labels of all of its lines, without braces
     info: str  # the further labels of edge_node_info
     gpu_info: str  # lines of edge_gpu_info, whole
     dcgm: str  # labels of each device, a line each; an empty one where the device is not NVIDIA's
-    devices: tuple[DeviceFace, ...]
+    sizes: tuple[int | None, ...]  # memory of each device in bytes
+    slowdowns: tuple[int | None, ...]  # temperatures
+    limits: tuple[float | None, ...]  # of its power, in watts
     cpus: int | None
     memory_bytes: int | None
     disk_bytes: int | None
@@ -80,7 +75,8 @@ class Face(NamedTuple):
 
 def face_of(row: Row) -> Face:
     """Of a row's info, which was checked when it came."""
-    info, node, hostname = row.info, escaped(row.node_id), shown(row.info.hostname)
+    info, node = row.info, escaped(row.node_id)
+    hostname = shown(info.hostname)
     facts = {
         "hostname": hostname,
         "version": shown(info.agent_version),
@@ -89,8 +85,8 @@ def face_of(row: Row) -> Face:
     }
     for name, value in row.labels:
         facts.setdefault(f"label_{NO_LABEL_NAME.sub('_', name)}", shown(value))
-    dcgm, infos = [], []
-    for index, device in enumerate(info.devices):
+    dcgm, infos, devices = [], [], info.devices
+    for index, device in enumerate(devices):
         uuid, name = shown(device.uuid), shown(device.name)
         infos.append(f'edge_gpu_info{{node="{node}",gpu="{index}",uuid="{uuid}",name="{name}"}} 1\n')
         dcgm.append(
@@ -101,17 +97,12 @@ def face_of(row: Row) -> Face:
     return Face(
         row.packed_info,
         f'node="{node}"',
-        "".join([f',{name}="{value}"' for name, value in facts.items()]),
+        "".join([f',{name}="{value}"' for name, value in facts.items() if value]),
         "".join(infos),
         "\n".join(dcgm),
-        tuple(
-            DeviceFace(
-                device.memory_total_bytes or None,
-                reported(device, "slowdown_temperature_celsius"),
-                device.power_limit_milliwatts or None,
-            )
-            for device in info.devices
-        ),
+        tuple(device.memory_total_bytes or None for device in devices),
+        tuple(reported(device, "slowdown_temperature_celsius") for device in devices),
+        tuple(device.power_limit_milliwatts / 1000 or None for device in devices),
         info.host.cpu_count or None,
         info.host.memory_total_bytes or None,
         info.host.disk_total_bytes or None,
@@ -140,106 +131,90 @@ class Faces:
 
 # ---- What changes: read once, into columns ----
 
-NODE = ("up", "heartbeat_age", "sample_age")
 HOST = (
-    "trip", "gpus", "failed", "cpus", "cpu", "memory_used", "memory_size", "disk_used", "disk_size", "received", "sent",
-    "temperature", "load", "uptime", "energy",
+    "cpu_percent", "memory_used_bytes", "disk_used_bytes", "network_received_bytes_per_second", "network_sent_bytes_per_second",
+    "temperature_celsius", "load_1m", "uptime_seconds",
 )  # fmt: skip
-GPU = ("failed", "utilization", "used", "size", "free", "temperature", "slowdown", "power", "limit", "fan", "clock", "processes")
+DEVICE = {
+    name: operator.attrgetter(name)
+    for name in (
+        "utilization_percent", "memory_used_bytes", "temperature_celsius", "power_milliwatts", "fan_percent", "sm_clock_mhz",
+    )
+}  # fmt: skip
 
 
 class Block:
-    """Some nodes. A list of labels, and columns that fit it; None is "not reported"."""
+    """Some nodes, in columns: of all nodes, of those that are read, and of the GPUs of these. None is "not reported"."""
 
     def __init__(self) -> None:
-        self.size = 0
-        self.labels: dict[str, list[str]] = collections.defaultdict(list)  # braces and all
         self.lines: dict[str, list[str]] = collections.defaultdict(list)  # those that are whole already, by family
-        self._values: dict[str, list[tuple[Any, ...]]] = {"node": [], "host": [], "gpu": []}
-        self.columns: dict[tuple[str, str], Sequence[Any]] = {}
-
-    def close(self) -> Block:
-        """Rows become columns."""
-        for kind, names in (("node", NODE), ("host", HOST), ("gpu", GPU)):
-            columns = zip(*self._values[kind], strict=True)
-            self.columns |= {(kind, name): column for name, column in zip(names, columns, strict=False)}
-            self._values[kind] = []
-        return self
+        self.node: dict[str, list[Any]] = collections.defaultdict(list)  # by name; `labels` with their braces
+        self.host: dict[str, list[Any]] = collections.defaultdict(list)
+        self.gpu: dict[str, list[Any]] = collections.defaultdict(list)
 
     def add(self, row: Row, face: Face, now: float) -> None:
         """One more node."""
-        self.size += 1
-        state = state_of(row, now)
+        state, node, lines = state_of(row, now), self.node, self.lines
         labels = f"{{{face.node}}}"
-        self.labels["node"].append(labels)
-        self.lines["edge_node_state"].append(f'edge_node_state{{{face.node},state="{state.value.lower()}"}} 1\n')
-        self.lines["edge_node_info"].append(f'edge_node_info{{{face.node},address="{shown(row.address)}"{face.info}}} 1\n')
-        self.lines["edge_gpu_info"].append(face.gpu_info)
-        sample_age = None if row.sample_at is None else max(now - row.sample_at, 0.0)
-        self._values["node"].append((int(state is State.ONLINE), max(now - row.heartbeat_at, 0.0), sample_age))
+        lines["edge_node_state"].append(f'edge_node_state{{{face.node},state="{state.value.lower()}"}} 1\n')
+        lines["edge_node_info"].append(f'edge_node_info{{{face.node},address="{shown(row.address)}"{face.info}}} 1\n')
+        lines["edge_gpu_info"].append(face.gpu_info)
+        node["labels"].append(labels)
+        node["up"].append(int(state is State.ONLINE))
+        node["heartbeat_age"].append(number(max(now - row.heartbeat_at, 0.0)))
+        node["sample_age"].append(None if row.sample_at is None else number(max(now - row.sample_at, 0.0)))
         if state is State.ONLINE and hanging_seconds(row, now) is None:
-            self.labels["host"].append(labels)
-            self._add_readings(row, face)
+            self._add_readings(row, face, labels)
 
-    def _add_readings(self, row: Row, face: Face) -> None:
-        sample = row.sample
-        host, vitals = sample.host, row.vitals
-        has = host.HasField
-        self._values["host"].append((
-            row.round_trip_seconds,
-            len(row.capacities.devices),
-            None if row.sample_at is None else vitals.errors,
-            face.cpus,
-            host.cpu_percent if has("cpu_percent") else None,
-            host.memory_used_bytes if has("memory_used_bytes") else None,
-            face.memory_bytes,
-            host.disk_used_bytes if has("disk_used_bytes") else None,
-            face.disk_bytes,
-            host.network_received_bytes_per_second if has("network_received_bytes_per_second") else None,
-            host.network_sent_bytes_per_second if has("network_sent_bytes_per_second") else None,
-            host.temperature_celsius if has("temperature_celsius") else None,
-            host.load_1m if has("load_1m") else None,
-            host.uptime_seconds if has("uptime_seconds") else None,
-            vitals.energy_joules,
-        ))  # fmt: skip
-        devices, faces = sample.devices, face.devices
-        count = len(faces) or len(devices)
-        if not count:
-            return
-        gpus, values = self.labels["gpu"], self._values["gpu"]
-        processes = collections.Counter(one.device_index for one in row.processes) if row.packed_processes else None
-        self.labels["dcgm"] += face.dcgm.split("\n") if faces else [""] * count
-        for index in range(count):
-            labels = f'{face.node},gpu="{index}"'
-            gpus.append(f"{{{labels}}}")
-            size, slowdown, limit = faces[index] if faces else DeviceFace()
-            running = None if processes is None else processes[index]
-            if index >= len(devices):
-                values.append((None, None, None, size, None, None, slowdown, None, limit, None, None, running))
-                continue
-            device = devices[index]
-            load, used, heat, power, fan, clock, reasons = (
-                device.utilization_percent, device.memory_used_bytes, device.temperature_celsius, device.power_milliwatts,
-                device.fan_percent, device.sm_clock_mhz, device.throttle_reasons,
-            )  # fmt: skip
-            has = device.HasField
-            is_used = used or has("memory_used_bytes")
-            values.append((
-                1 if device.error else 0,
-                load if load or has("utilization_percent") else None,
-                used if is_used else None,
-                size,
-                max(size - used, 0) if size and is_used else None,
-                heat if heat or has("temperature_celsius") else None,
-                slowdown,
-                power if power or has("power_milliwatts") else None,
-                limit,
-                fan if fan or has("fan_percent") else None,
-                clock if clock or has("sm_clock_mhz") else None,
-                running,
-            ))  # fmt: skip
-            if reasons:
-                self.lines["edge_gpu_throttled"] += throttled_lines(labels, reasons)
+    def _add_readings(self, row: Row, face: Face, labels: str) -> None:
+        sample, host, vitals = row.sample, self.host, row.vitals
+        host["labels"].append(labels)
+        host["round_trip"].append(None if row.round_trip_seconds is None else number(row.round_trip_seconds))
+        host["gpus"].append(len(row.capacities.devices))
+        host["failed_gpus"].append(None if row.sample_at is None else vitals.errors)
+        host["energy_joules"].append(vitals.energy_joules)
+        host["cpus"].append(face.cpus)
+        host["memory_size"].append(face.memory_bytes)
+        host["disk_size"].append(face.disk_bytes)
+        reading = sample.host
+        for name in HOST:
+            host[name].append(getattr(reading, name) if reading.HasField(name) else None)
+        if face.sizes or sample.devices:
+            self._add_devices(row, face, sample.devices)
+
+    def _add_devices(self, row: Row, face: Face, reported: Sequence[pb.DeviceSample]) -> None:
+        """As many as the node has said that it has; where it has said nothing of it, as many as it reports."""
+        count = len(face.sizes) or len(reported)
+        devices, gpu, unknown = reported[:count], self.gpu, [None] * count
+        silent = unknown[len(devices) :]
+        labels = [f'{{{face.node},gpu="{index}"}}' for index in range(count)]
+        gpu["labels"] += labels
+        gpu["dcgm"].append(face.dcgm or "\n" * (count - 1))
+        gpu["size"] += face.sizes or unknown
+        gpu["slowdown"] += face.slowdowns or unknown
+        gpu["limit"] += face.limits or unknown
+        gpu["failed"] += [1 if device.error else 0 for device in devices] + silent
+        for name, value_of in DEVICE.items():
+            values = list(map(value_of, devices))
+            if not all(values):  # a field is asked whether it is set only when it is 0
+                pairs = zip(values, devices, strict=True)
+                values = [value if value or device.HasField(name) else None for value, device in pairs]
+            gpu[name] += values + silent
+        running = collections.Counter(one.device_index for one in row.processes) if row.packed_processes else None
+        gpu["processes"] += unknown if running is None else [running[index] for index in range(count)]
+        for place, device in zip(labels, devices, strict=False):
+            if reasons := device.throttle_reasons:
+                self.lines["edge_gpu_throttled"] += throttled_lines(place[1:-1], reasons)
+
+    def close(self) -> Block:
+        """What is made of other columns."""
+        gpu = self.gpu
+        gpu["watts"] = [None if power is None else str(power / 1000) for power in gpu.pop("power_milliwatts", [])]
+        gpu["free"] = [
+            None if used is None or size is None else max(size - used, 0)
+            for used, size in zip(gpu["memory_used_bytes"], gpu["size"], strict=True)
+        ]
+        return self
 
 
 def throttled_lines(labels: str, reasons: int) -> list[str]:
@@ -258,31 +233,33 @@ class Family(NamedTuple):
 
     name: str
     help: str
-    labels: str = ""  # of a block; empty: the block has the lines whole
-    column: tuple[str, str] = ("", "")
+    of: str = ""  # which columns of a block: node, host, gpu; dcgm: gpu with other labels; empty: the block has the lines whole
+    column: str = ""
     text: Callable[[Any], object] | None = None  # of a value, where that is not the line's own
     kind: str = "gauge"
 
     def head(self) -> str:
+        """What comes before the lines."""
         return f"# HELP {self.name} {self.help}\n# TYPE {self.name} {self.kind}\n"
 
     def lines(self, block: Block) -> str:
         """Those of a block."""
-        if not self.labels:
+        if not self.of:
             return "".join(block.lines[self.name])
-        pairs = zip(block.labels[self.labels], block.columns.get(self.column, ()), strict=False)
+        columns = {"node": block.node, "host": block.host, "gpu": block.gpu, "dcgm": block.gpu}[self.of]
+        values = columns[self.column]
+        # The labels of DCGM are long: a node's are one text until they are used. One that is empty has no line.
+        labels = "\n".join(columns["dcgm"]).split("\n") if self.of == "dcgm" else columns["labels"]
+        pairs: Iterable[tuple[str, Any]] = zip(labels, values, strict=False)
+        if None in values or "" in labels:
+            pairs = [(label, value) for label, value in pairs if value is not None and label]
         name, text = self.name, self.text
-        if text is None:
-            return "".join([f"{name}{labels} {value}\n" for labels, value in pairs if value is not None and labels])
-        return "".join([f"{name}{labels} {text(value)}\n" for labels, value in pairs if value is not None and labels])
+        if text:
+            return "".join([f"{name}{label} {text(value)}\n" for label, value in pairs])
+        return "".join([f"{name}{label} {value}\n" for label, value in pairs])
 
 
 ratio = RATIOS.__getitem__
-
-
-def thousandth(value: int) -> float:
-    """Watts of milliwatts."""
-    return value / 1000
 
 
 def million(value: int) -> int:
@@ -296,48 +273,48 @@ def mebibytes(value: int) -> int:
 
 
 FAMILIES = (
-    Family("edge_node_up", "Whether the node is online: 1, else 0.", "node", ("node", "up")),
+    Family("edge_node_up", "Whether the node is online: 1, else 0.", "node", "up"),
     Family("edge_node_state", "What the node is, as the screen says it: 1 beside its state."),
     Family("edge_node_info", "What does not change of a node, in labels; label_NAME is what its owner says of it."),
-    Family("edge_node_heartbeat_age_seconds", "Since the node was last heard.", "node", ("node", "heartbeat_age"), number),
-    Family("edge_node_sample_age_seconds", "Since its newest readings were taken.", "node", ("node", "sample_age"), number),
-    Family("edge_node_round_trip_seconds", "From a heartbeat to its acknowledgement.", "host", ("host", "trip"), number),
-    Family("edge_node_gpus", "GPUs, or other accelerators, that the node has.", "host", ("host", "gpus")),
-    Family("edge_node_failed_gpus", "Those of them that are not read.", "host", ("host", "failed")),
-    Family("edge_node_cpus", "Logical processors.", "host", ("host", "cpus")),
-    Family("edge_node_cpu_utilization_ratio", "Mean over all processors, 0 to 1.", "host", ("host", "cpu"), ratio),
-    Family("edge_node_memory_used_bytes", "Memory of the host that is in use.", "host", ("host", "memory_used")),
-    Family("edge_node_memory_size_bytes", "Memory of the host.", "host", ("host", "memory_size")),
-    Family("edge_node_disk_used_bytes", "Of the fullest disk that is written to.", "host", ("host", "disk_used")),
-    Family("edge_node_disk_size_bytes", "Size of that disk.", "host", ("host", "disk_size")),
-    Family("edge_node_network_received_bytes_per_second", "By the physical interfaces.", "host", ("host", "received")),
-    Family("edge_node_network_sent_bytes_per_second", "By the physical interfaces.", "host", ("host", "sent")),
-    Family("edge_node_temperature_celsius", "Hottest sensor of the processor.", "host", ("host", "temperature")),
-    Family("edge_node_load1", "Runnable processes, mean over a minute.", "host", ("host", "load"), lambda load: round(load, 2)),
-    Family("edge_node_uptime_seconds", "Since the host started.", "host", ("host", "uptime")),
+    Family("edge_node_heartbeat_age_seconds", "Since the node was last heard.", "node", "heartbeat_age"),
+    Family("edge_node_sample_age_seconds", "Since its newest readings were taken.", "node", "sample_age"),
+    Family("edge_node_round_trip_seconds", "From a heartbeat to its acknowledgement.", "host", "round_trip"),
+    Family("edge_node_gpus", "GPUs, or other accelerators, that the node has.", "host", "gpus"),
+    Family("edge_node_failed_gpus", "Those of them that are not read.", "host", "failed_gpus"),
+    Family("edge_node_cpus", "Logical processors.", "host", "cpus"),
+    Family("edge_node_cpu_utilization_ratio", "Mean over all processors, 0 to 1.", "host", "cpu_percent", ratio),
+    Family("edge_node_memory_used_bytes", "Memory of the host that is in use.", "host", "memory_used_bytes"),
+    Family("edge_node_memory_size_bytes", "Memory of the host.", "host", "memory_size"),
+    Family("edge_node_disk_used_bytes", "Of the fullest disk that is written to.", "host", "disk_used_bytes"),
+    Family("edge_node_disk_size_bytes", "Size of that disk.", "host", "disk_size"),
+    Family("edge_node_network_received_bytes_per_second", "By physical interfaces.", "host", "network_received_bytes_per_second"),
+    Family("edge_node_network_sent_bytes_per_second", "By physical interfaces.", "host", "network_sent_bytes_per_second"),
+    Family("edge_node_temperature_celsius", "Hottest sensor of the processor.", "host", "temperature_celsius"),
+    Family("edge_node_load1", "Runnable processes, mean over a minute.", "host", "load_1m", lambda load: round(load, 2)),
+    Family("edge_node_uptime_seconds", "Since the host started.", "host", "uptime_seconds"),
     Family(
         "edge_node_energy_joules_total", "That all its GPUs have used since the agent started.",
-        "host", ("host", "energy"), kind="counter",
+        "host", "energy_joules", kind="counter",
     ),
     Family("edge_gpu_info", "What does not change of a GPU, in labels."),
-    Family("edge_gpu_failed", "Whether the GPU is not read: 1, else 0.", "gpu", ("gpu", "failed")),
-    Family("edge_gpu_utilization_ratio", "How busy the GPU is, 0 to 1.", "gpu", ("gpu", "utilization"), ratio),
-    Family("edge_gpu_memory_used_bytes", "Memory of the GPU that is in use.", "gpu", ("gpu", "used")),
-    Family("edge_gpu_memory_size_bytes", "Memory of the GPU; of the host where it is unified.", "gpu", ("gpu", "size")),
-    Family("edge_gpu_temperature_celsius", "Of the GPU.", "gpu", ("gpu", "temperature")),
-    Family("edge_gpu_slowdown_temperature_celsius", "From which on the GPU slows down.", "gpu", ("gpu", "slowdown")),
-    Family("edge_gpu_power_watts", "That the GPU draws.", "gpu", ("gpu", "power"), thousandth),
-    Family("edge_gpu_power_limit_watts", "That it may draw.", "gpu", ("gpu", "limit"), thousandth),
-    Family("edge_gpu_fan_ratio", "Speed of the fan, of its maximum, which it may pass.", "gpu", ("gpu", "fan"), ratio),
-    Family("edge_gpu_sm_clock_hertz", "Clock of the streaming multiprocessors.", "gpu", ("gpu", "clock"), million),
+    Family("edge_gpu_failed", "Whether the GPU is not read: 1, else 0.", "gpu", "failed"),
+    Family("edge_gpu_utilization_ratio", "How busy the GPU is, 0 to 1.", "gpu", "utilization_percent", ratio),
+    Family("edge_gpu_memory_used_bytes", "Memory of the GPU that is in use.", "gpu", "memory_used_bytes"),
+    Family("edge_gpu_memory_size_bytes", "Memory of the GPU; of the host where it is unified.", "gpu", "size"),
+    Family("edge_gpu_temperature_celsius", "Of the GPU.", "gpu", "temperature_celsius"),
+    Family("edge_gpu_slowdown_temperature_celsius", "From which on the GPU slows down.", "gpu", "slowdown"),
+    Family("edge_gpu_power_watts", "That the GPU draws.", "gpu", "watts"),
+    Family("edge_gpu_power_limit_watts", "That it may draw.", "gpu", "limit"),
+    Family("edge_gpu_fan_ratio", "Speed of the fan, of its maximum, which it may pass.", "gpu", "fan_percent", ratio),
+    Family("edge_gpu_sm_clock_hertz", "Clock of the streaming multiprocessors.", "gpu", "sm_clock_mhz", million),
     Family("edge_gpu_throttled", "What holds the GPU back now: 1 beside each reason."),
-    Family("edge_gpu_processes", "That use the GPU, where any does on its node.", "gpu", ("gpu", "processes")),
-    Family("DCGM_FI_DEV_GPU_UTIL", "GPU utilization (in %).", "dcgm", ("gpu", "utilization")),
-    Family("DCGM_FI_DEV_FB_USED", "Framebuffer memory used (in MiB).", "dcgm", ("gpu", "used"), mebibytes),
-    Family("DCGM_FI_DEV_FB_FREE", "Framebuffer memory free (in MiB).", "dcgm", ("gpu", "free"), mebibytes),
-    Family("DCGM_FI_DEV_GPU_TEMP", "GPU temperature (in C).", "dcgm", ("gpu", "temperature")),
-    Family("DCGM_FI_DEV_POWER_USAGE", "Power draw (in W).", "dcgm", ("gpu", "power"), thousandth),
-    Family("DCGM_FI_DEV_SM_CLOCK", "SM clock frequency (in MHz).", "dcgm", ("gpu", "clock")),
+    Family("edge_gpu_processes", "That use the GPU, where any does on its node.", "gpu", "processes"),
+    Family("DCGM_FI_DEV_GPU_UTIL", "GPU utilization (in %).", "dcgm", "utilization_percent"),
+    Family("DCGM_FI_DEV_FB_USED", "Framebuffer memory used (in MiB).", "dcgm", "memory_used_bytes", mebibytes),
+    Family("DCGM_FI_DEV_FB_FREE", "Framebuffer memory free (in MiB).", "dcgm", "free", mebibytes),
+    Family("DCGM_FI_DEV_GPU_TEMP", "GPU temperature (in C).", "dcgm", "temperature_celsius"),
+    Family("DCGM_FI_DEV_POWER_USAGE", "Power draw (in W).", "dcgm", "watts"),
+    Family("DCGM_FI_DEV_SM_CLOCK", "SM clock frequency (in MHz).", "dcgm", "sm_clock_mhz"),
 )  # fmt: skip
 
 

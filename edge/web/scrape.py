@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from edge.fleet.lens import count_totals
+from edge.fleet.lens import counting
 from edge.fleet.listening import open_files
 from edge.fleet.row import Row, State, hanging_seconds, state_of
 from edge.text import visible
@@ -169,7 +169,7 @@ async def nodes_and_fleet(site: Site, question: Question, faces: Faces) -> Async
         blocks = [Block()]
         async for row in sliced(rows):
             blocks[-1].add(row, faces.of(row), now)
-            if blocks[-1].size == NODES_A_BLOCK:
+            if len(blocks[-1].node["labels"]) == NODES_A_BLOCK:
                 blocks[-1].close()
                 blocks.append(Block())
         blocks[-1].close()
@@ -180,8 +180,9 @@ async def nodes_and_fleet(site: Site, question: Question, faces: Faces) -> Async
     async for row in sliced(rows):
         if state_of(row, now) is State.ONLINE and hanging_seconds(row, now) is None:
             failed += row.vitals.errors
-    for text in fleet_lines(count_totals(rows, now), failed):
-        yield text
+    async for totals in sliced(counting(rows, now)):
+        for text in fleet_lines(totals, failed) if totals else ():
+            yield text
     for text in server_lines(site, sessions, await asyncio.to_thread(open_files)):
         yield text
 
