@@ -41,6 +41,7 @@ import grpc.aio
 
 import node_pb2 as pb
 from edge.command_line import Endpoint, target_of
+from edge.errors import ErrorEvents, tells_no_header
 from edge.event_log import Event, EventLog
 from edge.fleet.admission import PLENTY, Lines, Memory, Places, network_of
 from edge.fleet.attach import attach
@@ -49,7 +50,7 @@ from edge.fleet.extremes import new_extremes
 from edge.fleet.guard import Guard
 from edge.fleet.headless import run_headless
 from edge.fleet.intake import after, identify
-from edge.fleet.joining import Joining, own_addresses, own_look, told
+from edge.fleet.joining import Joining, Web, own_addresses, own_look, told, web_of
 from edge.fleet.journal import keep, restored
 from edge.fleet.keys import follow, press
 from edge.fleet.lens import Lens, Ui
@@ -149,7 +150,7 @@ class Registry:
             del request.backlog[:-BACKLOG_OF_MANY]
         known = holder and holder.info.instance_id == session.instance_id
         # What is costly is done outside the lock: of a node that comes back, all that it does not bring along is as it was.
-        blank = Row(session.node_id, address, session, self._cadence_seconds(), token_id=token_id, heartbeat_at=now)
+        blank = Row(session.node_id, address, session, self.cadence_seconds(), token_id=token_id, heartbeat_at=now)
         row = after(self._resumed(holder, blank) if holder and known else blank, request, now)
         session.next_acknowledgement_at = now + random.uniform(0, self._acknowledge_seconds)  # spread: a fleet comes back at once
         with self._lock:
@@ -160,6 +161,7 @@ class Registry:
                 self._make_room(row)
             self._admit(session, request, holder, now)
             self._places.add(row)
+            self.counters.sessions += 1
             self._put(row, session, request, holder if known else None)
         return session
 
@@ -274,6 +276,7 @@ class Registry:
     def _put(self, row: Row, session: Session, request: pb.HeartbeatRequest, before: Row | None) -> None:
         """`before`: as it was when the log was told of it last."""
         session.sequence = request.sample.sequence or session.sequence
+        self.counters.heartbeats += 1
         if request.leaving:
             row = row._replace(left=True, session=None, reason="said goodbye")
             self._places.leave(row)
@@ -296,7 +299,7 @@ class Registry:
             session.next_acknowledgement_at = now + self._acknowledge_seconds
         with self._lock:
             row = self._rows.get(session.node_id)
-            interval, spread_seconds = self._cadence_seconds(), self._beating / RECONNECTS_PER_SECOND
+            interval, spread_seconds = self.cadence_seconds(), self._beating / RECONNECTS_PER_SECOND
             if row and row.session is session and row.interval_seconds != interval:
                 self._rows[session.node_id] = row._replace(interval_seconds=interval)
         return pb.HeartbeatResponse(
@@ -306,7 +309,7 @@ class Registry:
             reconnect_spread_milliseconds=round(spread_seconds * 1000) if spread_seconds >= 1 else 0,
         )
 
-    def _cadence_seconds(self) -> float:
+    def cadence_seconds(self) -> float:
         """What the user asks for; stretched, by tenths of a second, when the whole fleet would exceed the budget, or what this
         machine is able to do just now."""
         cadence = max(self._interval_seconds, math.ceil(self._beating / self._heartbeats_per_second * 10) / 10)
@@ -426,25 +429,6 @@ class Registry:
 # ---- The network thread ----
 
 
-class ErrorEvents(logging.Handler):
-    """What is logged of exceptions in a thread, by gRPC, asyncio or us: an event, where stderr would go across the screen."""
-
-    def __init__(self, tell: Callable[[str], object]) -> None:
-        super().__init__(logging.ERROR)
-        self._tell = tell
-
-    def emit(self, record: logging.LogRecord) -> None:
-        error = record.exc_info[1] if record.exc_info else None
-        if isinstance(error, grpc.aio.InternalError):  # a node that is gone, or does not read, could not be answered
-            return
-        self._tell(record.getMessage() + (f": {error!r}" if error else ""))
-
-
-def tells_no_header(record: logging.LogRecord) -> bool:
-    """gRPC logs a header that is no UTF-8, whole: it may be a token, and whoever comes can send masses of them."""
-    return not str(record.msg).startswith("Invalid encoding on")
-
-
 class Ticker:
     """Has the registry see what only time tells, once in TICK_SECONDS."""
 
@@ -456,6 +440,7 @@ class Ticker:
         """After a standstill what has come meanwhile is read first: it was this process that was silent."""
         now = self._registry.clock()
         elapsed, self._ticked_at = now - self._ticked_at, now
+        self._registry.counters.tick(elapsed - TICK_SECONDS)
         if elapsed > TICK_SECONDS + LOST_SECONDS / 2:
             reason = f"stood still for {show_seconds(elapsed)}: suspended, or without a processor"
             self._registry.complain("warning", "server", reason)
@@ -492,6 +477,7 @@ class Network:
         self._listen = listen
         self._http, self._joining = http, joining
         self.http: Endpoint | None = None  # with its real port, once it listens
+        self.web: Web | None = None  # what to tell of it then
         self._bound: concurrent.futures.Future[list[Endpoint]] = concurrent.futures.Future()
         self._thread = threading.Thread(target=self._run, name="network", daemon=True)
         self.failure: Exception | None = None
@@ -522,7 +508,7 @@ class Network:
     async def _serve(self) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         most = self._registry.max_nodes
-        connections = most_connections(most)
+        connections = most_connections(most, self._http is not None)
         logging.getLogger("grpc._cython.cygrpc").addFilter(tells_no_header)
         server = grpc.aio.server(options=server_options(most, connections, is_secure=self._guard is not None))
         self._service.begin(server)
@@ -531,38 +517,42 @@ class Network:
         if self._socket_folder and (warning := bind_socket(server.add_insecure_port, self._socket_folder, bound[0].port)):
             self._registry.complain("warning", "server", warning)
         await server.start()
-        listener = await self._start_http() if self._http else None
+        listener = await self._start_http(self._http) if self._http else None
         self._bound.set_result(bound)
         ticking = asyncio.create_task(self._tick(Crowd(connections)))
         feeding = asyncio.create_task(self._service.feed.run())
         await self._stop.wait()
         ticking.cancel()
         feeding.cancel()
-        self._service.go_away()
-        if listener:
-            await listener.stop()
         closing = asyncio.create_task(server.stop(GOODBYE_SECONDS / 2))  # no new connections from here on
         await self._service.close()
         await closing
+        if listener:  # the last: meanwhile it says that the server goes away
+            await listener.stop()
         await self._wait_for_grpc()
 
-    async def _start_http(self) -> Listener:
+    async def _start_http(self, endpoint: Endpoint) -> Listener:
         """uvicorn and starlette are imported where they are used: most servers have no need of them."""
         from edge.web.listener import Listener
         from edge.web.site import Site
 
-        agent = pathlib.Path(sys.argv[0]).with_name("node.pyz")
+        beside = pathlib.Path(sys.argv[0]).with_name("node.pyz")
+        agent = beside if beside.exists() else None
+        name, pin = (self._guard.name, self._guard.pin) if self._guard else ("", "")
         site = Site(
             fleet=self._registry,
             feed=self._service.feed,
             counters=self._registry.counters,
             joining=self._joining,
             guard=self._guard,
-            agent=agent if agent.exists() else None,
+            agent=agent,
             is_ready=lambda: not self._stop.is_set(),
+            names=[endpoint.host, name],
+            complain=self._registry.complain,
         )
         listener = Listener(site)
-        self.http = await listener.start(self._http or default_endpoint())
+        self.http = http = await listener.start(endpoint)
+        self.web = web_of(http, bool(agent), self._guard is not None, name, pin)
         return listener
 
     async def _wait_for_grpc(self) -> None:
@@ -672,16 +662,18 @@ def run(options: argparse.Namespace, make_registry: Callable[..., Registry] = Re
     guard = Guard(options.state, options.tls_cert, options.tls_key, options.client_ca) if options.secure else None
     logging.getLogger().addHandler(ErrorEvents(registry.errors.append))
     with Inputs(keyboard=screen) as inputs, contextlib.ExitStack() as ending:
-        if warning := too_few_files(options.max_nodes):
+        if warning := too_few_files(options.max_nodes, options.http is not None):
             registry.complain("warning", "server", warning)
         kept = keep(options, registry, lambda kind, text: registry.complain(kind, "server", text), ending, registry.bring_back)
         registry.troubles = lambda: [notice for journal in kept for notice in journal.notices()]
+        registry.counters.journal = lambda: next((journal.state() for journal in kept if journal.limit_bytes), None)
         past = kept[0].past if kept else None
         folder = next(socket_folders(options.state))
         addresses: list[str] = []
 
         def joining() -> Joining:  # tokens come and go
-            return guard.joining(addresses) if guard else Joining(is_secure=False, addresses=addresses)
+            found = guard.joining(addresses) if guard else Joining(is_secure=False, addresses=addresses)
+            return found._replace(web=network.web)
 
         network = Network(
             registry, options.listen, guard=guard, past=past, socket_folder=folder, http=options.http, joining=joining

@@ -133,21 +133,25 @@ def time_heartbeats(program: Program, load: Load, path: pathlib.Path) -> Iterato
     """From sending to the registry; the clock of both is the same."""
     say("    timing each heartbeat")
     load.report()
-    program.process.send_signal(signal.SIGUSR1)
-    time.sleep(WINDOW_SECONDS / 2)
-    program.process.send_signal(signal.SIGUSR2)
-    late = load.report()
-    for _ in range(100):
-        time.sleep(0.05)
-        with contextlib.suppress(OSError, ValueError):
-            result = json.loads(path.read_text(encoding="utf-8"))
-            break
-    else:
-        raise Failed("the server did not write its latencies")
-    note = f"{result['count']:,} heartbeats {late.warning()}".strip()
+    result = latencies_while(program, path, lambda: time.sleep(WINDOW_SECONDS / 2))
+    note = f"{result['count']:,} heartbeats {load.report().warning()}".strip()
     yield Figure("scale", "with screen: from sending to the registry, p50", 1000 * result["50"], "ms", note=note)
     yield Figure("scale", "with screen: from sending to the registry, p99", 1000 * result["99"], "ms", 100, note=note)
     yield Figure("scale", "with screen: from sending to the registry, longest", 1000 * result["100"], "ms")
+
+
+def latencies_while(program: Program, path: pathlib.Path, action: Callable[[], object]) -> dict[str, float]:
+    """How long heartbeats took into the registry of `serve_timed` meanwhile, in seconds by percentile; and their count."""
+    path.unlink(missing_ok=True)
+    program.process.send_signal(signal.SIGUSR1)
+    action()
+    program.process.send_signal(signal.SIGUSR2)
+    for _ in range(100):
+        time.sleep(0.05)
+        with contextlib.suppress(OSError, ValueError):
+            result: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
+            return result
+    raise Failed("the server did not write its latencies")
 
 
 def cost(options: argparse.Namespace) -> Iterator[Figure]:
@@ -189,10 +193,10 @@ def serve_bare(port: int) -> None:
     asyncio.run(serve())
 
 
-def serve_timed(path: str, port: int) -> None:
+def serve_timed(path: str, port: int, *options: str) -> None:
     """server.py as it is; between SIGUSR1 and SIGUSR2 it notes how long each heartbeat took from its sending into the registry."""
     make_registry = functools.partial(TimedRegistry, pathlib.Path(path))
-    sys.exit(server.main(["--listen", f"127.0.0.1:{port}"], make_registry))
+    sys.exit(server.main(["--listen", f"127.0.0.1:{port}", *options], make_registry))
 
 
 class TimedRegistry(server.Registry):
@@ -206,6 +210,7 @@ class TimedRegistry(server.Registry):
         signal.signal(signal.SIGUSR2, self._finish)
 
     def _start(self, *_: object) -> None:
+        self._latencies = array.array("d")
         setattr(self, "heartbeat", self._timed_heartbeat)  # noqa: B010
 
     def _timed_heartbeat(self, session: Session, request: pb.HeartbeatRequest) -> None:

@@ -11,6 +11,8 @@ import itertools
 import os
 import pathlib
 import re
+import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 
@@ -23,15 +25,18 @@ import node_pb2 as pb
 from edge import history
 from edge.drawing import Line, cells
 from edge.event_log import Event
+from edge.fleet import watch
 from edge.fleet.entry import EntryId
 from edge.fleet.intake import capacities_of, vitals_of
 from edge.fleet.lens import Lens, Ui
-from edge.fleet.row import Row
+from edge.fleet.row import Row, Session
 from edge.fleet.screen import About, look, render
 from edge.hardware.machine import simulated
 from edge.hardware.screen import Link
 from edge.hardware.screen import render as render_node
+from tests.fixtures.browser import PROGRAMS, Browser
 from tests.fixtures.examples import EXAMPLE_EVENTS, OPEN, WALL, example_registry, example_row, example_view
+from tests.fixtures.sessions import Serving
 
 CELL_WIDTH, CELL_HEIGHT, MARGIN, TITLE_HEIGHT = 9, 18, 12, 34  # in pixels
 FONTS = "ui-monospace, SFMono-Regular, Menlo, Consolas, 'DejaVu Sans Mono', 'Liberation Mono', monospace"
@@ -42,6 +47,13 @@ BLOCKS |= {block: (1 - eighths / 8, 1, eighths / 8) for eighths, block in enumer
 BLOCKS |= {block: (0, eighths / 8, 1) for eighths, block in enumerate("▏▎▍▌▋▊▉", 1)}
 BORDERS = {"─": "m0 9h9", "│": "m4.5 0v18", "╭": "m4.5 18v-4q0-5 4.5-5", "╮": "m0 9q4.5 0 4.5 5v4"}
 BORDERS |= {"╰": "m4.5 0v4q0 5 4.5 5", "╯": "m0 9q4.5 0 4.5-5v-4"}
+PAGE_EVENTS = (
+    ("started", "server", "listening on [::]:50051"),
+    ("joined", "Node-1033", "l4-33, 10.0.0.133"),
+    ("left", "Node-1021", "said goodbye"),
+    ("lost", "Node-1013", "no heartbeat for 10s; the stream broke"),
+    ("failed", "Node-1005", "GPU 1: GPU is lost"),
+)
 PIECE = re.compile("█+|─+|([{0}])|[^\\s{0}]+".format("".join((*BLOCKS, *BORDERS))))
 
 
@@ -51,6 +63,7 @@ def draw_all(folder: pathlib.Path) -> None:
     time.tzset()
     draw_server(folder)
     draw_node(folder)
+    draw_browser(folder)
 
 
 def draw_server(folder: pathlib.Path) -> None:
@@ -98,6 +111,75 @@ def draw_node(folder: pathlib.Path) -> None:
     view = example_view(5, with_processes=True)
     view.info.sampling_interval_milliseconds = 1000
     save_svg(render_node(view._replace(log=log, link=link), 150, 45, WALL + 400, 0), "node.pyz", folder / "node.svg")
+
+
+def draw_browser(folder: pathlib.Path) -> None:
+    """browser.png: the page in a browser, of a fleet of simulated boxes, a minute after it was opened. Without one: nothing."""
+    if not all(map(shutil.which, PROGRAMS)):
+        return
+    watch.TICK_SECONDS, usual = 0.1, watch.TICK_SECONDS  # a minute in some seconds
+    serving, boxes = Serving(http=True), [SimulatedNode(seed) for seed in range(34)]
+    for kind, node_id, text in PAGE_EVENTS:
+        serving.registry.log.add(kind, text, node_id)
+    with tempfile.TemporaryDirectory() as profile:
+        browser = Browser(pathlib.Path(profile))
+        try:
+            browser.size(1280, 800)
+            browser.prefer("dark")
+            browser.open(serving.http)
+            for _ in range(70):
+                for box in boxes:
+                    serving.registry.restore(box.next_row(serving.registry.clock()))
+                time.sleep(0.12)
+            time.sleep(0.5)  # the last ones are drawn
+            (folder / "browser.png").write_bytes(browser.picture())
+        finally:
+            browser.close()
+            serving.network.stop()
+            watch.TICK_SECONDS = usual
+
+
+class SimulatedNode:
+    """A simulated box as a server would know it, some of them in trouble."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed, seconds = seed, itertools.count()
+        faults = {5: ["failed-gpu"], 9: ["hot"]}.get(seed, [])
+        self._machine = simulated(seed, lambda: next(seconds), frozenset(faults))
+        info = node.make_info(self._machine, "")
+        info.sampling_interval_milliseconds, info.session_number = 1000, 1
+        self._capacities, now = capacities_of(info), time.monotonic()
+        self._row = Row(
+            node_id=f"Node-{1000 + seed}",
+            address=f"10.0.0.{100 + seed}",
+            session=Session(pb.HeartbeatRequest(), "", None),
+            interval_seconds=1.0,
+            packed_info=info.SerializeToString(),
+            packed_processes=pb.ProcessList(processes=self._machine.processes()).SerializeToString(),
+            capacities=self._capacities,
+            heartbeat_at=now,
+        )
+        for _ in range(history.SAMPLES):
+            self.next_row(now)
+
+    def next_row(self, now: float) -> Row:
+        """A second later."""
+        sample = node.take_sample(self._machine, 1, 0, lambda: 0.0)
+        vitals = vitals_of(self._capacities, sample)
+        ages = {7: 4, 13: 200, 21: 95}
+        at = now - ages.get(self._seed, 0)
+        self._row = self._row._replace(
+            session=None if self._seed in (13, 21) else self._row.session,
+            left=self._seed == 21,
+            reason="the stream broke" if self._seed == 13 else "",
+            packed_sample=sample.SerializeToString(),
+            vitals=vitals,
+            history=history.extend(self._row.history, vitals.frame),
+            round_trip_seconds=0.0012,
+            sample_at=at,
+            heartbeat_at=at,
+        )
+        return self._row
 
 
 def save_svg(lines: list[Line], title: str, path: pathlib.Path) -> None:

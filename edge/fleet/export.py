@@ -1,8 +1,9 @@
-"""The fleet for programs: what --json prints."""
+"""The fleet for programs: what --json prints, and /api/fleet answers."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from google.protobuf import json_format
@@ -14,7 +15,17 @@ from edge.fleet.source import Source
 def snapshot_json(source: Source) -> str:
     """The fleet as one line of JSON."""
     now = source.clock()
-    return json.dumps({"time": round(source.wall(), 3), "nodes": [row_json(row, now) for row in source.snapshot()]})
+    return "".join(fleet_pieces(source.snapshot(), now, source.wall()))
+
+
+def fleet_pieces(rows: Iterable[Row], now: float, wall: float) -> Iterator[str]:
+    """The same of these nodes, a node at a time; `now` by the clock of their times, `wall` by the wall clock."""
+    yield f'{{"time": {json.dumps(round(wall, 3))}, "nodes": ['
+    comma = ""
+    for row in rows:
+        yield comma + json.dumps(row_json(row, now))
+        comma = ", "
+    yield "]}"
 
 
 def row_json(row: Row, now: float) -> dict[str, Any]:

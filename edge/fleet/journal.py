@@ -20,6 +20,7 @@ from typing import NamedTuple
 import node_pb2 as pb
 from edge.event_log import Event
 from edge.files import reason
+from edge.fleet.counters import JournalState
 from edge.fleet.moments import (
     MAX_PART_BYTES,
     NO_SQLITE,
@@ -268,6 +269,11 @@ class Store:
         self._database.execute(f"DELETE FROM parts WHERE moment IN (SELECT moment FROM moments WHERE {which})", values)
         self._database.execute(f"DELETE FROM moments WHERE {which}", values)
 
+    def extent(self) -> tuple[int, float | None]:
+        """What it takes on disk, in bytes; and the first moment that is kept, in seconds by the wall clock."""
+        first = self._number("SELECT coalesce(min(unix_milliseconds), 0) FROM moments WHERE segment <> ?", TREND)
+        return self._used_bytes(), first / 1000 if first else None
+
     def _used_bytes(self) -> int:
         free = self._number("PRAGMA freelist_count")
         return (self._number("PRAGMA page_count") - free) * self._number("PRAGMA page_size")
@@ -350,13 +356,18 @@ class Journal:
         tell: Callable[[str, str], object] = lambda _kind, _text: None,
         name: str = "journal",
         held: Sequence[StateFile] = (),
+        limit_bytes: int | None = None,
     ) -> None:
         """`store` opens the file; `restore` takes the newest moment of before, if there is one; `tell` is given each trouble
-        once, and its end: an event's kind and text. `name`: what people call it; `held`: what it lets go of at its end."""
+        once, and its end: an event's kind and text. `name`: what people call it; `held`: what it lets go of at its end;
+        `limit_bytes`: what it may take on disk; None: as much as it needs."""
+        self.limit_bytes = limit_bytes
         self.past = Kept(path, is_own=True)
         self._open, self._path, self._source, self._seconds = store, path, source, seconds
         self._restore, self._tell_of, self._name, self._held = restore, tell, name, held
         self._store: Store | None = None
+        self._size_bytes: int | None = None  # as of the last moment
+        self._first: float | None = None  # moment that is kept
         self._stop, self._is_read = threading.Event(), threading.Event()
         self._trouble, self._busy_since = "", 0.0
         self._news, self._news_until = "", 0.0  # no trouble any more, and yet what people should know
@@ -380,6 +391,11 @@ class Journal:
             return [f"{self._name}: its disk has given no answer for {show_seconds(silent)}"]
         said = self._trouble or (self._news if time.monotonic() < self._news_until else "")
         return [f"{self._name}: {said}"] if said else ()
+
+    def state(self) -> JournalState:
+        """As its last moment left it: the disk is not asked."""
+        is_silent = self._busy_since and time.monotonic() - self._busy_since > SLOW_SECONDS
+        return JournalState(not (self._trouble or is_silent), self.limit_bytes, self._size_bytes, self._first)
 
     def _tell(self, text: str, kind: str = "warning") -> None:
         self._tell_of(kind, f"{self._name}: {text}")
@@ -475,6 +491,7 @@ class Journal:
         if self._store:
             wall, rows, events = self._source.wall(), self._source.snapshot(), self._source.newest_events(EVENTS_KEPT)
             self._store.write(now, wall, seconds, rows, events, lambda: self._stop.wait(PAUSE_SECONDS), is_last)
+            self._size_bytes, self._first = self._store.extent()
 
 
 def keep(
@@ -528,7 +545,7 @@ def journal_in(
             held.append(lock_of(path))
         return Store(path, size_bytes)
 
-    return Journal(opened, path, source, MOMENT_SECONDS, restore, tell, held=held)
+    return Journal(opened, path, source, MOMENT_SECONDS, restore, tell, held=held, limit_bytes=size_bytes)
 
 
 def lock_of(path: pathlib.Path) -> StateFile:

@@ -140,12 +140,19 @@ class Totals(NamedTuple):
 def count_totals(rows: Iterable[Row], now: float) -> Totals:
     """What the nodes have and do that are online and read, all together: one pass. Each GPU counts once; the processors and memory
     of boxes without any count only where no box has one. What has been used stays so, whatever has become of a node."""
+    (totals,) = (totals for totals in counting(rows, now) if totals)
+    return totals
+
+
+def counting(rows: Iterable[Row], now: float) -> Iterator[Totals | None]:
+    """The same a row at a time: nothing for each, and the totals at the end."""
     states: dict[State, int] = dict.fromkeys(State, 0)
     gpus = milliwatts = with_power = joules = with_energy = with_gpus = outdated = 0
     # With GPUs and without: utilization, of how many; memory used and in all, of how many.
     sums = {True: [0.0, 0, 0, 0, 0], False: [0.0, 0, 0, 0, 0]}
     heat, hottest = -math.inf, None
     for row in rows:
+        yield None
         state = state_of(row, now)
         states[state] += 1
         vitals = row.vitals
@@ -171,7 +178,7 @@ def count_totals(rows: Iterable[Row], now: float) -> Totals:
         if vitals.celsius is not None and vitals.celsius > heat:
             heat, hottest = vitals.celsius, row
     utilization, readings, used, total, with_memory = sums[gpus > 0]
-    return Totals(
+    yield Totals(
         states, gpus, utilization / readings if readings else None, int(used), int(total),
         milliwatts if with_power else None, int(with_memory), with_power, hottest,
         joules if with_energy else None, with_energy, with_gpus, outdated,

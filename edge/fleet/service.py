@@ -20,6 +20,7 @@ from edge.credentials import Role
 from edge.fleet import health
 from edge.fleet.admission import RateLimit, WaitingRoom, network_of
 from edge.fleet.certificates import Client
+from edge.fleet.counters import Counters
 from edge.fleet.guard import Guard
 from edge.fleet.intake import heartbeat_of
 from edge.fleet.listening import peer_address
@@ -51,6 +52,8 @@ T = TypeVar("T")
 
 class Sessions(Fleet, Protocol):
     """What the calls need of the registry."""
+
+    counters: Counters
 
     def open(
         self, request: pb.HeartbeatRequest, address: str, close: Callable[[End], object] | None = None, token_id: str = ""
@@ -379,6 +382,7 @@ class Service(node_pb2_grpc.NodeServiceServicer):
             raise asyncio.CancelledError
 
     def _log_refusal(self, node_id: str, address: str, refused: Refused, is_stranger: bool = False) -> None:
+        self._registry.counters.refusals[refused.end.code.name.lower()] += 1
         code = "" if refused.end.code in OF_TRUST else f" ({refused.end.code.name})"
         text = f"{address}: {refused.told_here}{code}"
         self._registry.complain("refused", node_id, text, address if is_stranger else "")
@@ -416,14 +420,10 @@ class Service(node_pb2_grpc.NodeServiceServicer):
         if silent := self._guard.visitors.tick(self._registry.clock()):
             self._registry.complain("refused", "", f"new connections that made no call: {silent:,}; {self._guard.why_silent()}")
 
-    def go_away(self) -> None:
-        """From now on it serves no more, and says so."""
-        self._closing = True
-        self._health.end()
-
     async def close(self) -> None:
         """End every session with a status that says: come back soon."""
-        self.go_away()
+        self._closing = True
+        self._health.end()
         tasks = list(self._streams.values())
         for stream in self._streams.keys() - self._watching_health:  # these end when they have been told
             self._end_stream(stream, GOING_AWAY)

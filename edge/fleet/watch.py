@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import copy
+import itertools
 import logging
 import secrets
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
@@ -32,6 +34,7 @@ TICK_SECONDS = 1.0  # from one version to the next
 IDLE_SECONDS = 60.0  # without a viewer, until nothing is kept for those that come back
 VERSIONS_KEPT = 3600  # that a viewer may lag behind: beyond, it gets the fleet anew
 REMOVALS_KEPT = 100_000  # in all of them
+ROWS_A_MESSAGE, CHANGES_A_MESSAGE = 200, 2000  # nodes, whole and their changes: more take so long that heartbeats would wait
 NODES_A_SLICE = 1000  # that are compared at once: heartbeats come in between
 MESSAGE_BYTES = 2**20  # or so, of nodes in a message
 MILLISECONDS = 1000
@@ -131,11 +134,16 @@ class Feed:
         self._free: list[int] = []  # numbers
         self._versions: collections.deque[Published] = collections.deque()  # the last ones, self.version being the last of all
         self._removals = 0  # in these
-        self._shared: dict[tuple[int, int], bytes] = {}  # sums, by what they start from: of this version
+        self._shared: dict[tuple[int, int], Iterator[bytes]] = {}  # sums, by what they start from: of this version; each is copied
 
     def viewers(self) -> int:
         """How many there are."""
         return len(self._viewers)
+
+    def row(self, number: int) -> Row | None:
+        """The node of this number, as it was published last. None: it is gone."""
+        seen = self._slots[number] if number < len(self._slots) else None
+        return seen.row if seen else None
 
     def join(self, request: pb.WatchRequest, is_local: bool) -> Viewer:
         """One more viewer, by its first message. Raises Refused where there are as many as there may be; some places are kept for
@@ -255,8 +263,11 @@ class Feed:
             since, known = known, self.version
             yield from self._rows(since)
         if self._remembers(base):
-            viewer.version, total = self.version, self._sum(base, known)
-            yield total
+            version = self.version
+            if (base, known) not in self._shared:
+                (self._shared[base, known],) = itertools.tee(self._sum(base, known), 1)
+            yield from copy.copy(self._shared[base, known])
+            viewer.version = version
         else:  # it took too long: all anew
             viewer.version = 0
             viewer.wake.set()
@@ -285,23 +296,23 @@ class Feed:
                 yield seen
             number += 1
 
-    def _sum(self, base: int, known: int) -> bytes:
-        """What changed since version `base`; of nodes that were sent whole since, up to version `known`, their readings alone."""
-        total = self._shared.get((base, known))
-        if total is None:
-            now = self._fleet.clock()
-            changed = [seen for seen in self._slots if seen and seen.changed_at > base]
-            beats = [(seen.number, seen.row) for seen in changed if seen.whole_at <= known and seen.row.sample_at is not None]
-            versions = [self._versions[at - self.version - 1] for at in range(base + 1, self.version + 1)]
-            total = self._shared[base, known] = self._update(
+    def _sum(self, base: int, known: int) -> Iterator[bytes]:
+        """What changed since version `base`; of nodes that were sent whole since, up to version `known`, their readings alone. In
+        pieces where it is much, so that heartbeats come in between: whoever is the first to take one has it made for all."""
+        version, changed = self.version, [seen for seen in self._slots if seen and seen.changed_at > base]
+        versions = [self._versions[at - version - 1] for at in range(base + 1, version + 1)]
+        first = {"removed": [number for one in versions for number in one.removed]}
+        last = {"version": version, "events": messages_of(self._events(base, version))}  # with the version: so none comes twice
+        for start in range(0, max(len(changed), 1), CHANGES_A_MESSAGE):
+            piece, now = changed[start : start + CHANGES_A_MESSAGE], self._fleet.clock()
+            beats = [(seen.number, seen.row) for seen in piece if seen.whole_at <= known and seen.row.sample_at is not None]
+            yield self._update(
                 now,
-                version=self.version,
-                rows=[seen.message(known, now) for seen in changed if seen.whole_at > known],
+                rows=[seen.message(known, now) for seen in piece if seen.whole_at > known],
                 beats=beats_of(beats, now) if beats else None,
-                removed=[number for one in versions for number in one.removed],
-                events=messages_of(self._events(base, self.version)),
+                **(first if not start else {}),
+                **(last if start + CHANGES_A_MESSAGE >= len(changed) else {}),
             )
-        return total
 
     def _events(self, base: int, version: int) -> list[Event]:
         """Those of the versions after `base`; 0: those before any others."""
@@ -355,7 +366,7 @@ def piece_of(messages: Iterator[M]) -> list[M]:
     """The next of these, as many as are sent at once."""
     taken: list[M] = []
     size = 0
-    while len(taken) < MAX_NODES_A_MESSAGE and size < MESSAGE_BYTES and (one := next(messages, None)) is not None:
+    while len(taken) < ROWS_A_MESSAGE and size < MESSAGE_BYTES and (one := next(messages, None)) is not None:
         taken.append(one)
         size += one.ByteSize()
     return taken

@@ -2,19 +2,139 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+from google.protobuf import json_format
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from edge.web.selection import select
-from edge.web.site import Site
+from edge import history
+from edge.fleet.export import fleet_pieces, row_json
+from edge.fleet.moments import spacing_seconds
+from edge.fleet.row import Row
+from edge.web.gate import sentence
+from edge.web.selection import Selection, select
+from edge.web.site import Fleet, Site
+from edge.web.slices import sliced
+from edge.web.stream import Pages
+
+JSON = "application/json"
+SERIES = {"utilization_percent": history.UTILIZATION, "memory_percent": history.MEMORY, "temperature_celsius": history.TEMPERATURE}
+CHUNK_CHARACTERS = 2**16  # of a fleet, that are sent at once
 
 
 def routes(site: Site) -> list[Route]:
-    """`/api/match`."""
+    """`/api/fleet`, `/api/nodes/ID`, `/api/match`, `/api/events`."""
+    pages, answers = Pages(site), Answers(site.fleet)
+
+    async def fleet(request: Request) -> Response:
+        text = request.query_params.get("match", "")
+        chosen = await select(site.fleet, text) if text else Selection(site.fleet.snapshot(), ())
+        if chosen.not_understood:
+            return sentence(400, f"the filter can't be read at: {', '.join(chosen.not_understood)}")
+        names = [row.node_id for row in chosen.rows]
+        rows = (row for node_id in names for row in site.fleet.rows([node_id]) if row)  # one who reads slowly holds no rows
+        return StreamingResponse(chunks_of(fleet_pieces(rows, site.fleet.clock(), site.fleet.wall())), media_type=JSON)
+
+    async def node(request: Request) -> Response:
+        node_id = request.path_params["node_id"]
+        (row,) = site.fleet.rows([node_id])
+        if not row:
+            return sentence(404, f"there is no node {node_id!r} here: /api/fleet has all")
+        pieces = [piece async for piece in sliced(node_pieces(row, site.fleet.clock()))]
+        return Response("".join(pieces), media_type=JSON)
 
     async def match(request: Request) -> Response:
-        chosen = await select(site.fleet, request.query_params.get("match", ""))
-        return JSONResponse({"node_ids": [row.node_id for row in chosen.rows], "not_understood": chosen.not_understood})
+        return Response(await answers.to(request.query_params.get("match", "")), media_type=JSON)
 
-    return [Route("/api/match", match)]
+    async def events(request: Request) -> Response:
+        return pages.answer(request)
+
+    return [
+        Route("/api/fleet", fleet),
+        Route("/api/nodes/{node_id:path}", node),
+        Route("/api/match", match),
+        Route("/api/events", events),
+    ]
+
+
+async def chunks_of(pieces: Iterator[str]) -> AsyncIterator[str]:
+    """These in larger ones."""
+    held, size = [], 0
+    async for piece in sliced(pieces):
+        held.append(piece)
+        size += len(piece)
+        if size >= CHUNK_CHARACTERS:
+            yield "".join(held)
+            held, size = [], 0
+    yield "".join(held)
+
+
+# ---- One node ----
+
+
+def node_pieces(row: Row, now: float) -> Iterator[str]:
+    """What --json says of a node, what runs on it, and its last readings."""
+    yield json.dumps(row_json(row, now))[:-1]
+    yield ', "processes": ['
+    for place, process in enumerate(row.processes):
+        text = json.dumps(json_format.MessageToDict(process, preserving_proto_field_name=True))
+        yield f"{', ' * (place > 0)}{text}"
+    yield f'], "history": {{"seconds": {json.dumps(spacing_seconds(row))}, '
+    yield json.dumps(series_of(row, history.WHOLE_NODE))[1:-1]
+    yield ', "devices": ['
+    for device in range(len(row.capacities.devices)):
+        yield f"{', ' * (device > 0)}{json.dumps(series_of(row, device))}"
+    yield "]}}"
+
+
+def series_of(row: Row, device: int) -> dict[str, list[int | None]]:
+    """The last readings of a device, or of the whole node, the oldest first. None: not reported."""
+    devices = len(row.capacities.devices)
+    return {
+        name: [None if value == history.NOT_REPORTED else value for value in history.series(row.history, devices, device, column)]
+        for name, column in SERIES.items()
+    }
+
+
+# ---- Which nodes a filter chooses ----
+
+ANSWER_SECONDS = 1.0  # that an answer is good for; and
+ANSWER_TIMES = 20  # as long as it took to make: so pages that ask all the time take a twentieth of a processor at most
+ANSWERS_KEPT = 16
+
+
+class Answers:
+    """The nodes of filters: made one after the other, and shared by all who ask the same."""
+
+    def __init__(self, fleet: Fleet, clock: Callable[[], float] = time.monotonic) -> None:
+        self._fleet, self._clock = fleet, clock
+        self._making = asyncio.Lock()
+        self._kept: dict[str, tuple[float, bytes]] = {}  # by filter: until when it is good, and the answer; the oldest first
+
+    async def to(self, text: str) -> bytes:
+        """The answer to a filter, as it is sent."""
+        if not (answer := self._known(text)):
+            async with self._making:
+                answer = self._known(text) or await self._make(text)  # who waited may find it made
+        return answer
+
+    def _known(self, text: str) -> bytes:
+        until, answer = self._kept.get(text, (0.0, b""))
+        return answer if self._clock() < until else b""
+
+    async def _make(self, text: str) -> bytes:
+        began = self._clock()
+        chosen = await select(self._fleet, text)
+        told: dict[str, Any] = {"node_ids": [row.node_id for row in chosen.rows], "not_understood": chosen.not_understood}
+        answer, now = json.dumps(told).encode(), self._clock()
+        self._kept.pop(text, None)
+        self._kept[text] = now + max(ANSWER_SECONDS, ANSWER_TIMES * (now - began)), answer
+        if len(self._kept) > ANSWERS_KEPT:
+            del self._kept[next(iter(self._kept))]
+        return answer

@@ -98,6 +98,30 @@ def test_who_keeps_up_shares_what_is_made_once() -> None:
     assert not update.rows
 
 
+def test_a_large_sum_comes_in_pieces_each_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "CHANGES_A_MESSAGE", 2)
+    fleet = Fleet("a", "b", "c", "d", "e")
+    viewers = [fleet.join(), fleet.join()]
+    for viewer in viewers:
+        fleet.told(viewer)
+    for node_id in "abcd":
+        fleet.put(node_id, 7)
+    fleet.registry.restore(example_row(17)._replace(node_id="e"))
+    fleet.registry.forget("e")
+    fleet.put("f")
+    fleet.publish()
+    coming = [fleet.feed._news(viewer) for viewer in viewers]
+    pairs = list(zip(*coming, strict=True))  # in turn
+    assert all(first is second for first, second in pairs)
+    updates = [pb.WatchUpdate.FromString(first) for first, _ in pairs]
+    assert [(update.version, len(update.beats.number_steps), len(update.rows)) for update in updates] == [
+        (0, 2, 0), (0, 2, 0), (2, 0, 1),
+    ]  # fmt: skip
+    assert [list(update.removed) for update in updates] == [[4], [], []]
+    assert [len(update.events) for update in updates] == [0, 0, 1]
+    assert [viewer.version for viewer in viewers] == [2, 2]
+
+
 def test_who_lags_gets_the_sum_of_what_it_missed() -> None:
     fleet = Fleet("a", "b", "c")
     viewer = fleet.join()
@@ -188,6 +212,8 @@ def numbers_of(updates: Iterable[pb.WatchUpdate]) -> dict[str, int]:
 def test_a_fleet_that_changes_while_it_is_sent_arrives_as_it_is(monkeypatch: pytest.MonkeyPatch, pieces: int) -> None:
     """Nodes that change, come and go between any two pieces; and again while a viewer that lags is sent much."""
     monkeypatch.setattr(watch, "MAX_NODES_A_MESSAGE", 3)
+    monkeypatch.setattr(watch, "ROWS_A_MESSAGE", 3)
+    monkeypatch.setattr(watch, "CHANGES_A_MESSAGE", 5)
     fleet = Fleet(*(f"node-{index}" for index in range(12)))
     looking = Looking(fleet)
 

@@ -1,0 +1,201 @@
+"""The fleet as server-sent events, for pages: what Watch tells a viewer, in JSON. What is told to many is put into JSON once."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+import node_pb2 as pb
+from edge.fleet.admission import RateLimit, network_of
+from edge.fleet.columns import device_names
+from edge.fleet.row import Refused, Row
+from edge.fleet.service import LOOKS, LOOKS_OF_ONE, LOOKS_SECONDS
+from edge.fleet.watch import Feed, Viewer
+from edge.fleet.wire import KELVIN, event_of, milliseconds
+from edge.protocol import hangs_after_seconds, late_after_seconds, lost_after_seconds
+from edge.text import visible
+from edge.web.gate import address_of, sentence
+from edge.web.site import Site
+from edge.web.slices import sliced
+
+RETRY_SECONDS = 2
+MADE_KEPT = 16  # messages in JSON: the pieces of what those who keep up are told, and of what those who come are
+SEEN = re.compile(r"(\d{1,19})-(\d{1,19})")  # the id of a message: the epoch and the version that it completes
+PLAIN_COLUMNS = ("heartbeat_age_milliseconds", "sample_lag_milliseconds", "memory_used_mebibytes")
+OFFSETS = {  # what columns of Beats have added to them, so that 0 is "not reported"
+    "utilization_permille": 1, "memory_permille": 1, "temperature_celsius": KELVIN, "power_deciwatts": 1, "cpu_percent": 1,
+    "energy_kilojoules": 1, "round_trip_microseconds": 1,
+}  # fmt: skip
+
+
+class Pages:
+    """All who look by HTTP. Each is a viewer of the feed, and counts as one from elsewhere."""
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+        self._looks = RateLimit(LOOKS_SECONDS, LOOKS, LOOKS_OF_ONE)
+        self._made: dict[bytes, asyncio.Task[bytes]] = {}  # the newest messages, as they are sent
+
+    def answer(self, request: Request) -> Response:
+        """A stream, from where the page was; or why there is none."""
+        seen = SEEN.fullmatch(request.headers.get("last-event-id") or request.query_params.get("since", ""))
+        epoch, version = map(int, seen.groups()) if seen else (0, 0)
+        try:
+            if not self._looks.takes(network_of(address_of(request.scope)), self._site.fleet.clock()):
+                raise Refused("too many come to look, in these seconds")
+            viewer = self._site.feed.join(pb.WatchRequest(epoch=epoch, version=version), is_local=False)
+        except Refused as error:
+            return sentence(503, f"{error}: try again", {"retry-after": str(RETRY_SECONDS)})
+        return EventStream(self, self._site.feed, viewer)
+
+    async def event(self, message: bytes) -> bytes:
+        """A WatchUpdate as it is sent. Those who are told the same share it, also while it is made."""
+        making = self._made.get(message)
+        if not making:
+            making = self._made[message] = asyncio.create_task(self._event(message))
+            if len(self._made) > MADE_KEPT:
+                del self._made[next(iter(self._made))]
+        return await asyncio.shield(making)
+
+    async def _event(self, message: bytes) -> bytes:
+        update = pb.WatchUpdate.FromString(message)
+        text = "".join([piece async for piece in sliced(pieces_of(update, self._site))])
+        name = f"id: {update.epoch}-{update.version}\n" if update.version else ""  # the browser says it when it comes back
+        return f"event: update\n{name}data: {text}\n\n".encode()
+
+
+class EventStream(StreamingResponse):
+    """One page's stream, until it goes."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, pages: Pages, feed: Feed, viewer: Viewer) -> None:
+        self._pages, self._feed, self._viewer = pages, feed, viewer
+        self.status_code, self.background = 200, None
+        self.init_headers()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._feed.leave(self._viewer)
+
+    async def stream_response(self, send: Send) -> None:
+        """All that the feed tells."""
+
+        async def write(message: bytes) -> None:
+            await put(await self._pages.event(message))
+            await put(b"")  # it waits until the message is taken: what a page misses meanwhile comes as one sum
+
+        async def put(text: bytes) -> None:
+            await send({"type": "http.response.body", "body": text, "more_body": True})
+
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await put(f"retry: {1000 * RETRY_SECONDS}\n\n".encode())
+        await self._feed.follow(self._viewer, write)
+
+
+def pieces_of(update: pb.WatchUpdate, site: Site) -> Iterator[str]:
+    """An update as JSON, a little at a time."""
+    head: dict[str, Any] = {"epoch": str(update.epoch), "version": update.version}
+    if update.is_snapshot:
+        head["is_snapshot"] = True
+    head |= {"clock_milliseconds": update.clock_milliseconds, "unix_milliseconds": update.unix_milliseconds}
+    if update.HasField("server"):
+        server = update.server
+        head["server"] = {
+            "version": server.version, "is_secure": server.is_secure, "journal": server.journal,
+            "addresses": list(server.addresses), "has_agent": site.agent is not None,
+        }  # fmt: skip
+    if update.removed:
+        head["removed"] = list(update.removed)
+    if update.events:
+        head["events"] = [event_json(message) for message in update.events]
+    yield dumped(head)[:-1]
+    made_at = update.clock_milliseconds / 1000
+    if update.rows:
+        known = ((message.number, site.feed.row(message.number)) for message in update.rows)
+        rows = (dumped(row_json(number, row, made_at)) for number, row in known if row)  # else it is gone since
+        yield from joined(',"rows":[', rows, "]")
+    if update.HasField("beats"):
+        yield from joined(',"beats":{', columns_of(update.beats), "}")
+    yield "}"
+
+
+def joined(start: str, parts: Iterable[str], end: str) -> Iterator[str]:
+    """With commas between."""
+    for part in parts:
+        yield start + part
+        start = ","
+    yield end if start == "," else start + end
+
+
+def row_json(number: int, row: Row, made_at: float) -> dict[str, Any]:
+    """A node, whole. Its ages are as of `made_at`, by the clock of its times; what is newer is as old as that."""
+    info, vitals, trip = row.info, row.vitals, row.round_trip_seconds
+    return {
+        "number": number,
+        "node_id": row.node_id,
+        "address": visible(row.address),
+        "hostname": visible(info.hostname),
+        "model": visible(info.host.model),
+        "hardware": device_names(info.devices, info.host.model),
+        "agent_version": visible(info.agent_version),
+        "labels": {name: visible(value) for name, value in row.labels},
+        "devices": len(row.capacities.devices),
+        "failed_devices": vitals.errors,
+        "has_session": row.session is not None,
+        "left": row.left,
+        "reason": visible(row.reason, 500),
+        "token_id": visible(row.token_id),
+        "interval_milliseconds": round(1000 * row.interval_seconds),
+        "late_after_milliseconds": round(1000 * late_after_seconds(row.interval_seconds)),
+        "lost_after_milliseconds": round(1000 * lost_after_seconds(row.interval_seconds)),
+        "hangs_after_milliseconds": round(1000 * hangs_after_seconds(max(row.interval_seconds, row.capacities.sampling_seconds))),
+        "awaited_milliseconds": milliseconds(row.awaited_until - made_at),
+        "memory_total_bytes": vitals.memory_total_bytes,
+        "heartbeat_age_milliseconds": milliseconds(made_at - row.heartbeat_at),
+        "sample_age_milliseconds": None if row.sample_at is None else milliseconds(made_at - row.sample_at),
+        "utilization_permille": permille(vitals.utilization),
+        "memory_permille": permille(vitals.memory),
+        "memory_used_bytes": vitals.memory_used_bytes,
+        "temperature_celsius": None if vitals.celsius is None else round(vitals.celsius),
+        "limit_celsius": vitals.limit_celsius,
+        "power_milliwatts": vitals.milliwatts,
+        "cpu_percent": vitals.cpu_percent,
+        "energy_joules": vitals.energy_joules,
+        "round_trip_microseconds": None if trip is None else round(1e6 * trip),
+    }
+
+
+def permille(part: float | None) -> int | None:
+    """Of a fraction."""
+    return None if part is None else round(1000 * part)
+
+
+def event_json(message: pb.FleetEvent) -> dict[str, Any]:
+    """An event as it can be shown."""
+    event = event_of(message)
+    return {"unix_milliseconds": message.unix_milliseconds, "kind": event.kind, "node_id": event.node_id, "text": event.text}
+
+
+def columns_of(beats: pb.Beats) -> Iterator[str]:
+    """Each column's name and values; null is "not reported"."""
+    yield f'"number":{dumped(list(itertools.accumulate(beats.number_steps)))}'
+    for name in PLAIN_COLUMNS:
+        yield f'"{name}":{dumped(list(getattr(beats, name)))}'
+    for name, offset in OFFSETS.items():
+        yield f'"{name}":{dumped([value - offset if value else None for value in getattr(beats, name)])}'
+
+
+def dumped(value: Any) -> str:
+    """As JSON in one line."""
+    return json.dumps(value, separators=(",", ":"))

@@ -1,0 +1,350 @@
+"""The page in a real Chromium, of a real server: what it shows, what is typed, and what becomes of it without news."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+import node_pb2 as pb
+from bench.processes import free_port
+from tests.fixtures.browser import Browser
+from tests.fixtures.examples import example_row
+from tests.fixtures.processes import Program, eventually
+from tests.fixtures.sessions import Serving, Stream
+
+HOSTILE = "<img src=x onerror=document.title='owned'> \N{PILE OF POO} </script>"  # as long as a node's name may be, or nearly
+PHONE, DESK = (390, 844), (1280, 800)
+SHOWN = """
+const rows = [...document.querySelectorAll("#table .row")].filter(row => !row.hidden && row.offsetParent);
+rows.sort((one, other) => one.getAttribute("aria-rowindex") - other.getAttribute("aria-rowindex"));
+return rows.map(row => [...row.children].map(cell => cell.textContent).concat(row.classList.contains("stale")));
+"""
+
+
+class Page:
+    """The page in its browser, as a person sees and uses it."""
+
+    def __init__(self, browser: Browser) -> None:
+        self.browser = browser
+
+    def open(self, address: str) -> None:
+        self.browser.open("about:blank")
+        self.browser.open(address)
+
+    def rows(self) -> dict[str, list[Any]]:
+        """By the name with its glyph: what stands in the other columns, and whether it is grey."""
+        return {row[0]: row[1:] for row in self.browser.run(SHOWN)}
+
+    def text(self, selector: str) -> str:
+        """As it can be read: nothing of what is hidden."""
+        script = "const element = document.querySelector(arguments[0]); return element.getClientRects().length ? element.innerText : ''"
+        return str(self.browser.run(script, selector))
+
+    def shows(self, selector: str, *words: str, seconds: float = 15) -> str:
+        """Waits for words."""
+
+        def found() -> str:
+            text = self.text(selector)
+            return text if all(word in text for word in words) else ""
+
+        try:
+            return eventually(found, seconds)
+        except pytest.fail.Exception:
+            pytest.fail(f"{words} are not in {selector}, which has: {self.text(selector)}")
+
+    def colour(self, selector: str, name: str = "color") -> str:
+        return str(self.browser.run("return getComputedStyle(document.querySelector(arguments[0]))[arguments[1]]", selector, name))
+
+    def focus(self) -> str:
+        """What has it, and whether one sees that."""
+        script = "const e = document.activeElement; return `${e.id || e.textContent} ${getComputedStyle(e).outlineStyle}`"
+        return str(self.browser.run(script))
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    browser = Browser(tmp_path_factory.mktemp("browser"))
+    yield browser
+    browser.close()
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    """At a desk, in the dark. Whatever a test does, the console stays empty: no error, and nothing that its policy forbids."""
+    browser.size(*DESK)
+    browser.prefer("dark")
+    browser.log("browser")
+    browser.log("performance")
+    yield Page(browser)
+    complaints = [
+        entry["message"] for entry in browser.log("browser") if "net::ERR_" not in entry["message"]
+    ]  # a server that is gone
+    assert complaints == []
+
+
+def gpu(utilization: int | None, memory_gib: int, celsius: int, watts: int) -> pb.DeviceSample:
+    memory, power = memory_gib * 2**30, watts * 1000
+    return pb.DeviceSample(
+        utilization_percent=utilization, memory_used_bytes=memory, temperature_celsius=celsius, power_milliwatts=power
+    )
+
+
+def send_sample(stream: Stream, *devices: pb.DeviceSample) -> None:
+    """What a box with these devices sends each second."""
+    host = pb.HostSample(cpu_percent=7, load_1m=0.5, uptime_seconds=90_000)
+    stream.send(sample=pb.Sample(sequence=int(time.monotonic() * 1000), host=host, devices=devices))
+
+
+class Fleet:
+    """A server, and three boxes: one with GPUs, one that reports as good as nothing, one that means harm."""
+
+    def __init__(self) -> None:
+        self.serving = Serving(interval=60.0, http=True)  # they are heard once: that lasts
+        self.http = self.serving.http
+        device = {"name": "NVIDIA H200", "memory_total_bytes": 140 * 2**30, "power_limit_milliwatts": 700_000}
+        devices = [pb.DeviceInfo(index=index, slowdown_temperature_celsius=87, **device) for index in range(2)]  # type: ignore[arg-type]
+        info = pb.NodeInfo(instance_id="a", hostname="edge-01", agent_version="0.0.9", devices=devices, labels={"rack": "a3"})
+        full = Stream(self.serving.address, "Box-9", info=info)
+        send_sample(full, gpu(50, 70, 61, 350), gpu(91, 105, 80, 650))
+        process = pb.Process(device_index=0, pid=4711, user="ada", name="train", memory_used_bytes=2**30)
+        full.send(processes=pb.ProcessList(processes=[process]))
+        bare = Stream(self.serving.address, "Box-10", "b")
+        hostile = pb.NodeInfo(
+            instance_id="c", hostname="<b>bold</b>\N{RIGHT-TO-LEFT OVERRIDE}evil", last_error="<script>alert(1)</script>",
+            labels={"x": "<i>"}, devices=[pb.DeviceInfo(index=0, name="<u>GPU</u>")],
+        )  # fmt: skip
+        harmful = Stream(self.serving.address, HOSTILE, info=hostile)
+        send_sample(harmful, pb.DeviceSample(error="<img src=x onerror=alert(2)>"))
+        self.streams = [full, bare, harmful]
+        eventually(lambda: len(self.serving.rows()) == 3)
+
+    def close(self) -> None:
+        for stream in self.streams:
+            stream.close()
+        self.serving.network.stop()
+
+
+@pytest.fixture(scope="module")
+def fleet() -> Iterator[Fleet]:
+    fleet = Fleet()
+    yield fleet
+    fleet.close()
+
+
+def test_shows_what_nodes_report(page: Page, fleet: Fleet) -> None:
+    page.open(fleet.http)
+    page.shows("#states", "● 3 online")
+    rows = page.rows()
+    assert rows["●Box-9"][:7] == ["edge-01", "ONLINE", "2× H200", "71%", "75%", "80°C", "1.0 kW"]
+    assert rows["●Box-10"][:7] == ["host-b", "ONLINE", "—", "—", "—", "—", "—"]  # what is not reported is no zero
+    assert [name.lstrip("●")[:6] for name in rows] == [HOSTILE[:6], "Box-9", "Box-10"]  # as people count
+    assert not any(row[-1] for row in rows.values())
+    sums = page.shows("#sums", "GPUS\n3", "UTILIZATION\n71%", "MEMORY\n175 GiB\nof 280 GiB", "POWER\n1.0 kW", "80°C")
+    assert "Box-9" in sums
+    page.shows("header", "open", "● live")
+    page.shows("#latest", "joined", "Box-9")
+    assert page.browser.requests()
+    page.browser.press("?")
+    page.shows("dialog", "1 agent is older than the server: version<", "LOST")
+    page.browser.press("Esc")
+
+
+def test_asks_no_other_host(page: Page, fleet: Fleet) -> None:
+    page.browser.requests()
+    page.open(f"{fleet.http}/#node=Box-9")
+    page.shows("#node", "GPU 1")
+    asked = [address for address in page.browser.requests() if not address.startswith(("data:", "about:"))]
+    assert {address[: len(fleet.http)] for address in asked} == {fleet.http}
+
+
+def test_filters_in_the_servers_language_and_keeps_it_in_the_address(page: Page, fleet: Fleet) -> None:
+    page.open(fleet.http)
+    page.shows("#table", "Box-10")
+    page.browser.press("/", *"temp>70", "Enter")
+    eventually(lambda: list(page.rows()) == ["●Box-9"])
+    page.shows("#matching", "1 of 3")
+    page.shows("#sums", "NODES\n1\nof 3")
+    page.browser.press("/", *"temp>hot -b", "Enter")
+    page.shows("#matching", "not understood: temp>hot")
+    assert page.colour("#matching") == page.colour("#matching.yellow")
+    page.browser.press("/", *"rack=a3", "Enter")
+    eventually(lambda: list(page.rows()) == ["●Box-9"])
+    address = page.browser.run("return location.href")
+    page.open(address)  # as a bookmark
+    page.shows("#matching", "1 of 3")
+    assert list(page.rows()) == ["●Box-9"]
+    page.browser.press("Esc")
+    eventually(lambda: len(page.rows()) == 3)
+    page.browser.run("document.querySelector('[data-state=ONLINE]').click()")
+    page.shows("#matching", "3 of 3")
+    assert page.browser.run("return document.querySelector('#filter').value") == "state:online"
+    page.browser.press("/", *"nothing is like this", "Enter")
+    page.shows("#empty", "Nothing matches the filter")
+
+
+def test_opens_a_node_by_the_keyboard_alone(page: Page, fleet: Fleet) -> None:
+    page.open(fleet.http)
+    page.shows("#table", "Box-10")
+    page.browser.press("Down", "Down", "Enter")
+    text = page.shows("#node", "GPU 0 · NVIDIA H200", "70.0 GiB of 140 GiB", "80°C of 87°C", "650 W of 700 W", "last 1m00s")
+    assert "Box-9" in text and "rack=a3" in text and "load 0.50" in text and "node.py 0.0.9" in text and "127.0.0.1" in text
+    assert "4711\tada\t1.0 GiB\t1%\ttrain" in text
+    assert page.browser.run("return location.hash") == "#node=Box-9"
+    send_sample(fleet.streams[0], gpu(None, 70, 87, 350), gpu(91, 105, 80, 650))
+    page.shows("#node", "87°C! of 87°C", "utilization\n—")  # it goes on
+    send_sample(fleet.streams[0], gpu(50, 70, 61, 350), gpu(91, 105, 80, 650))
+    page.browser.press("Esc")
+    page.shows("#table", "Box-10")
+    assert page.focus().startswith("table")
+    page.browser.press("s", "s")
+    assert page.browser.run("return location.hash") == "#sort=state"
+    page.browser.press("v")
+    page.shows("#grid", "100%")
+    page.browser.press("End")
+    page.shows("#cell", "● ", "ONLINE", "util")
+    page.browser.press("s")
+    page.shows("#metric", "by memory")
+    page.browser.press("e", "/", *"box-10 joined")
+    assert page.shows("#events", "Box-10").count("joined") == 1
+    page.browser.press("Esc", "Esc")
+    page.shows("#table", "Box-10")
+
+
+def test_all_that_can_be_pressed_is_reached_by_tab_and_seen(page: Page, fleet: Fleet) -> None:
+    page.open(fleet.http)
+    page.shows("#table", "Box-10")
+    reached = []
+    for _ in range(10):
+        page.browser.press("Tab")
+        reached.append(page.focus())
+    for wanted in ("theme", "help", "filter", "to-table", "to-grid", "to-events", "table", "● 3 online"):
+        (found,) = {one for one in reached if one.startswith(f"{wanted} ")}
+        assert not found.endswith(" none")
+
+
+def test_hostile_names_are_text(page: Page, fleet: Fleet) -> None:
+    page.open(fleet.http)
+    page.shows("#table", "Box-10")
+    (name,) = (name for name in page.rows() if "onerror" in name)
+    assert HOSTILE.replace("\N{PILE OF POO}", "") in name.replace("\N{PILE OF POO}", "")
+    assert "<b>bold</b>�evil" in page.rows()[name][0]
+    page.browser.run("document.querySelector('#to-grid').click()")
+    page.browser.press("Home")
+    page.shows("#cell", "onerror")
+    page.browser.press("Enter")
+    page.shows("#node", HOSTILE, "<script>alert(1)</script>", "x=<i>", "GPU 0 · <u>GPU</u>", "✗ <img src=x onerror=alert(2)>")
+    assert page.browser.run("return document.querySelectorAll('img, u, #node dd *, #node h2 *, #node h3 *').length") == 0
+    assert "owned" not in page.browser.run("return document.title")
+    assert not any(address.endswith("/x") for address in page.browser.requests())
+
+
+@pytest.mark.parametrize("view", ["", "view=grid", "view=events", "node=Box-9", f"node={HOSTILE.replace('%', '%25')}"])
+def test_nothing_is_wider_than_a_phone(page: Page, fleet: Fleet, view: str) -> None:
+    page.browser.size(*PHONE)
+    page.open(f"{fleet.http}/#{view}")
+    page.shows("#states", "3 online")
+    widths = "const root = document.documentElement; return [root.scrollWidth, document.body.scrollWidth, innerWidth]"
+    assert page.browser.run(widths) == [PHONE[0]] * 3
+    assert not page.browser.run("const node = document.querySelector('#node'); return node.scrollWidth > node.clientWidth")
+
+
+def test_dark_light_and_a_button_that_overrides(page: Page, fleet: Fleet) -> None:
+    page.open(fleet.http)
+    dark = page.colour("body", "backgroundColor")
+    page.browser.prefer("light")
+    light = eventually(lambda: page.colour("body", "backgroundColor").replace(dark, ""))
+    page.browser.run("document.querySelector('#theme').click()")  # light
+    page.browser.run("document.querySelector('#theme').click()")  # dark
+    assert page.colour("body", "backgroundColor") == dark
+    page.open(fleet.http)
+    assert page.colour("body", "backgroundColor") == dark  # it is kept
+    page.browser.run("document.querySelector('#theme').click()")
+    assert page.colour("body", "backgroundColor") == light
+
+
+def test_an_empty_fleet_says_how_a_box_joins(page: Page) -> None:
+    serving = Serving(http=True)
+    try:
+        page.open(serving.http)
+        page.shows("#empty", "No node reports here yet", "python3 node.pyz --server ")
+        stream = Stream(serving.address, "first")
+        page.shows("#table", "first", "ONLINE")
+        stream.close()
+    finally:
+        serving.network.stop()
+
+
+def test_of_ten_thousand_nodes_only_those_in_sight_are_there(page: Page) -> None:
+    serving = Serving(http=True, max_nodes=10_000)
+    row = example_row(0)
+    for number in range(10_000):
+        serving.registry.restore(row._replace(node_id=f"Node-{number}", heartbeat_at=serving.registry.clock() + 60))
+    try:
+        page.open(serving.http)
+        page.shows("#states", "10,000 online", seconds=40)
+        page.browser.press("End")
+        eventually(lambda: "●Node-9999" in page.rows())
+        page.browser.press("v", "End")
+        page.shows("#cell", "Node-9999")
+        assert page.browser.run("return document.querySelectorAll('.row').length") < 200
+        assert page.browser.run("return document.querySelectorAll('*').length") < 2000
+    finally:
+        serving.network.stop()
+
+
+# ---- A server that is silent, or gone ----
+
+
+def serve(port: int, http: int) -> Program:
+    server = Program("server.py", "--headless", "--no-journal", "--listen", f"127.0.0.1:{port}", "--http", str(http))
+    server.line("listening on")
+    return server
+
+
+def test_what_is_old_is_grey_and_a_restart_is_a_clean_beginning(page: Page) -> None:
+    port, http = free_port(), free_port()
+    server = serve(port, http)
+    simulated = ("--server", f"127.0.0.1:{port}", "--hardware", "simulated", "--seed")
+    nodes = [Program("node.py", *simulated, seed, "--id", f"Box-{seed}") for seed in ("1", "2")]
+    programs = [server, *nodes]
+    try:
+        page.open(f"http://127.0.0.1:{http}")
+        page.shows("#states", "● 2 online")
+        page.browser.run("window.isTheSame = true")
+
+        nodes[1].kill()  # a node that dies
+        page.shows("#table", "DISCONNECTED")
+        assert page.rows()["○Box-2"][-1] is True
+        assert page.rows()["●Box-1"][-1] is False
+
+        server.process.send_signal(signal.SIGSTOP)  # no byte comes, and no connection breaks
+        page.shows("#stale", "no news from the server for ", "what is shown is old")
+        page.shows("#states", "? 2 unheard")
+        assert [row[-1] for row in page.rows().values()] == [True, True]
+        page.shows("#link", "no news")
+        age = seconds_of(page.rows()["?Box-1"][-2])
+        eventually(lambda: seconds_of(page.rows()["?Box-1"][-2]) > age)
+        server.process.send_signal(signal.SIGCONT)
+        page.shows("#states", "● 1 online")
+        eventually(lambda: not page.text("#stale"))
+
+        server.kill()  # and one that starts again: another epoch, and other numbers
+        page.shows("#stale", "no news from the server for ", "the server does not answer")
+        programs.append(serve(port, http))
+        page.shows("#states", "● 1 online", seconds=30)
+        eventually(lambda: list(page.rows()) == ["●Box-1"])
+        assert page.browser.run("return window.isTheSame") is True
+        page.shows("#link", "● live")
+    finally:
+        for program in programs:
+            program.kill()
+
+
+def seconds_of(age: str) -> int:
+    """ "7s", "1m02s"."""
+    minutes, _, seconds = age.rstrip("s").rpartition("m")
+    return 60 * int(minutes or 0) + int(seconds)
