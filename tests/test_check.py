@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
 import re
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from concurrent import futures
 
@@ -16,9 +18,11 @@ import node_pb2 as pb
 from edge.credentials import Role
 from edge.fleet import check_command
 from edge.fleet.guard import Guard
+from edge.fleet.listening import socket_folders, socket_path
 from edge.fleet.row import State
+from edge.protocol import DEFAULT_PORT
 from tests.fixtures.examples import example_row
-from tests.fixtures.processes import Program
+from tests.fixtures.processes import EXECUTE, Program
 from tests.fixtures.sessions import Serving, Stream, opened
 from tests.test_trust import token_of
 
@@ -36,7 +40,7 @@ def check(capsys: pytest.CaptureFixture[str]) -> Check:
     def run(*options: str) -> tuple[int, str]:
         argv = options if any(word.startswith("--check") for word in options) else ("--check", *options)
         try:
-            code = check_command.run(check_command.parse(argv))
+            code = check_command.run([], check_command.parse(argv))
         except SystemExit as ending:
             code = int(ending.code or 0)
         out, err = capsys.readouterr()
@@ -243,6 +247,32 @@ def test_this_machines_own_server_by_a_real_process(start: Callable[..., Program
         "EDGE OK - 0 of 0 nodes online: no node has reported to this server yet"
     ]
     assert server.process.poll() is None
+
+
+def test_whatever_hangs_it_ends(start: Callable[..., Program]) -> None:
+    """A socket whose server stands still takes no more connections."""
+    path = socket_path(next(socket_folders(None)), DEFAULT_PORT)
+    path.parent.mkdir(parents=True, mode=0o700)
+    with contextlib.ExitStack() as stack:
+        listening = stack.enter_context(socket.socket(socket.AF_UNIX))
+        listening.bind(str(path))
+        listening.listen(0)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                waiting = stack.enter_context(socket.socket(socket.AF_UNIX))
+                waiting.setblocking(False)
+                waiting.connect(str(path))
+        patched = "import sys, server, edge.fleet.check_command as one; one.PATIENCE_SECONDS = -0.7; "
+        asked = start("-c", f"{patched}sys.exit(server.main(['--check']))")
+        assert asked.wait() == 3
+    assert asked.lines == ["EDGE UNKNOWN - this machine gave no answer within 0.3 s"]
+
+
+def test_an_answer_that_cannot_be_written_is_none(start: Callable[..., Program]) -> None:
+    command = f"exec {sys.executable} server.py --check >/dev/full"
+    asked = start(*EXECUTE, "sh", "-c", command)
+    assert asked.wait() == 3
+    assert asked.lines == ["server: cannot write: no space left on device"]
 
 
 def test_a_signal_ends_it_as_unknown(start: Callable[..., Program], hung: socket.socket) -> None:

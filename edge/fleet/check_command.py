@@ -6,10 +6,13 @@ EDGE CRITICAL - 2 of 12 nodes match state:lost: Node-7, Node-9; 10 online | matc
 from __future__ import annotations
 
 import argparse
+import functools
 import logging
+import os
 import re
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Sequence
@@ -25,7 +28,7 @@ from edge.fleet.lens import Totals, count_totals
 from edge.fleet.options import parse_options
 from edge.fleet.row import Row, State
 from edge.fleet.source import Wants
-from edge.program import Failure, is_packed, main_of, put
+from edge.program import FAILED, Failure, is_packed, main_of, put
 from edge.terminal import Inputs
 from edge.text import visible
 
@@ -73,7 +76,9 @@ class CheckOptions(Options):
 
 def main(argv: Sequence[str]) -> int:
     """Run the check; return its exit code: 0, 1, 2, 3."""
-    return main_of("server", parse, run, argv)
+    answers: list[Answer] = []
+    code = main_of("server", parse, functools.partial(run, answers), argv)
+    return code if answers or code != FAILED else UNKNOWN.code  # 1 would be a warning
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -85,10 +90,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def run(options: argparse.Namespace) -> int:
-    """Ask, and tell."""
+def run(answers: list[Answer], options: argparse.Namespace) -> int:
+    """Ask, and tell, whatever hangs: a disk, say. `answers`: what was told."""
     logging.getLogger().addHandler(logging.NullHandler())
+    patience = threading.Timer(PATIENCE_SECONDS + 1, give_up)
+    patience.daemon = True
     try:
+        patience.start()
         answer = check(options)
     except Failure as failure:
         answer = Answer(UNKNOWN, str(failure))
@@ -98,8 +106,16 @@ def run(options: argparse.Namespace) -> int:
         if options.debug:
             traceback.print_exc()
         answer = Answer(UNKNOWN, limits.reached(error) or f"{type(error).__name__} (see --debug, and please report it): {error}")
+    patience.cancel()
     put(answer.line())
+    answers.append(answer)
     return answer.level.code
+
+
+def give_up() -> None:
+    """End this process, since what it waits for does not end."""
+    put(Answer(UNKNOWN, f"this machine gave no answer within {PATIENCE_SECONDS + 1:g} s").line())
+    os._exit(UNKNOWN.code)
 
 
 def check(options: argparse.Namespace) -> Answer:
