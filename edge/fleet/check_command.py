@@ -93,33 +93,39 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def run(answers: list[Answer], options: argparse.Namespace) -> int:
     """Ask, and tell, whatever hangs: a disk, say. `answers`: what was told."""
     logging.getLogger().addHandler(logging.NullHandler())
-    patience = threading.Timer(PATIENCE_SECONDS + 1, give_up)
+    patience = threading.Timer(PATIENCE_SECONDS + 1, give_up, [answers])
     patience.daemon = True
     try:
         patience.start()
-        answer = check(options)
+        check(options, answers)
     except Failure as failure:
-        answer = Answer(UNKNOWN, str(failure))
+        tell(Answer(UNKNOWN, str(failure)), answers)
     except Exception as error:
         if isinstance(error, (ImportError, SyntaxError)) and not isinstance(error, ModuleNotFoundError) and is_packed():
             raise  # a .pyz mends its libraries
         if options.debug:
             traceback.print_exc()
-        answer = Answer(UNKNOWN, limits.reached(error) or f"{type(error).__name__} (see --debug, and please report it): {error}")
+        reason = limits.reached(error) or f"{type(error).__name__} (see --debug, and please report it): {error}"
+        tell(Answer(UNKNOWN, reason), answers)
     patience.cancel()
+    return answers[0].level.code
+
+
+def tell(answer: Answer, answers: list[Answer]) -> None:
+    """Once. Raises Failure, OutputClosed."""
     put(answer.line())
     answers.append(answer)
-    return answer.level.code
 
 
-def give_up() -> None:
+def give_up(answers: list[Answer]) -> None:
     """End this process, since what it waits for does not end."""
-    put(Answer(UNKNOWN, f"this machine gave no answer within {PATIENCE_SECONDS + 1:g} s").line())
-    os._exit(UNKNOWN.code)
+    if not answers:
+        tell(Answer(UNKNOWN, f"this machine gave no answer within {PATIENCE_SECONDS + 1:g} s"), answers)
+    os._exit(answers[0].level.code)
 
 
-def check(options: argparse.Namespace) -> Answer:
-    """Look at all servers until each has told its fleet. Raises Failure."""
+def check(options: argparse.Namespace, answers: list[Answer]) -> None:
+    """Look at all servers until each has told its fleet, and tell what they make of the filter. Raises Failure."""
     started, text = time.monotonic(), options.check.strip() or FILTER
     options.headless, options.record = True, None  # nobody is asked for a token, and no more is fetched than the filter needs
     options.attach = options.attach or []  # this machine's own
@@ -133,9 +139,11 @@ def check(options: argparse.Namespace) -> Answer:
         if attached.failure:
             raise attached.failure
         silent = [why for one in waiting if (why := one.why_silent())]
-        if len(silent) == len(waiting):
-            return Answer(UNKNOWN, "; ".join(silent))
-        return judge(attached, text, options.warning, options.critical, silent)
+        if len(silent) < len(waiting):
+            answer = judge(attached, text, options.warning, options.critical, silent)
+        else:
+            answer = Answer(UNKNOWN, "; ".join(silent))
+        tell(answer, answers)  # before it goes, which takes its time
 
 
 class Waiting:
