@@ -96,6 +96,7 @@ def test_a_course_is_read_back_moment_by_moment_as_it_was(path: pathlib.Path) ->
                 assert found.vitals.frame[3:] == frames[at - 1][3:]  # before that stand the node's own
                 assert found.history == b"".join(frames[at - 10 : at])
                 assert found.packed_info == row.packed_info
+                assert found.version == row.version != ()
                 assert found.packed_sample == b"\x08\x0a"
                 assert moment.clock() - found.heartbeat_at == pytest.approx(0, abs=0.001)
                 assert moment.newest_events(9) == list(events[: at // 40])
