@@ -28,6 +28,7 @@ import math
 import os
 import pathlib
 import random
+import shlex
 import sys
 import threading
 import time
@@ -49,7 +50,7 @@ from edge.fleet.extremes import new_extremes
 from edge.fleet.guard import Guard
 from edge.fleet.headless import run_headless
 from edge.fleet.intake import after, identify
-from edge.fleet.joining import Joining, own_addresses, own_look, told
+from edge.fleet.joining import Joining, own_addresses, told
 from edge.fleet.journal import keep, restored
 from edge.fleet.keys import follow, press
 from edge.fleet.lens import Lens, Ui
@@ -719,6 +720,11 @@ def run(options: argparse.Namespace, make_registry: Callable[..., Registry] = Re
     if network.failure:
         raise network.failure
     return inputs.exit_code()
+
+
+def own_look(state: pathlib.Path | None) -> str:
+    """How this server's own user looks at it."""
+    return f"Look at it here: python3 server.pyz --attach{f' --state {shlex.quote(str(state))}' if state else ''}"
 
 
 def run_replay(options: argparse.Namespace) -> int:
