@@ -28,7 +28,6 @@ import math
 import os
 import pathlib
 import random
-import shlex
 import sys
 import threading
 import time
@@ -43,6 +42,7 @@ import grpc.aio
 import node_pb2 as pb
 from edge.command_line import Endpoint, target_of
 from edge.event_log import Event, EventLog
+from edge.fleet import check_command
 from edge.fleet.admission import PLENTY, Lines, Memory, Places, network_of
 from edge.fleet.attach import attach
 from edge.fleet.counters import Counters
@@ -50,7 +50,7 @@ from edge.fleet.extremes import new_extremes
 from edge.fleet.guard import Guard
 from edge.fleet.headless import run_headless
 from edge.fleet.intake import after, identify
-from edge.fleet.joining import Joining, own_addresses, told
+from edge.fleet.joining import Joining, own_addresses, own_look, told
 from edge.fleet.journal import keep, restored
 from edge.fleet.keys import follow, press
 from edge.fleet.lens import Lens, Ui
@@ -529,9 +529,7 @@ class Network:
         connections = most_connections(most)
         logging.getLogger("grpc._cython.cygrpc").addFilter(tells_no_header)
         server = grpc.aio.server(options=server_options(most, connections, is_secure=self._guard is not None))
-        server.add_registered_method_handlers("node.NodeService", self._service.handlers())
-        if self._guard:
-            server.add_generic_rpc_handlers([self._service.other_handlers()])
+        await self._service.begin(server)
         bound = [self._bind(server, endpoint) for endpoint in self._listen or (default_endpoint(),)]
         self._service.feed.addresses = own_addresses(bound)
         if self._socket_folder and (warning := bind_socket(server.add_insecure_port, self._socket_folder, bound[0].port)):
@@ -544,6 +542,7 @@ class Network:
         await self._stop.wait()
         ticking.cancel()
         feeding.cancel()
+        await self._service.go_away()
         if listener:
             await listener.stop()
         closing = asyncio.create_task(server.stop(GOODBYE_SECONDS / 2))  # no new connections from here on
@@ -722,11 +721,6 @@ def run(options: argparse.Namespace, make_registry: Callable[..., Registry] = Re
     return inputs.exit_code()
 
 
-def own_look(state: pathlib.Path | None) -> str:
-    """How this server's own user looks at it."""
-    return f"Look at it here: python3 server.pyz --attach{f' --state {shlex.quote(str(state))}' if state else ''}"
-
-
 def run_replay(options: argparse.Namespace) -> int:
     """A recording, on this terminal. Raises Failure."""
     past, ui = opened(options.replay, options.speed)
@@ -744,6 +738,8 @@ def main(argv: Sequence[str] | None = None, make_registry: Callable[..., Registr
     arguments = sys.argv[1:] if argv is None else argv
     if arguments[:1] == ["token"]:
         return token_main(arguments[1:])
+    if check_command.is_asked(arguments):
+        return check_command.main(arguments)
     return main_of("server", parse_options, functools.partial(run, make_registry=make_registry), argv)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import pathlib
 import re
 import shlex
 import socket
@@ -103,6 +104,11 @@ def told(joining: Joining, with_tokens: bool = True) -> list[str]:
     for words, text in [*steps(joining), *elsewhere(joining, ADDRESSES_TOLD - 1)]:
         lines += [words, text] if text.startswith(PREFIX) else [f"{words} {text}".rstrip()]
     return lines
+
+
+def own_look(state: pathlib.Path | None) -> str:
+    """How this server's own user looks at it."""
+    return f"Look at it here: python3 server.pyz --attach{f' --state {shlex.quote(str(state))}' if state else ''}"
 
 
 # ---- Addresses ----
