@@ -44,7 +44,7 @@ LAYERS = (
     ("edge.web.site",),
     ("edge.web.slices",),
     ("edge.web.selection", "edge.web.files", "edge.web.gate"),
-    ("edge.web.exposition", "edge.web.api"),
+    ("edge.web.exposition", "edge.web.api", "edge.web.prometheus_config"),
     ("edge.web.scrape",),
     ("edge.web.listener",),
     ("node", "server"),
