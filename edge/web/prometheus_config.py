@@ -33,7 +33,7 @@ AUTHORITY = """\
 OWN_AUTHORITY = "# Where Prometheus's machine does not know your authority: name its certificates below server_name, as ca_file.\n"
 JOB = """\
 scrape_configs:
-  - job_name: edge
+  - job_name: edge-compute-node
     honor_labels: true  # DCGM's names have the node as `instance`, which dashboards look for
     scrape_interval: 15s
 """
