@@ -95,7 +95,14 @@ HEAD = b"""#!/usr/bin/env python3
 This copy isn't whole: copy the file again, and compare its SHA-256 with the one in SHA256SUMS. """
 # Left out of the wheels: nothing that runs needs them.
 UNUSED_SUFFIXES = (".pyi", ".pyx", ".pxd", ".pxi", ".proto", ".h", ".cc", ".typed")
-UNUSED_PATHS = ("example.py", "cffi/")  # cryptography needs _cffi_backend, which lies beside it
+UNUSED_PATHS = (
+    "example.py",
+    "cffi/",  # cryptography needs _cffi_backend, which lies beside it
+    # Of the web packages: other event loops, protocols and parsers, templates, and what tests need.
+    "anyio/_backends/_trio.py", "anyio/pytest_plugin.py", "click/shell_completion.py", "click/testing.py", "starlette/schemas.py",
+    "starlette/templating.py", "starlette/testclient.py", "uvicorn/protocols/http/auto", "uvicorn/protocols/http/httptools",
+    "uvicorn/protocols/http/zttp", "uvicorn/protocols/websockets/", "uvicorn/supervisors/watchfiles", "uvicorn/workers.py",
+)  # fmt: skip
 
 
 class BuildError(Exception):

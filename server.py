@@ -42,6 +42,7 @@ import grpc.aio
 import node_pb2 as pb
 from edge.command_line import Endpoint, target_of
 from edge.event_log import Event, EventLog
+from edge.fleet import check_command
 from edge.fleet.admission import PLENTY, Lines, Memory, Places, network_of
 from edge.fleet.attach import attach
 from edge.fleet.counters import Counters
@@ -81,6 +82,7 @@ from edge.protocol import (
 )
 from edge.terminal import Inputs, Screen
 from edge.text import MISSING, show_seconds, visible
+from edge.web.prometheus_config import print_config
 
 if TYPE_CHECKING:
     from edge.web.listener import Listener
@@ -528,9 +530,7 @@ class Network:
         connections = most_connections(most)
         logging.getLogger("grpc._cython.cygrpc").addFilter(tells_no_header)
         server = grpc.aio.server(options=server_options(most, connections, is_secure=self._guard is not None))
-        server.add_registered_method_handlers("node.NodeService", self._service.handlers())
-        if self._guard:
-            server.add_generic_rpc_handlers([self._service.other_handlers()])
+        await self._service.begin(server)
         bound = [self._bind(server, endpoint) for endpoint in self._listen or (default_endpoint(),)]
         self._service.feed.addresses = own_addresses(bound)
         if self._socket_folder and (warning := bind_socket(server.add_insecure_port, self._socket_folder, bound[0].port)):
@@ -543,6 +543,7 @@ class Network:
         await self._stop.wait()
         ticking.cancel()
         feeding.cancel()
+        await self._service.go_away()
         if listener:
             await listener.stop()
         closing = asyncio.create_task(server.stop(GOODBYE_SECONDS / 2))  # no new connections from here on
@@ -667,6 +668,8 @@ def run(options: argparse.Namespace, make_registry: Callable[..., Registry] = Re
     gc.set_threshold(10_000, 50, 10_000)
     if options.debug:
         logging.basicConfig(level=logging.ERROR)
+    if options.prometheus_config:
+        return print_config(options)
     if options.replay:
         return run_replay(options)
     if options.attach is not None:
@@ -738,6 +741,8 @@ def main(argv: Sequence[str] | None = None, make_registry: Callable[..., Registr
     arguments = sys.argv[1:] if argv is None else argv
     if arguments[:1] == ["token"]:
         return token_main(arguments[1:])
+    if check_command.is_asked(arguments):
+        return check_command.main(arguments)
     return main_of("server", parse_options, functools.partial(run, make_registry=make_registry), argv)
 
 

@@ -163,6 +163,13 @@ def parse_count(text: str) -> int:
     return int(text)
 
 
+def parse_threshold(text: str) -> int:
+    """A number of things, or none. Raises argparse.ArgumentTypeError."""
+    if not re.fullmatch(r"\d{1,7}", text, re.ASCII):
+        raise argparse.ArgumentTypeError(f"{text!r} is no count from 0 to 9999999")
+    return int(text)
+
+
 def parse_size(text: str) -> int:
     """A number of bytes, as 500MB or 2GiB. Raises argparse.ArgumentTypeError."""
     match = re.fullmatch(r"(\d{1,6}(?:\.\d{1,3})?) ?([kmgt]?)(i?b?)", text.lower(), re.ASCII)

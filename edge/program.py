@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import io
 import os
 import platform
+import re
 import signal
 import stat
 import sys
@@ -175,6 +177,16 @@ def is_kept(stream: TextIO) -> bool:
 def time_stamp(wall: float) -> str:
     """A moment (wall clock, seconds) in a line of a log, in local time."""
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(wall))
+
+
+@functools.lru_cache(maxsize=1000)
+def version_numbers(text: str) -> tuple[int, ...]:
+    """What a version is compared by: (0, 2) of "0.2.0" and "v0.2-rc1". () where it begins with no number."""
+    match = re.match(r"v?(\d{1,9}(?:\.\d{1,9}){0,7})(?!\d)", text.strip().lower(), re.ASCII)
+    numbers = [int(part) for part in match[1].split(".")] if match else []
+    while numbers[1:] and not numbers[-1]:
+        del numbers[-1]
+    return tuple(numbers)
 
 
 def version_text(program: str) -> str:

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -222,7 +223,7 @@ def find_damaged(pyz: Path, cache: Path) -> list[str]:
 @every_new_python
 def test_a_heartbeat_arrives(box: Box, start: Callable[..., Program], tmp_path: Path, python: Interpreter) -> None:
     """The released files do what they are for under this Python, and nobody listens, in an environment that would have gRPC abort
-    and the OpenSSL that makes the server's certificate find nothing."""
+    and the OpenSSL that makes the server's certificate find nothing. So do a page for browsers, and an answer for monitoring."""
     (tmp_path / "openssl.cnf").write_text("openssl_conf = a\n[a]\nproviders = b\n[b]\nbase = c\n[c]\nactivate = 1\n")
     execute = ("-c", "import os, sys; os.execv(sys.argv[1], sys.argv[1:])", python.path)
     environment = {"HOME": str(box.home), "GRPC_POLL_STRATEGY": "nonsense", "OPENSSL_CONF": str(tmp_path / "openssl.cnf")}
@@ -236,6 +237,36 @@ def test_a_heartbeat_arrives(box: Box, start: Callable[..., Program], tmp_path: 
     assert node.end() == 130
     server.line(" left ")
     assert server.end() == 130
+    port, pyz = free_port(), str(box.dist / "server.pyz")
+    options = ("--listen", "127.0.0.1:0", "--http", str(port), "--headless", "--no-journal")
+    server = start(*execute, pyz, *options, **environment)
+    address = server.line(r"listening on ([\d.:]+)", 60)[1]
+    assert fetched(port, "/healthz") == b"ok\n"
+    assert fetched(port, "/").lower().startswith(b"<!doctype html>")
+    checking = start(*execute, pyz, "--check", "--attach", address, **environment)
+    assert checking.wait(60) == 0
+    checking.line(r"^EDGE OK - 0 of 0 nodes online.* \| matching=0;;0;0;0 ")
+    assert server.end() == 130
+
+
+def free_port() -> int:
+    """A port that nobody has now."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return int(free.getsockname()[1])
+
+
+def fetched(port: int, path: str) -> bytes:
+    """What a server of this machine has there."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=20) as response:
+        content: bytes = response.read()
+    return content
+
+
+def test_what_few_servers_need_is_not_imported_by_all() -> None:
+    command = [sys.executable, "-c", "import server, sys; print(*sys.modules)"]
+    modules = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    assert "grpc" in modules
+    assert not {"anyio", "click", "cryptography", "h11", "starlette", "uvicorn"} & {*modules}
 
 
 def test_only_what_runs_is_packed(box: Box) -> None:
@@ -279,6 +310,7 @@ def test_where_the_server_has_no_library_for_it_it_says_what_to_install(box: Box
 def test_the_targets_without_a_library_of_the_servers() -> None:
     lacking = {platform.name for platform in build.PLATFORMS if {*build.SECURE_PACKAGES} & {*platform.lacks}}
     assert lacking == {"linux-armv7l", "macos-x86_64"}
+    assert not [platform.name for platform in build.PLATFORMS if {*build.WEB_PACKAGES} & {*platform.lacks}]
 
 
 def find_foreign(target: str) -> list[str]:
@@ -832,6 +864,9 @@ def test_the_licenses_come_along(box: Box) -> None:
     names = " ".join(zipfile.ZipFile(box.dist / "node.pyz").namelist())
     for package in ("edge-compute-node", "grpcio", "protobuf", "psutil", "rich", "typing_extensions"):  # pynvml.py holds its own
         assert f"licenses/{package}" in names
+    names = " ".join(zipfile.ZipFile(box.dist / "server.pyz").namelist())
+    for package in build.WEB_PACKAGES:
+        assert f"licenses/{package.replace('-', '_')}" in names
 
 
 def test_the_bootstrap_can_be_read_at_one_sitting() -> None:

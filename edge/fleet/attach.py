@@ -107,6 +107,11 @@ class Link:
         """Whether there is a session which the server has taken."""
         return self._was_taken
 
+    @property
+    def reason(self) -> str:
+        """Why there is no session, until it is tried again; empty: there is one, or it is tried."""
+        return self._reason
+
     def why_not_forget(self) -> str:
         """Why its nodes can't be forgotten from here; empty where they can."""
         if not self.is_connected():

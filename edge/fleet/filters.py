@@ -4,6 +4,7 @@ h200 rack07         words: both must stand in id, hostname, device or address; "
 h200|a100           either; each side may be any term
 -h200 !state:lost   not
 state:lost,late     one of these; also user:, process:, version:, token:; the beginning of such a name is enough
+version<0.2         of the agent, compared by its numbers; one that does not say it is neither older nor newer
 util < 10           a comparison; what is not reported is neither more nor less than anything
 util<5 for 30m      of a node all this time, to the minute; one that is not online, or was not observed throughout, does not match
 rack=a3 team:ml     a label: its value, and a part of it; also user=ada and so on
@@ -16,17 +17,18 @@ import itertools
 import operator
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from edge.fleet.entry import Entry
 from edge.fleet.extremes import MAX_MINUTES, MINUTE_SECONDS, read
 from edge.fleet.metrics import METRICS
 from edge.fleet.row import State
 from edge.history import WHOLE_NODE
+from edge.program import version_numbers
 from edge.protocol import reported
 from edge.text import show_seconds
 
-COMPARE: dict[str, Callable[[float, float], bool]] = {
+COMPARE: dict[str, Callable[[Any, Any], bool]] = {
     "<=": operator.le, ">=": operator.ge, "!=": operator.ne, "==": operator.eq,
     "<": operator.lt, ">": operator.gt, "=": operator.eq,
 }  # fmt: skip
@@ -88,7 +90,7 @@ UNITS = sorted({unit for quantities in QUANTITIES.values() for quantity in quant
 FIELDS: dict[str, Callable[[Entry], Iterable[str]]] = {
     "user": lambda entry: (process.user for process in entry.processes),
     "process": lambda entry: (process.name for process in entry.processes),
-    "version": lambda entry: (entry.info.agent_version,),
+    "version": lambda entry: (entry.info.agent_version, ".".join(map(str, entry.row.version))),  # 0.2 of 0.2.0
     "token": lambda entry: (entry.row.token_id,),
 }
 
@@ -107,6 +109,7 @@ def searched_text(entry: Entry) -> str:
 SIGN, NUMBER = "|".join(COMPARE), r"-?\d+(?:\.\d+)?"
 FOR = rf"for({NUMBER})([smhd])"
 COMPARISON = re.compile(rf"({'|'.join(QUANTITIES)})([a-z]*?)({SIGN})({NUMBER})([^\d.-]*?)(?:{FOR})?", re.ASCII)
+VERSION = re.compile(r"version(<=|>=|!=|==|<|>)(\d[\d.]*)", re.ASCII)
 NAMED_VALUE = re.compile(r"([^=:]+)([=:])(.+)")
 BEFORE_SIGN, AFTER_SIGN = re.compile(rf"(?<=[a-z])\s+(?={SIGN})"), re.compile(rf"(?<=[a-z])({SIGN})\s+(?=-?\d)")
 BEFORE_UNIT = re.compile(rf"((?:{SIGN}){NUMBER})\s+(?=(?:{'|'.join(map(re.escape, UNITS))})(?:[\s|]|$))")
@@ -164,6 +167,8 @@ def parse_plain(term: str, labels: Collection[str]) -> Test[Entry] | None:
     """A word, a comparison, or a name with its value. None: one of these that can't be read."""
     if match := COMPARISON.fullmatch(term):
         return parse_comparison(*match.groups())
+    if match := VERSION.fullmatch(term):
+        return parse_version(*match.groups())
     name, sign, wanted = match.groups() if (match := NAMED_VALUE.fullmatch(term)) else (term.partition(":")[0], "", "")
     if sign and (name == "state" or ("state".startswith(name) and name not in labels)):
         states = values_of(wanted, {state.value.lower(): state for state in State})
@@ -217,6 +222,12 @@ def values_of(wanted: str, known: Mapping[str, T]) -> list[T]:
     if not all(any(name.startswith(part) for name in known) for part in parts):
         return []
     return [value for name, value in known.items() if name.startswith(tuple(parts))]
+
+
+def parse_version(sign: str, number: str) -> Test[Entry] | None:
+    """`version<0.2`, in its parts. None: no such version."""
+    compare, wanted = COMPARE[sign], version_numbers(number)
+    return (lambda entry: entry.row.version != () and compare(entry.row.version, wanted)) if wanted else None
 
 
 def parse_comparison(

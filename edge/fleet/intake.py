@@ -12,6 +12,7 @@ import node_pb2 as pb
 from edge import history
 from edge.fleet.checks import check_fields, check_info, check_processes, check_sample
 from edge.fleet.row import Capacities, Refused, Row, Vitals
+from edge.program import version_numbers
 from edge.protocol import BACKLOG_SAMPLES, MAX_DEVICES, check_node_id
 from edge.summary import MAX_PERMILLE, summarize
 
@@ -201,7 +202,8 @@ def with_info(row: Row, info: pb.NodeInfo) -> Row:
     """The row of a box that says anew what it is. Its history begins anew where the number of its devices changes."""
     kept = packed(info, "info")  # first of all: its size bounds what the check costs
     check_info(info)
-    row, before = row._replace(packed_info=kept, capacities=capacities_of(info), labels=labels_of(info)), row.capacities
+    before, version = row.capacities, version_numbers(info.agent_version)
+    row = row._replace(packed_info=kept, capacities=capacities_of(info), labels=labels_of(info), version=version)
     if row.capacities != before:
         row = row._replace(vitals=vitals_from(row.capacities, pb.Summary()))  # until there is a sample that was measured against it
     return row if len(row.capacities.devices) == len(before.devices) else row._replace(history=b"")

@@ -106,6 +106,11 @@ def told(joining: Joining, with_tokens: bool = True) -> list[str]:
     return lines
 
 
+def own_look(state: pathlib.Path | None) -> str:
+    """How this server's own user looks at it."""
+    return f"Look at it here: python3 server.pyz --attach{f' --state {shlex.quote(str(state))}' if state else ''}"
+
+
 # ---- Addresses ----
 
 
@@ -169,8 +174,3 @@ def interface_addresses() -> Iterator[tuple[str, str]]:
         for interface, addresses in psutil.net_if_addrs().items():
             if interface in are_up and are_up[interface].isup:
                 yield from ((interface, entry.address) for entry in addresses if entry.family in FAR)
-
-
-def own_look(state: pathlib.Path | None) -> str:
-    """How this server's own user looks at it."""
-    return f"Look at it here: python3 server.pyz --attach{f' --state {shlex.quote(str(state))}' if state else ''}"

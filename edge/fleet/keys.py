@@ -425,7 +425,7 @@ FREEZE_HELP = "freeze the picture; play the past"
 SORT_HELP = "sort by the next column; turn it round"
 EXAMPLES = ("state:lost,late", *(metric.example for metric in METRICS), "mem>10GiB", "cpu>90", "gpus>=4", "age>2m", "user:ada")
 FILTER_HELP = (
-    f"filter: words match id, hostname, device and address\n{' '.join(EXAMPLES)} proc:vllm ver:0.1 token:d8d213\n"
+    f"filter: words match id, hostname, device and address\n{' '.join(EXAMPLES)} proc:vllm version<0.2 token:d8d213\n"
     "util<5 for 30m  rack=a3 team:ml  energy>1kWh\n"
     'all must hold; -h200 or !h200: not; h200|a100; "two words"'
 )

@@ -23,12 +23,14 @@ from edge.fleet.source import EVENTS_KEPT, NOT_IN_THE_PAST, Frozen, Moment, NoPa
 from edge.fleet.times import is_time, show_time
 from edge.fleet.users import SORT_BY_GPUS, User, Users, sorted_users
 from edge.history import WHOLE_NODE
+from edge.program import VERSION, version_numbers
 from edge.protocol import MAX_OPEN_NODES
 
 SINCE_SECONDS = 1.0  # from one look at what happens behind a picture that stands still to the next
 ASKING_SECONDS = 3.0  # that a server elsewhere has for its first answer of what runs on its nodes
 LOOKS_PER_SECOND = 2.0  # into a past that is played
 HOLE_SECONDS = 100.0  # without a moment: nothing was kept there
+OWN_VERSION = version_numbers(VERSION)
 NO_JOURNAL = "nothing is kept of this fleet: it has no journal"
 
 
@@ -132,6 +134,7 @@ class Totals(NamedTuple):
     energy_joules: int | None = None  # since each node's agent started; of all nodes, silent ones as they were heard last
     with_energy: int = 0  # nodes that report it, of those with GPUs
     with_gpus: int = 0
+    outdated: int = 0  # agents that are online and older than this program
 
 
 def count_totals(rows: Iterable[Row], now: float) -> Totals:
@@ -144,7 +147,7 @@ def count_totals(rows: Iterable[Row], now: float) -> Totals:
 def counting(rows: Iterable[Row], now: float) -> Iterator[Totals | None]:
     """The same a row at a time: nothing for each, and the totals at the end."""
     states: dict[State, int] = dict.fromkeys(State, 0)
-    gpus = milliwatts = with_power = joules = with_energy = with_gpus = 0
+    gpus = milliwatts = with_power = joules = with_energy = with_gpus = outdated = 0
     # With GPUs and without: utilization, of how many; memory used and in all, of how many.
     sums = {True: [0.0, 0, 0, 0, 0], False: [0.0, 0, 0, 0, 0]}
     heat, hottest = -math.inf, None
@@ -157,7 +160,10 @@ def counting(rows: Iterable[Row], now: float) -> Iterator[Totals | None]:
         if vitals.energy_joules is not None:
             joules += vitals.energy_joules
             with_energy += 1
-        if state is not State.ONLINE or hanging_seconds(row, now) is not None:
+        if state is not State.ONLINE:
+            continue
+        outdated += () < row.version < OWN_VERSION
+        if hanging_seconds(row, now) is not None:
             continue
         gpus += len(row.capacities.devices)
         part = sums[vitals.devices > 0]
@@ -175,7 +181,7 @@ def counting(rows: Iterable[Row], now: float) -> Iterator[Totals | None]:
     yield Totals(
         states, gpus, utilization / readings if readings else None, int(used), int(total),
         milliwatts if with_power else None, int(with_memory), with_power, hottest,
-        joules if with_energy else None, with_energy, with_gpus,
+        joules if with_energy else None, with_energy, with_gpus, outdated,
     )  # fmt: skip
 
 

@@ -28,6 +28,7 @@ from edge.fleet.intake import capacities_of, labels_of
 from edge.fleet.row import Refused, Row
 from edge.fleet.source import EVENTS_KEPT, Moment, NoPast, Readings, Source
 from edge.fleet.wire import node_row, row_of
+from edge.program import version_numbers
 from edge.protocol import MAX_DEVICES, MAX_NODE_ID
 from edge.text import visible
 
@@ -288,7 +289,7 @@ class Kept:
                 info = pb.NodeInfo.FromString(message.info)
                 if not self._is_own:
                     check_info(info)
-                blank = Row(message.node_id, "", None, 0, packed_info=message.info)
+                blank = Row(message.node_id, "", None, 0, packed_info=message.info, version=version_numbers(info.agent_version))
                 yield message.info_number, blank._replace(capacities=capacities_of(info), labels=labels_of(info))
 
     def graph(self, node_id: str, end: float, seconds: float, steps: int) -> Readings:

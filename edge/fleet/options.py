@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 
 from edge.command_line import (
     Listed,
+    Once,
     Options,
     no_secret,
     parse_count,
@@ -19,6 +20,7 @@ from edge.command_line import (
     parse_servers,
     parse_size,
     parse_speed,
+    parse_threshold,
 )
 from edge.trust import parse_tokens
 
@@ -27,13 +29,26 @@ OF_A_SERVER = (
     "--prometheus-config",
 )  # fmt: skip
 OF_A_VIEWER = ("--token-file", "--ca")
+OF_A_CHECK = ("--warning", "--critical")
+NOT_OF_A_CHECK = ("--record", "--replay", "--headless", "--json", "--fps", "--no-color")
 
 
 def void_options(options: argparse.Namespace) -> Iterator[tuple[str, str]]:
     """Flags that mean nothing beside the others, and why. In the environment they may stand: it is there for several programs."""
+    if options.check is None:
+        for flag in OF_A_CHECK:
+            yield flag, "it is for --check: give that as well"
+    else:
+        for flag in NOT_OF_A_CHECK:
+            yield flag, "--check tells how the fleet is in one line: give one of them"
     if options.replay:
         for flag in (*OF_A_SERVER, *OF_A_VIEWER, "--state", "--tls-cert", "--tls-key", "--record"):
             yield flag, "it is for a server, and --replay plays a file: give one of them"
+    elif options.attach is None and options.check is not None:
+        for flag in (*OF_A_SERVER, "--tls-cert", "--tls-key"):
+            yield flag, "it is for a server here, and --check looks at one that runs: give one of them"
+        for flag in OF_A_VIEWER:
+            yield flag, "it is for looking at a server elsewhere: give --attach as well"
     elif options.attach is not None:
         for flag in OF_A_SERVER:
             yield flag, "it is for a server here, and --attach looks at one elsewhere: give one of them"
@@ -46,10 +61,10 @@ def void_options(options: argparse.Namespace) -> Iterator[tuple[str, str]]:
         yield "--journal-size", "--no-journal keeps none: give one of them"
 
 
-def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line. Exits with 2 when it can't be understood."""
+def parse_options(argv: Sequence[str] | None, kind: type[Options] = Options) -> argparse.Namespace:
+    """The command line. Exits with 2 when it can't be understood; `kind` may do otherwise."""
     secret = os.environ.pop("EDGE_TOKEN", "")  # no child inherits it
-    parser = Options(
+    parser = kind(
         prog="server",
         description="The orchestrator of Edge Compute Node: one live table of all your GPU and edge boxes.",
         epilog="examples:\n"
@@ -59,6 +74,7 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
         "  server.pyz --secure                        encrypted, and only for who has a token of this server\n"
         "  server.pyz token list                      its tokens; token new and token revoke change them\n"
         "  server.pyz --attach 10.0.0.5               the screen of a server elsewhere; --attach alone: of this machine's\n"
+        "  server.pyz --check                         exit code 2 where a node is lost, for monitoring\n"
         "  server.pyz --replay last-night.edge        a recording, made with --record\n"
         "each option can also be set in the environment, by the name in brackets; a flag beats it",
     )
@@ -97,10 +113,11 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     about = "a page for browsers, figures for Prometheus and JSON, by HTTP; on this machine alone where HOST is not given"
     parser.option("--http", about, type=parse_http, metavar="[HOST:]PORT")
     parser.switch("--prometheus-config", "print what Prometheus needs to read this server, by the other options here; and exit")
-    about = "no screen: is the fleet well? One line and an exit code for monitoring, by how many nodes FILTER matches"
-    parser.option("--check", about, nargs="?", const="", metavar="FILTER")
-    parser.option("--warning", "of --check: a warning where more nodes match", type=parse_count, metavar="COUNT")
-    parser.option("--critical", "of --check: critical where more nodes match (default 0)", type=parse_count, metavar="COUNT")
+    about = "no screen: is the fleet well? One line and an exit code for monitoring, by how many nodes match (default state:lost)"
+    parser.add_argument("--check", action=Once, nargs="?", const="", metavar="FILTER", help=about)  # not from the environment
+    parser.option("--warning", "of --check: a warning where more nodes match", type=parse_threshold, metavar="COUNT")
+    about = "of --check: critical where more nodes match (default 0, unless --warning is given)"
+    parser.option("--critical", about, type=parse_threshold, metavar="COUNT")
     parser.switch("--headless", "no screen: one plain line an event; by itself where stdout is no terminal")
     parser.switch("--json", "no screen: the whole fleet as one line of JSON each second")
     parser.common()

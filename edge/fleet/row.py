@@ -136,6 +136,7 @@ class Row(NamedTuple):
     reason: str = ""  # why it has no session
     token_id: str = ""  # of the token that let its last session in; empty: none was needed
     labels: tuple[tuple[str, str], ...] = ()  # of info, by name
+    version: tuple[int, ...] = ()  # of its agent, by numbers; () is not known
     extremes: bytes = b""  # since when its readings have not been above or below a value
     server: str = ""  # where it is known, if elsewhere than here
     known_until: float = math.inf  # when that server was last heard, where it is not heard any more

@@ -34,7 +34,7 @@ from edge.fleet.events import draw_events, event_lines, lowest_line, newest_line
 from edge.fleet.filters import asks_for_a_while
 from edge.fleet.groups import head_of, is_head
 from edge.fleet.joining import Joining, Step, details, named, steps, token_command
-from edge.fleet.keys import Place, Room, behind_help, filter_of, footer_of, help_lines, place_of
+from edge.fleet.keys import LISTS, Place, Room, behind_help, filter_of, footer_of, help_lines, place_of
 from edge.fleet.lens import HOLE_SECONDS, RANGES, Graphs, Lens, Totals, Ui
 from edge.fleet.metrics import METRIC_NAMED, METRICS
 from edge.fleet.row import Row, State, hanging_seconds, reason_of, state_of
@@ -44,6 +44,7 @@ from edge.fleet.times import show_time
 from edge.fleet.users import User, draw_users, shown_name
 from edge.fleet.users import lay_out as lay_out_users
 from edge.panels import Reach, Subject, node_panels, reach_of
+from edge.program import VERSION
 from edge.protocol import LATE_INTERVALS, LOST_INTERVALS, LOST_SECONDS
 from edge.text import show_bytes, show_celsius, show_energy, show_percent, show_seconds, show_watts, visible
 
@@ -204,7 +205,8 @@ def room_of(ui: Ui, lens: Lens, joining: Joining, width: int, height: int) -> Ro
     lines = max(view_lines - 3 - event_panel_height(height), 1)
     reach = Reach(0, view_lines)
     if ui.help:
-        reach = Reach(max(len(help_text(behind_help(ui), width)) - (view_lines - 2), 0), view_lines - 2)
+        text = help_text(behind_help(ui), width, outdated(lens.totals, joining))
+        reach = Reach(max(len(text) - (view_lines - 2), 0), view_lines - 2)
     elif ui.join:
         reach = Reach(
             max(len(joining_text(joining, all_steps(joining), width, view_lines - 1)) - (view_lines - 1), 0), view_lines - 1
@@ -637,14 +639,22 @@ def page_facts(row: Row, now: float, width: int) -> list[Line]:
 
 def help_panel(view: View, width: int, room: int) -> list[Line]:
     """All keys of a place, and all its signs; what does not fit is scrolled to."""
-    text = help_text(behind_help(view.ui), width)
+    text = help_text(behind_help(view.ui), width, outdated(view.totals, view.about.joining))
     back = "↑↓ scroll, q goes back" if view.room.reach.most else "any key goes back"
     return box(f"Help · {back}", cut(text, view.ui.scroll, max(room - 2, 1)), width)
 
 
-def help_text(place: Place, width: int) -> list[Line]:
-    """Its lines, at this width."""
-    lines: list[Line] = []
+def outdated(totals: Totals, joining: Joining) -> str:
+    """How many agents are online that want an update, and how to find them; empty: none."""
+    if not (count := totals.outdated):
+        return ""
+    agents = f"{count:,} agents that are online are" if count > 1 else "an agent that is online is"
+    return f"{agents} older than this {'server' if joining.is_here else 'screen'} ({VERSION}): / version<{VERSION}"
+
+
+def help_text(place: Place, width: int, first: str = "") -> list[Line]:
+    """Its lines, at this width. `first`: what is to be known before all, in the help of a list."""
+    lines: list[Line] = [[(part, "bold yellow")] for part in textwrap.wrap(first, max(width - 4, 10)) if place in LISTS]
     for keys, does in help_lines(place):
         wrapped = textwrap.wrap(does, max(width - 4 - KEYS_CELLS, 10))
         lines += [[(fit(keys if index == 0 else "", KEYS_CELLS), "bold"), (part, "")] for index, part in enumerate(wrapped)]

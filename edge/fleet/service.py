@@ -8,7 +8,7 @@ import functools
 import itertools
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import grpc
 import grpc.aio
@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError
 import node_pb2 as pb
 import node_pb2_grpc
 from edge.credentials import Role
+from edge.fleet import health
 from edge.fleet.admission import RateLimit, WaitingRoom, network_of
 from edge.fleet.certificates import Client
 from edge.fleet.counters import Counters
@@ -27,7 +28,7 @@ from edge.fleet.recall import Recall, is_of_the_past
 from edge.fleet.row import GOING_AWAY, End, Refused, Session
 from edge.fleet.source import Past
 from edge.fleet.watch import Feed, Fleet, Viewer
-from edge.protocol import GOODBYE_SECONDS, HEALTH, MAX_NODE_ID, MAX_OPEN_NODES, MAX_VIEWERS, MAX_VIEWERS_ELSEWHERE, MAX_WATCH_BYTES
+from edge.protocol import GOODBYE_SECONDS, MAX_NODE_ID, MAX_OPEN_NODES, MAX_VIEWERS, MAX_VIEWERS_ELSEWHERE, MAX_WATCH_BYTES
 
 UNARY_PER_SECOND, UNARY_OF_ONE = 3000, 2500  # heartbeats without a stream that are answered: of all, and of one network
 TOO_MANY_UNARY = f"over {UNARY_OF_ONE} unary heartbeats a second of one network, or {UNARY_PER_SECOND} of all: use StreamHeartbeats"
@@ -41,8 +42,12 @@ WATCHES_PER_SECOND, WATCHES_OF_ONE = 100, 50  # that begin, steps through the pa
 LOOKS_SECONDS, LOOKS, LOOKS_OF_ONE = 10.0, 60, 20
 PAST_SECONDS = 60.0  # that an answer of the past may take, with all its messages
 TOO_SLOW = End(f"the answer took more than {PAST_SECONDS:g} s", grpc.StatusCode.DEADLINE_EXCEEDED)
+MAX_HEALTH_WATCHES = 16
 REQUEST_SECONDS = 0.05  # from one message of a viewer that is read to the next
 MAX_WAITING = 800  # calls whose first message has not come, 26 KiB each: of a fleet that comes back some hundreds are on the way
+
+
+T = TypeVar("T")
 
 
 class Sessions(Fleet, Protocol):
@@ -64,12 +69,13 @@ class Sessions(Fleet, Protocol):
 class Others(grpc.GenericRpcHandler):
     """Finds the handler of a method that has none of its own."""
 
-    def __init__(self, health: grpc.RpcMethodHandler[Any, Any], others: grpc.RpcMethodHandler[Any, Any]) -> None:
-        self._health, self._others = health, others
+    def __init__(self, handler: grpc.RpcMethodHandler[Any, Any]) -> None:
+        self._handler = handler
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any]:
         """Called by gRPC at each call."""
-        return self._health if handler_call_details.method == HEALTH else self._others
+        del handler_call_details
+        return self._handler
 
 
 class Service(node_pb2_grpc.NodeServiceServicer):
@@ -89,6 +95,9 @@ class Service(node_pb2_grpc.NodeServiceServicer):
         self._certified: dict[int, Client] = {}  # calls by number, and the certificate that lets each in
         self._unary = RateLimit(1, UNARY_PER_SECOND, UNARY_OF_ONE)
         self._watches = RateLimit(1, WATCHES_PER_SECOND, WATCHES_OF_ONE)
+        self._checks = RateLimit(1, UNARY_PER_SECOND, UNARY_OF_ONE)
+        self._health = health.Health()
+        self._watching_health: set[int] = set()  # calls
         self._looks = RateLimit(LOOKS_SECONDS, LOOKS, LOOKS_OF_ONE)
         # Calls by number, and why the server ends those that it ends. A call's frames do not hold its task: the task keeps
         # the error that ended it, and that the frames. Such cycles wait for a garbage collection, with all that they hold.
@@ -100,27 +109,40 @@ class Service(node_pb2_grpc.NodeServiceServicer):
         self._numbers = itertools.count()
         self._closing = False
 
-    def handlers(self) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
-        """The calls by their names. What gRPC takes for a stream of requests can be refused before its first one is read."""
-        serialize = pb.HeartbeatResponse.SerializeToString
-        return {
-            "Heartbeat": grpc.stream_unary_rpc_method_handler(self.Heartbeat, None, serialize),
-            "StreamHeartbeats": grpc.stream_stream_rpc_method_handler(self.StreamHeartbeats, None, serialize),
-            "Watch": grpc.stream_stream_rpc_method_handler(self.Watch),
+    async def begin(self, server: grpc.aio.Server) -> None:
+        """Have a server take the calls. What gRPC takes for a stream of requests can be refused before its first one is read."""
+        serialize, unary, stream = (
+            pb.HeartbeatResponse.SerializeToString, grpc.stream_unary_rpc_method_handler, grpc.stream_stream_rpc_method_handler,
+        )  # fmt: skip
+        calls: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+            "Heartbeat": unary(self.Heartbeat, None, serialize),
+            "StreamHeartbeats": stream(self.StreamHeartbeats, None, serialize),
+            "Watch": stream(self.Watch),
         }
+        server.add_registered_method_handlers("node.NodeService", calls)
+        calls = {"Check": unary(self.CheckHealth), "List": unary(self.ListHealth), "Watch": stream(self.WatchHealth)}
+        server.add_registered_method_handlers(health.NAME, calls)
+        if self._guard:  # all methods that have no name here: gRPC would refuse them alone, and nobody would hear
+            server.add_generic_rpc_handlers([Others(unary(self.NoSuchMethod))])
+        await self._health.begin()
 
-    def other_handlers(self) -> grpc.GenericRpcHandler:
-        """All methods that node.proto does not name, of a secure server: gRPC would refuse them alone, and nobody would hear."""
-        return Others(grpc.stream_unary_rpc_method_handler(self.Health), grpc.stream_unary_rpc_method_handler(self.NoSuchMethod))
+    async def CheckHealth(self, requests: object, context: Any) -> Any:
+        """Whether the server is there: nodes ask for it without a token."""
+        call = self._call(context, functools.partial(self._check, self._health.check), None)
+        del requests, context  # see _call
+        return await call
 
-    async def Health(self, requests: object, context: Any) -> None:
-        """Whether the server is there: nodes ask for it without a token, and any answer says so."""
-        del requests
-        if self._guard:
-            self._guard.visitors.call(context.peer())
-        abort = context.abort(NO_SUCH_METHOD.code, NO_SUCH_METHOD.reason)
-        del context  # see _call
-        await abort
+    async def ListHealth(self, requests: object, context: Any) -> Any:
+        """The same of all its services."""
+        call = self._call(context, functools.partial(self._check, self._health.list), None)
+        del requests, context
+        return await call
+
+    async def WatchHealth(self, requests: object, context: Any) -> None:
+        """The same, from now on."""
+        call = self._call(context, self._watch_health, Role.VIEW)
+        del requests, context
+        await call
 
     async def NoSuchMethod(self, requests: object, context: Any) -> None:
         """Who has no token is refused as everywhere, with a line in the log."""
@@ -150,9 +172,9 @@ class Service(node_pb2_grpc.NodeServiceServicer):
         await call
 
     async def _call(
-        self, context: Any, body: Callable[..., Awaitable[pb.HeartbeatResponse | None]], role: Role = Role.NODE
-    ) -> pb.HeartbeatResponse | None:
-        """A call, and its status where `body` is refused or the server ends it."""
+        self, context: Any, body: Callable[..., Awaitable[T | None]], role: Role | None = Role.NODE
+    ) -> T | None:
+        """A call, and its status where `body` is refused or the server ends it. `role`: that it needs; None: whoever comes."""
         stream = next(self._numbers)
         self._streams[stream] = cast("asyncio.Task[None]", asyncio.current_task())
         if self._closing:
@@ -160,7 +182,7 @@ class Service(node_pb2_grpc.NodeServiceServicer):
         token_id = ""
         try:
             if context.peer().startswith(LOCAL_PEER):
-                if role is not Role.VIEW:
+                if role is Role.NODE:
                     raise Refused(*ONLY_LOOKING)
             elif self._guard:
                 token_id = self._admit(self._guard, context, role)
@@ -186,12 +208,12 @@ class Service(node_pb2_grpc.NodeServiceServicer):
         await abort
         raise AssertionError("abort raises")
 
-    def _admit(self, guard: Guard, context: Any, role: Role) -> str:
+    def _admit(self, guard: Guard, context: Any, role: Role | None) -> str:
         """The token's id. Nothing has been read yet of who is refused."""
         peer = context.peer()
         guard.visitors.call(peer)
         try:
-            return guard.admit(context.invocation_metadata(), role)
+            return guard.admit(context.invocation_metadata(), role) if role else ""
         except Refused as error:
             self._log_refusal("", peer_address(peer), error, is_stranger=True)
             raise
@@ -207,6 +229,32 @@ class Service(node_pb2_grpc.NodeServiceServicer):
         except Refused as error:
             self._log_refusal(node_id, address, error)
             raise
+
+    async def _check(self, answer: Callable[[bytes], Awaitable[bytes]], context: Any, stream: int, _token_id: str) -> bytes:
+        address = peer_address(context.peer())
+        try:
+            if not self._checks.takes(network_of(address), self._registry.clock()):
+                raise Refused("too many ask for the server's health, in this second", grpc.StatusCode.RESOURCE_EXHAUSTED)
+            return await answer(await self._first_bytes(context, stream, address))
+        except Refused as error:
+            self._log_refusal("", address, error, is_stranger=True)
+            raise
+
+    async def _watch_health(self, context: Any, stream: int, _token_id: str) -> None:
+        address = peer_address(context.peer())
+        try:
+            if len(self._watching_health) >= MAX_HEALTH_WATCHES:
+                raise Refused("too many watch the server's health: ask with Check", grpc.StatusCode.RESOURCE_EXHAUSTED)
+            self._watching_health.add(stream)
+            await self._health.watch(
+                await self._first_bytes(context, stream, address), functools.partial(self._send, context, stream)
+            )
+        except Refused as error:
+            if not self._closing:
+                self._log_refusal("", address, error, is_stranger=True)
+            raise
+        finally:
+            self._watching_health.discard(stream)
 
     async def _hold_session(self, context: Any, stream: int, token_id: str) -> None:
         """Until the goodbye, or the node half-closes. The first message and the goodbye are answered at once, others at times."""
@@ -373,12 +421,19 @@ class Service(node_pb2_grpc.NodeServiceServicer):
         if silent := self._guard.visitors.tick(self._registry.clock()):
             self._registry.complain("refused", "", f"new connections that made no call: {silent:,}; {self._guard.why_silent()}")
 
+    async def go_away(self) -> None:
+        """From now on it serves no more, and says so."""
+        self._closing = True
+        await self._health.end()
+
     async def close(self) -> None:
         """End every session with a status that says: come back soon."""
-        self._closing = True
+        await self.go_away()
         tasks = list(self._streams.values())
-        for stream in list(self._streams):
+        for stream in self._streams.keys() - self._watching_health:  # these end when they have been told
             self._end_stream(stream, GOING_AWAY)
+        for stream in self._watching_health:  # if they can be
+            asyncio.get_running_loop().call_later(GOODBYE_SECONDS / 4, self._end_stream, stream, GOING_AWAY)
         if tasks:
             await asyncio.wait(tasks, timeout=GOODBYE_SECONDS / 2)
 

@@ -15,6 +15,7 @@ from edge.fleet.checks import check_info
 from edge.fleet.intake import MAX_JOULES, MAX_KEPT_BYTES, MAX_MILLIWATTS, capacities_of, labels_of, vitals_from, vitals_of
 from edge.fleet.row import Capacities, Refused, Row, Session, Vitals
 from edge.fleet.source import Readings
+from edge.program import version_numbers
 from edge.protocol import MAX_DEVICES, MAX_NODE_ID, MAX_TEXT, check_node_id
 from edge.text import visible
 
@@ -104,10 +105,10 @@ def row_of(message: pb.NodeRow, made_at: float, before: Row | None = None, serve
     try:
         node_id = check_node_id(message.node_id)
         if before and not message.info:
-            packed_info, capacities, labels = before.packed_info, before.capacities, before.labels
+            packed_info, capacities, labels, version = before.packed_info, before.capacities, before.labels, before.version
         else:
             facts = facts_of if len(message.info) <= MAX_CACHED_BYTES else facts_of.__wrapped__
-            packed_info, capacities, labels = facts(small(message.info, "info"))
+            packed_info, capacities, labels, version = facts(small(message.info, "info"))
         vitals, sample_at = vitals_from(capacities, message.summary), None
         if message.HasField("sample_age_milliseconds"):
             sample_at = made_at - message.sample_age_milliseconds / 1000
@@ -135,6 +136,7 @@ def row_of(message: pb.NodeRow, made_at: float, before: Row | None = None, serve
         reason=visible(message.reason, 500),
         token_id=visible(message.token_id, MAX_NODE_ID),
         labels=labels,
+        version=version,
         extremes=message.extremes[:MAX_EXTREMES_BYTES],
         server=server,
         awaited_until=made_at + message.awaited_milliseconds / 1000 if message.awaited_milliseconds else 0.0,
@@ -177,14 +179,14 @@ def beats_of(pairs: Iterable[tuple[int, Row]], now: float) -> pb.Beats:
 
 
 @functools.lru_cache(maxsize=20_000)
-def facts_of(packed_info: bytes) -> tuple[bytes, Capacities, tuple[tuple[str, str], ...]]:
+def facts_of(packed_info: bytes) -> tuple[bytes, Capacities, tuple[tuple[str, str], ...], tuple[int, ...]]:
     """An info, and what rows have of it. Kept, since most that come are known: those of a moment of the past, from now.
 
     Raises ValueError, or DecodeError.
     """
     info = pb.NodeInfo.FromString(packed_info)
     check_info(info)
-    return packed_info, capacities_of(info), labels_of(info)
+    return packed_info, capacities_of(info), labels_of(info), version_numbers(info.agent_version)
 
 
 def rows_after(beats: pb.Beats, made_at: float, rows: Mapping[int, Row]) -> Iterator[tuple[int, Row]]:

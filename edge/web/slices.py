@@ -3,31 +3,42 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import time
+import weakref
 from collections.abc import AsyncIterator, Iterable
 from typing import TypeVar
 
 SLICE_SECONDS = 0.004
-PATIENCE_SECONDS = 0.02  # that a slice waits for its turn at most: where the loop is never idle, this work ends, too
-IDLE_TURNS = 3.0  # a turn of the loop that takes no longer than so many of the quickest had nothing to do
+REST_SECONDS = 0.001  # between two, of the whole thread: where there is but one core, gRPC's own brings what has come only then
+IDLE_SECONDS = 0.0025  # that such a rest takes where the loop has nothing else to do: it waits by whole milliseconds
+PATIENCE_SECONDS = 0.02  # that a slice is put off at most: where the loop is never idle, this work ends, too
 T = TypeVar("T")
+
+# One slice at a time in each loop, however many are at work.
+TURNS: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = weakref.WeakKeyDictionary()
 
 
 async def sliced(items: Iterable[T], seconds: float = SLICE_SECONDS) -> AsyncIterator[T]:
     """The same items. Whenever these, and what is done with them, have taken so long, heartbeats come first: all that have come
-    meanwhile. A heartbeat takes several turns of the loop, and each would wait for another slice."""
-    quickest = math.inf
+    meanwhile."""
+    turn = TURNS.setdefault(asyncio.get_running_loop(), asyncio.Lock())
+    async with turn:
+        await asyncio.sleep(0)
     end = time.perf_counter() + seconds
     for item in items:
         yield item
-        if (now := time.perf_counter()) < end:
-            continue
-        give_up_at, took = now + PATIENCE_SECONDS, math.inf
-        while took > IDLE_TURNS * quickest and now < give_up_at:
-            began = now
-            await asyncio.sleep(0)
-            now = time.perf_counter()
-            took = now - began
-            quickest = min(quickest, took)
-        end = now + seconds
+        if time.perf_counter() >= end:
+            async with turn:
+                await rest()
+            end = time.perf_counter() + seconds
+
+
+async def rest() -> None:
+    """Until the loop has nothing else to do: then a rest is as long as it should be."""
+    now = time.perf_counter()
+    give_up_at, took = now + PATIENCE_SECONDS, IDLE_SECONDS
+    while took >= IDLE_SECONDS and now < give_up_at:
+        began = now
+        await asyncio.sleep(REST_SECONDS)
+        now = time.perf_counter()
+        took = now - began

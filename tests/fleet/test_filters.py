@@ -46,7 +46,9 @@ from tests.fixtures.screens import Screen
         ("cpu >= 35% edge-0", set(range(10))),
         ("version:0.1 edge-03", {3}),
         ("v:9.9", set()),
-        ("version=0.1", set()),  # the whole of it
+        ("version=0.1 edge-03", {3}),  # by its numbers, which are those of 0.1.0
+        ("version=0.1.0 edge-03", {3}),
+        ("version=0,0.2", set()),
         ("state=lost", {11}),
         ("temp>-40", set(range(28))),
         ("fe80::1", set()),  # a word: no such name before its colons
@@ -244,7 +246,10 @@ def test_a_while_that_is_asked_in_vain_says_why(text: str, said: str) -> None:
     assert said in Screen(example_registry()).press("/", *text).text()
 
 
-UNREAD = ("temp>", "power>1kg", "state:foo", "speed>3", "age>1m>2", "cpu>", "cpus>8", "state:lost,foo", "user:", "-", "util<|h200")
+UNREAD = (
+    "temp>", "power>1kg", "state:foo", "speed>3", "age>1m>2", "cpu>", "cpus>8", "state:lost,foo", "user:", "-", "util<|h200",
+    "version<", "version>new",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("term", UNREAD)
@@ -252,6 +257,57 @@ def test_a_term_that_cannot_be_read_restricts_nothing_and_is_named(term: str) ->
     screen = Screen(example_registry()).press("/", *f"{term} edge-03", "enter")
     assert screen.nodes() == ["Node-1003"]
     assert f"not understood: {term} " in screen.text()
+
+
+def aged(index: int, version: str) -> Row:
+    info = example_row(index).info
+    info.agent_version = version
+    return after(example_row(index), pb.HeartbeatRequest(info=info), NOW)
+
+
+VERSIONS = ("0.1.0", "0.2", "0.10.1", "v0.9.9-rc1", "", "nightly", "1" * 40, "3.0.0.0")
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("version<0.2", [0]),
+        ("version < 0.9.9", [0, 1]),
+        ("version<=0.2.0", [0, 1]),
+        ("version>=0.10", [2, 7]),
+        ("version>0.9.9", [2, 7]),
+        ("version==0.2.0", [1]),
+        ("version=0.2|version=3", [1, 7]),
+        ("version!=0.2", [0, 2, 3, 7]),  # what does not say it is none of these
+        ("-version<0.10", [2, 4, 5, 6, 7]),
+        ("version:0.9", [3]),
+        ("version:night", [5]),
+    ],
+)
+def test_versions_are_compared_by_their_numbers(text: str, wanted: list[int]) -> None:
+    registry = example_registry(0)
+    for index, version in enumerate(VERSIONS):
+        registry.restore(aged(index, version))
+    assert Screen(registry).press("/", *text).nodes() == [f"Node-{1000 + index}" for index in wanted]
+
+
+def test_a_label_called_version_can_be_asked_for() -> None:
+    registry = example_registry(2)
+    registry.restore(labelled(1, version="7.1"))
+    assert Screen(registry).press("/", *"version=7.1").nodes() == ["Node-1001"]
+    assert Screen(registry).press("/", *"version>1").nodes() == []  # which is the agent's
+
+
+def test_the_help_counts_the_agents_that_are_older(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edge.fleet.lens.OWN_VERSION", (0, 9))
+    registry = example_registry(8)  # one of them is late
+    screen = Screen(registry).press("?")
+    assert "7 agents that are online are older than this server (0.1.0): / version<0.1.0" in screen.text()
+    for row in registry.snapshot()[1:]:
+        registry.restore(row._replace(version=(1,)))
+    assert "an agent that is online is older than this server" in Screen(registry).press("?").text()
+    registry.restore(registry.snapshot()[0]._replace(version=()))
+    assert "older" not in Screen(registry).press("?").text()
 
 
 def test_ages_in_other_units() -> None:
