@@ -9,6 +9,8 @@ import contextlib
 import json
 import pathlib
 import re
+import subprocess
+import sys
 import urllib.request
 from collections.abc import Iterator
 from typing import Any
@@ -17,7 +19,7 @@ import pytest
 
 from bench.generator import Load, Plan
 from bench.processes import free_port
-from tests.fixtures.processes import ROOT, Program, eventually
+from tests.fixtures.processes import ROOT, Program, environment, eventually
 from tests.fixtures.prometheus import Prometheus, any_of, as_grafana_asks, need_prometheus, promtool
 from tests.fixtures.sessions import Stream, refusal
 
@@ -50,7 +52,7 @@ class Fleet:
         self.server = self.start("server.py", "--json", *options)
         self.secure_url = f"https://127.0.0.1:{free_port()}"
         secure = ("--secure", "--http", self.secure_url[8:], "--listen", "127.0.0.1:0", "--state", str(folder / "secure"))
-        self.start("server.py", "--headless", *secure)
+        behind_tls = self.start("server.py", "--headless", *secure)
         self.server.line("listening on")
         ending.enter_context(Load(Plan(port, LOADED)))
         self.doomed = self.node("--id", "doomed", "--seed", "5")
@@ -60,13 +62,14 @@ class Fleet:
             self.node("--id", node_id, "--seed", str(seed))
         self.break_off("cut off")
         refusal(self.address, node_id="x" * 100)
+        behind_tls.line("listening on")
         rules = folder / "rules.yml"
         rules.write_text(re.sub(r"interval: \w+", "interval: 1s", RULES.read_text()))
         self.config = "\n".join((
             "global: {scrape_interval: 1s, evaluation_interval: 1s}",
             f"rule_files: [{rules}]",
-            self.scrape_config(options),
-            self.scrape_config(secure).replace("scrape_configs:\n", "").replace("job_name: ", "job_name: secure-"),
+            self.scrape_config(folder, options),
+            self.scrape_config(folder, secure).replace("scrape_configs:\n", "").replace("job_name: ", "job_name: secure-"),
         ))  # fmt: skip
         self.prometheus = Prometheus(folder, self.config)
         ending.callback(self.prometheus.close)
@@ -87,19 +90,16 @@ class Fleet:
         stream.answer()
         stream.close()
 
-    def scrape_config(self, options: tuple[str, ...]) -> str:
-        """What the program prints for a server with these options, with the token where it says."""
-        config = self.run("server.py", *options, "--prometheus-config")
-        if place := re.search(r"^ *credentials_file: (\S+)", config, re.MULTILINE):
-            token = self.run("server.py", "token", "new", "--role", "view", "--state", options[-1])
-            pathlib.Path(place[1]).write_text(token.splitlines()[-1])
-        return config.replace("scrape_interval: 15s", "scrape_interval: 1s")
-
-    def run(self, *argv: str) -> str:
-        """What a program prints that ends by itself."""
-        program = self.start(*argv)
+    def scrape_config(self, folder: pathlib.Path, options: tuple[str, ...]) -> str:
+        """What the program prints for a server with these options, after what it says is to be done beside prometheus.yml."""
+        program = self.start("server.py", *options, "--prometheus-config")
         assert program.wait() == 0, program.lines
-        return "\n".join(program.lines)
+        config = "\n".join(program.lines)
+        for command in re.findall(r"^#     (.+)", config, re.MULTILINE):
+            if "sudo" not in command:
+                here = command.replace("python3 server.pyz", f"{sys.executable} {ROOT / 'server.py'}")
+                subprocess.run(["sh", "-ec", here], cwd=folder, env=environment(), timeout=30, check=True)
+        return config.replace("scrape_interval: 15s", "scrape_interval: 1s")
 
     def metrics(self) -> str:
         """What the server answers."""
