@@ -148,14 +148,14 @@ def test_each_alert_comes_when_it_should_and_not_before(cases: pathlib.Path) -> 
     assert code == 0, told
 
 
-def test_promtool_finds_nothing_in_the_rules_and_each_alert_is_tested() -> None:
+def test_promtool_finds_nothing_in_the_rules_and_each_alert_is_tested_and_told() -> None:
     code, told = promtool("check", "rules", "--lint=all", "--lint-fatal", str(RULES))
     assert code == 0, told
     cases = "".join(path.read_text() for path in (ROOT / "tests").glob("prometheus-rules*.yml"))
     for alert in re.findall(r"- alert: (\w+)", RULES.read_text()):
         comes = re.findall(rf"alertname: {alert}\s+exp_alerts:", cases)
         stays_away = re.findall(rf"alertname: {alert}, exp_alerts: \[\]", cases)
-        assert comes and stays_away, alert
+        assert comes and stays_away and f"`{alert}`" in (DOCS / "prometheus.md").read_text(), alert
 
 
 def test_panels_of_the_dashboard_have_their_own_places() -> None:
