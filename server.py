@@ -82,6 +82,7 @@ from edge.protocol import (
 )
 from edge.terminal import Inputs, Screen
 from edge.text import MISSING, show_seconds, visible
+from edge.web.prometheus_config import print_config
 
 if TYPE_CHECKING:
     from edge.web.listener import Listener
@@ -653,6 +654,8 @@ def run(options: argparse.Namespace, make_registry: Callable[..., Registry] = Re
     gc.set_threshold(10_000, 50, 10_000)
     if options.debug:
         logging.basicConfig(level=logging.ERROR)
+    if options.prometheus_config:
+        return print_config(options)
     if options.replay:
         return run_replay(options)
     if options.attach is not None:

@@ -44,7 +44,7 @@ LAYERS = (
     ("edge.web.site",),
     ("edge.web.slices",),
     ("edge.web.selection", "edge.web.files", "edge.web.gate"),
-    ("edge.web.stream", "edge.web.exposition"),
+    ("edge.web.stream", "edge.web.exposition", "edge.web.prometheus_config"),
     ("edge.web.api", "edge.web.scrape"),
     ("edge.web.listener",),
     ("node", "server"),

@@ -364,7 +364,7 @@ def fleet_lines(totals: Totals, failed_gpus: int) -> Iterator[str]:
         one("edge_fleet_memory_size_bytes", "Memory of these GPUs.", totals.memory_total_bytes if has_memory else None),
         one("edge_fleet_power_watts", "That the GPUs draw.", watts),
         one("edge_fleet_hottest_celsius", "Temperature of the hottest GPU.", hottest),
-        one("edge_fleet_outdated_agents", "Agents that are online, and older than this server.", getattr(totals, "outdated", None)),
+        one("edge_fleet_outdated_agents", "Agents that are online, and older than this server.", totals.outdated),
     ):
         yield single.text()
 

@@ -1,0 +1,293 @@
+"""/metrics over HTTP: a real server, whose answers are made once for all who ask, and let go of."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import pathlib
+import socket
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Coroutine, Iterator
+from email.message import Message
+from typing import Any
+
+import pytest
+
+import node_pb2 as pb
+from edge.fleet.counters import Counters
+from edge.fleet.joining import Joining
+from edge.fleet.journal import journal_in
+from edge.fleet.row import Row
+from edge.fleet.watch import Feed
+from edge.web.scrape import MAX_BODIES, MAX_WAITING, Body, Busy, NotUnderstood, Question, Scrapes
+from edge.web.site import Site
+from server import Registry
+from tests.fixtures.examples import example_registry, example_row
+from tests.fixtures.processes import eventually
+from tests.fixtures.sessions import Clock, Serving, Stream, refusal
+from tests.web.test_exposition import line, of, readings_of
+
+ALL = Question("", True)
+
+
+@pytest.fixture(scope="module")
+def serving() -> Iterator[Serving]:
+    """With the nodes of the README's picture, which stay as they are."""
+    serving = Serving(http=True, clock=lambda: 1000.0)
+    for index in range(28):
+        serving.registry.restore(example_row(index))
+    yield serving
+    serving.network.stop()
+
+
+def get(serving: Serving, path: str, encoding: str = "identity", method: str = "GET") -> tuple[int, Message, bytes]:
+    request = urllib.request.Request(f"{serving.http}{path}", headers={"Accept-Encoding": encoding}, method=method)
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return answer.status, answer.headers, answer.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.headers, error.read()
+
+
+def test_it_is_prometheus_text_packed_where_that_is_asked_for(serving: Serving) -> None:
+    status, headers, plain = get(serving, "/metrics")
+    assert status == 200 and headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
+    assert headers["Content-Encoding"] is None and headers["Vary"] == "Accept-Encoding"
+    _, headers, packed = get(serving, "/metrics", "gzip, deflate")
+    assert headers["Content-Encoding"] == "gzip" and len(packed) < len(plain) / 5
+    assert gzip.decompress(packed) == plain  # within a second, it is the same answer
+    assert len(of(readings_of(plain.decode()), "edge_node_up")) == 28
+    status, headers, none = get(serving, "/metrics", method="HEAD")
+    assert status == 200 and not none and headers["Content-Type"].startswith("text/plain; version=0.0.4")
+
+
+@pytest.mark.parametrize(
+    ("encoding", "is_packed"),
+    [
+        ("GZIP", True), ("br;q=1.0, gzip;q=0.8", True), ("gzip;q=0", False), ("gzip; q=0.0, identity", False),
+        ("*", False), ("deflate", False), ("x-gzipped", False), ("", False),
+    ],
+)  # fmt: skip
+def test_who_does_not_ask_for_gzip_gets_none(serving: Serving, encoding: str, is_packed: bool) -> None:
+    assert get(serving, "/metrics/fleet", encoding)[1]["Content-Encoding"] == ("gzip" if is_packed else None)
+
+
+def test_a_filter_chooses_the_nodes_as_on_the_screen(serving: Serving) -> None:
+    found = readings_of(get(serving, "/metrics?match=h200%20state:online")[2].decode())
+    assert found[line("edge_fleet_gpus")] == 8 * len(of(found, "edge_node_up")) > 0
+    assert set(of(found, "edge_node_up").values()) == {1}
+    assert found[line("edge_server_sessions")] == 26  # the server's own is not filtered
+    sums = readings_of(get(serving, "/metrics/fleet?match=h200%20state:online")[2].decode())
+    assert sums[line("edge_fleet_gpus")] == found[line("edge_fleet_gpus")] and not of(sums, "edge_node_up")
+    nobody = readings_of(get(serving, "/metrics?match=nobody")[2].decode())
+    assert nobody[line("edge_fleet_gpus")] == 0 and not of(nobody, "edge_node_up")
+
+
+def test_a_filter_that_can_not_be_read_is_refused_in_a_sentence(serving: Serving) -> None:
+    status, headers, text = get(serving, "/metrics?match=util%3C")
+    assert status == 400 and headers["Content-Type"].startswith("text/plain")
+    assert text.decode().startswith("the filter can't be read at: util<") and text.count(b"\n") == 1
+
+
+def test_what_the_server_counts_of_itself() -> None:
+    serving = Serving(http=True, max_nodes=50, interval=0.5)
+    try:
+        stream = Stream(serving.address, "box", sample=pb.Sample(sequence=1))
+        stream.answer()
+        stream.send(sample=pb.Sample(sequence=2))
+        eventually(lambda: serving.registry.counters.heartbeats == 2)
+        refusal(serving.address, node_id="")
+        found = readings_of(get(serving, "/metrics/fleet")[2].decode())
+        assert found[line("edge_server_heartbeats_total")] == 2
+        assert found[line("edge_server_sessions")] == found[line("edge_server_sessions_opened_total")] == 1
+        assert of(found, "edge_server_refusals_total") == {line("", reason="invalid_argument")[1]: 1}
+        assert found[line("edge_server_viewers")] == 0
+        assert found[line("edge_server_nodes_limit")] == 50
+        assert found[line("edge_server_heartbeat_interval_seconds")] == 0.5
+        assert not of(found, "edge_server_journal_up")
+        assert found[line("process_open_fds")] > 3 and found[line("process_resident_memory_bytes")] > 2**20
+        assert found[line("process_cpu_seconds_total")] > 0
+        assert abs(found[line("process_start_time_seconds")] - serving.registry.counters.started) < 1e-3
+        stream.close()
+    finally:
+        serving.network.stop()
+
+
+def test_the_lag_is_the_worst_of_a_minute() -> None:
+    counters = Counters()
+    assert counters.lag_seconds() == 0
+    counters.tick(-0.001)
+    counters.tick(0.4)
+    for _ in range(59):
+        counters.tick(0.01)
+    assert counters.lag_seconds() == 0.4
+    counters.tick(0.01)
+    assert counters.lag_seconds() == 0.01
+
+
+def test_the_journal_says_what_it_has(tmp_path: pathlib.Path) -> None:
+    registry = example_registry()
+    journal = journal_in(tmp_path, 2**30, registry, registry.bring_back, lambda _kind, _text: None)
+    registry.counters.journal = journal.state
+    before = read(lambda scrapes: scrapes.body(Question("", False)), registry)
+    assert not of(before, "edge_server_journal_size_bytes")  # not known yet
+    journal.start()
+    journal.close()  # with a moment
+    found = read(lambda scrapes: scrapes.body(Question("", False)), registry)
+    assert found[line("edge_server_journal_up")] == 1 and found[line("edge_server_journal_size_limit_bytes")] == 2**30
+    assert 10_000 < found[line("edge_server_journal_size_bytes")] < 2**30
+    assert found[line("edge_server_journal_first_timestamp_seconds")] == pytest.approx(registry.wall(), abs=60)
+
+
+def test_a_journal_that_can_not_be_written_is_down(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "file").touch()
+    registry = example_registry()
+    journal = journal_in(tmp_path / "file" / "folder", 2**30, registry, registry.bring_back, lambda _kind, _text: None)
+    journal.start()
+    journal.close()
+    registry.counters.journal = journal.state
+    assert read(lambda scrapes: scrapes.body(Question("", False)), registry)[line("edge_server_journal_up")] == 0
+
+
+# ---- Made once, for all who ask ----
+
+
+class Counted(Registry):
+    """A registry that counts how often it was looked at."""
+
+    looks = 0
+
+    def snapshot(self) -> list[Row]:
+        self.looks += 1
+        return super().snapshot()
+
+
+def counted() -> Counted:
+    registry = Counted(1.0, 100, clock=Clock())
+    for index in range(5):
+        registry.restore(example_row(index))
+    return registry
+
+
+def with_scrapes(registry: Registry, action: Callable[[Scrapes], Coroutine[Any, Any, Any]], kept_seconds: float = 60) -> Any:
+    async def run() -> Any:
+        site = Site(registry, Feed(registry), registry.counters, lambda: Joining(is_secure=False, addresses=()))
+        return await action(Scrapes(site, kept_seconds))
+
+    return asyncio.run(run())
+
+
+def read(action: Callable[[Scrapes], Coroutine[Any, Any, Body]], registry: Registry) -> dict[Any, float]:
+    return readings_of(gzip.decompress(b"".join(with_scrapes(registry, action).packed)).decode())
+
+
+def test_all_who_ask_at_once_share_one_answer_and_so_do_those_of_the_next_second() -> None:
+    registry = counted()
+
+    async def ask(scrapes: Scrapes) -> None:
+        bodies = await asyncio.gather(*(scrapes.body(ALL) for _ in range(MAX_WAITING)))
+        assert len(set(map(id, bodies))) == 1 and registry.looks == 1
+        assert await scrapes.body(ALL) is bodies[0] and registry.looks == 1
+        assert await scrapes.body(Question("", False)) is not bodies[0] and registry.looks == 2
+
+    with_scrapes(registry, ask)
+
+
+def test_after_a_second_it_is_let_go_of() -> None:
+    registry = counted()
+
+    async def ask(scrapes: Scrapes) -> None:
+        first = await scrapes.body(ALL)
+        while scrapes._bodies:
+            await asyncio.sleep(0.01)
+        assert not scrapes._tasks
+        assert await scrapes.body(ALL) is not first and registry.looks == 2
+
+    with_scrapes(registry, ask, kept_seconds=0.02)
+
+
+def test_of_many_filters_a_few_answers_are_kept() -> None:
+    async def ask(scrapes: Scrapes) -> None:
+        for index in range(3 * MAX_BODIES):
+            await scrapes.body(Question(f"node-{index}", True))
+        assert len(scrapes._bodies) == len(scrapes._tasks) == MAX_BODIES
+
+    with_scrapes(counted(), ask)
+
+
+def test_where_all_are_still_being_sent_who_comes_is_told_to_come_back() -> None:
+    async def ask(scrapes: Scrapes) -> None:
+        sending = []
+        for index in range(MAX_BODIES):
+            sending.append(scrapes.pieces(await scrapes.body(Question(f"node-{index}", True)), is_packed=True))
+            await anext(sending[-1])
+        with pytest.raises(Busy):
+            await scrapes.body(ALL)
+        await sending[0].aclose()  # type: ignore[attr-defined]
+        await scrapes.body(ALL)
+        assert len(scrapes._bodies) == MAX_BODIES
+
+    with_scrapes(counted(), ask)
+
+
+def test_more_than_so_many_do_not_wait() -> None:
+    async def ask(scrapes: Scrapes) -> None:
+        waiting = [asyncio.create_task(scrapes.body(Question(f"node-{index}", True))) for index in range(MAX_WAITING)]
+        await asyncio.sleep(0)
+        with pytest.raises(Busy):
+            await scrapes.body(ALL)
+        assert len(set(map(id, await asyncio.gather(*waiting)))) == MAX_WAITING
+        await scrapes.body(ALL)
+
+    with_scrapes(counted(), ask)
+
+
+def test_who_goes_away_stops_nothing_for_the_others() -> None:
+    registry = counted()
+
+    async def ask(scrapes: Scrapes) -> None:
+        gone, waits = asyncio.create_task(scrapes.body(ALL)), asyncio.create_task(scrapes.body(ALL))
+        await asyncio.sleep(0)
+        gone.cancel()
+        assert (await waits).packed and registry.looks == 1
+        assert scrapes._waiting == 0
+
+    with_scrapes(registry, ask)
+
+
+def test_an_error_is_told_to_all_who_wait_and_not_kept() -> None:
+    registry = counted()
+
+    async def ask(scrapes: Scrapes) -> None:
+        bad = Question("util<", True)
+        answers = await asyncio.gather(*(scrapes.body(bad) for _ in range(3)), return_exceptions=True)
+        assert [type(answer) for answer in answers] == [NotUnderstood] * 3
+        await asyncio.sleep(0)
+        assert not scrapes._tasks and not scrapes._bodies
+
+    with_scrapes(registry, ask)
+
+
+def test_a_crowd_is_answered_or_told_to_come_back(serving: Serving) -> None:
+    """Over real connections; some of them go away with the answer on its way."""
+    statuses: list[int] = []
+
+    def ask(index: int) -> None:
+        status, headers, text = get(serving, f"/metrics?match=node-10{index % 20:02}")
+        assert status == 200 or (headers["Retry-After"] == "2" and text.startswith(b"too many ask at once"))
+        statuses.append(status)
+
+    leaving = [socket.create_connection(serving.network.http or ("", 0)) for _ in range(5)]
+    for connection in leaving:
+        connection.sendall(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    crowd = [threading.Thread(target=ask, args=(index,)) for index in range(40)]
+    for thread in crowd:
+        thread.start()
+    for connection in leaving:
+        connection.close()
+    for thread in crowd:
+        thread.join(20)
+    assert len(statuses) == 40 and set(statuses) <= {200, 503} and 200 in statuses
+    assert eventually(lambda: get(serving, "/metrics")[0] == 200)
