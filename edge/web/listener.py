@@ -65,8 +65,8 @@ class Connection(H11Protocol):
 
     @property
     def is_idle(self) -> bool:
-        """Whether it waits for a request."""
-        return self.cycle is None or self.cycle.response_complete
+        """Whether it waits for a request; or has been given up."""
+        return self.cycle is None or self.cycle.response_complete or self.transport.is_closing()
 
     @property
     def token_id(self) -> str:
@@ -125,7 +125,10 @@ class Connection(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         del msg
-        if getattr(sys.exc_info()[1], "error_status_hint", 400) == 431:
+        error = sys.exc_info()[1]
+        if error:
+            error.__traceback__ = None  # its frames hold it, and this connection
+        if getattr(error, "error_status_hint", 400) == 431:
             self._refuse(431, f"the request has more than {MAX_REQUEST_BYTES // 1024} KiB of headers: send fewer, or shorter ones")
         else:
             self._refuse(400, "this is no request of HTTP/1.1: is it meant for this port, or for https?")
@@ -198,6 +201,7 @@ class Listener:
                 await asyncio.sleep(LOST_SECONDS)
                 continue
             self._take(client, str(address[0]).removeprefix("::ffff:"))
+            await asyncio.sleep(0)  # where more wait, asyncio would take them all before it looks for anything else
 
     def _take(self, client: socket.socket, address: str) -> None:
         connection = Connection(self._config, self._state, address)
@@ -205,6 +209,8 @@ class Listener:
             client.close()
             return
         self.connections.add(connection)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # one that is gone without a word would keep its place for a quarter of an hour
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * STUCK_SECONDS))
         connection.opening = asyncio.create_task(self._open(connection, client))
         connection.opening.add_done_callback(lambda _: self._opened(connection, client))
 
@@ -212,10 +218,13 @@ class Listener:
         settings: dict[str, Any] = {}
         if self._guard:
             settings = {"ssl": self._guard.tls_context(), "ssl_handshake_timeout": FIRST_REQUEST_SECONDS}
-        with contextlib.suppress(OSError):  # a handshake that failed is one, too
+        try:
             await asyncio.get_running_loop().connect_accepted_socket(lambda: connection, client, **settings)
+        except OSError as error:  # a handshake that failed is one, too
+            error.__traceback__ = None  # its frames hold 300 KB of TLS, and are held by it
 
     def _opened(self, connection: Connection, client: socket.socket) -> None:
+        connection.opening = None
         if not connection.transport:
             self.connections.discard(connection)
             client.close()
