@@ -88,6 +88,8 @@ class Gate:
         """Instead of an answer; None where there is to be one. Then the request's state has the `token_id` that let it in."""
         method, path = scope["method"], scope["path"]
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        if self._site.guard and scope["scheme"] != "https":  # whatever it shows, others have read it as well
+            return sentence(400, "this server speaks TLS: write https:// before its address", CLOSING)
         if scope["http_version"] not in ("1.0", "1.1"):
             return sentence(505, "this server speaks HTTP/1.1 and 1.0", CLOSING)
         if method not in ("GET", "HEAD"):

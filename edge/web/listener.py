@@ -216,9 +216,9 @@ class Listener:
 
     async def _open(self, connection: Connection, client: socket.socket) -> None:
         settings: dict[str, Any] = {}
-        if self._guard:
-            settings = {"ssl": self._guard.tls_context(), "ssl_handshake_timeout": FIRST_REQUEST_SECONDS}
         try:
+            if self._guard and not await speaks_plainly(client):  # else the gate says what to do
+                settings = {"ssl": self._guard.tls_context(), "ssl_handshake_timeout": FIRST_REQUEST_SECONDS}
             await asyncio.get_running_loop().connect_accepted_socket(lambda: connection, client, **settings)
         except OSError as error:  # a handshake that failed is one, too
             error.__traceback__ = None  # its frames hold 300 KB of TLS, and are held by it
@@ -230,7 +230,8 @@ class Listener:
             client.close()
 
     def _has_place(self, network: str) -> bool:
-        """Whether one more may come from there: where there is no place, who has been idle longest makes one."""
+        """Whether one more may come from there: where there is no place, one that is idle makes it, of the network that has most
+        the one that has been idle longest."""
         counts = collections.Counter(connection.network for connection in self.connections)
         most = CONNECTIONS_OF_THIS_MACHINE if is_loopback(network) else CONNECTIONS_OF_ONE
         if counts[network] < most and len(self.connections) < HTTP_CONNECTIONS:
@@ -238,7 +239,7 @@ class Listener:
         rivals = [one for one in self.connections if one.is_idle and (counts[network] < most or one.network == network)]
         if not rivals:
             return False
-        longest = min(rivals, key=lambda one: one.idle_since)
+        longest = min(rivals, key=lambda one: (-counts[one.network], one.idle_since))
         self.connections.discard(longest)
         longest.end()
         return True
@@ -252,6 +253,17 @@ class Listener:
                 token_id = connection.token_id
                 if connection.is_over(now) or (self._guard and token_id and self._guard.tokens.why_over(token_id)):
                     connection.end()
+
+
+async def speaks_plainly(client: socket.socket) -> bool:
+    """Whether a client begins as HTTP does: with a letter, where TLS begins with another byte. Raises OSError."""
+    loop, came = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(client, came.set)
+    try:
+        await came.wait()
+    finally:
+        loop.remove_reader(client)
+    return client.recv(1, socket.MSG_PEEK).isalpha()
 
 
 def is_loopback(address: str) -> bool:

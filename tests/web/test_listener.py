@@ -189,10 +189,13 @@ def test_who_has_been_idle_longest_makes_a_place_and_who_is_answered_keeps_it(
 def test_connections_are_bounded_in_all(serve: Callable[..., Serving]) -> None:
     serving = serve()
     port = int(serving.http.rpartition(":")[2])
+    small = connected(serving.http)
     many = [socket.create_connection(("127.0.0.1", port), 10, (f"127.0.0.{number % 4 + 2}", 0)) for number in range(300)]
     assert ask(serving.http, "/healthz").status == 200
+    small.sendall(HEALTH)  # the oldest of all, and of a network that has few
+    assert small.recv(9) == b"HTTP/1.1 "
     assert len(connections(serving)) <= HTTP_CONNECTIONS
-    for client in many:
+    for client in (small, *many):
         client.close()
 
 
@@ -428,7 +431,6 @@ def test_a_handshake_that_breaks_costs_nothing_and_is_no_news(
     tls: Callable[..., Serving], caplog: pytest.LogCaptureFixture
 ) -> None:
     serving = tls(FIRST_REQUEST_SECONDS=0.3, LOOK_SECONDS=0.05)
-    assert not said(serving.http, HEALTH).startswith(b"HTTP/1.1 200")
     said(serving.http, bytes(range(256)) * 10)
     for part in (b"", b"\x16\x03\x01\x02\x00\x01\x00"):
         with connected(serving.http) as client:
@@ -442,6 +444,17 @@ def test_a_handshake_that_breaks_costs_nothing_and_is_no_news(
     assert ask(serving.http, "/healthz").text == "ok\n"
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
     assert not serving.events()
+
+
+def test_who_speaks_no_tls_is_told_so_and_nothing_else(tls: Callable[..., Serving], tmp_path: pathlib.Path) -> None:
+    serving = tls(FIRST_REQUEST_SECONDS=0.3, LOOK_SECONDS=0.05)
+    token = Guard(tmp_path).tokens.offered(Role.VIEW).text
+    for path in ("/healthz", "/", "/api/match"):
+        answer = ask(serving.http.replace("https:", "http:"), path, Authorization=f"Bearer {token}")
+        assert (answer.status, answer.text) == (400, "this server speaks TLS: write https:// before its address\n")
+    with connected(serving.http) as slow:
+        slow.sendall(b"GET")
+        assert is_closed(slow)
 
 
 def test_slow_clients_of_tls_are_bounded_as_well(tls: Callable[..., Serving], tmp_path: pathlib.Path) -> None:
