@@ -116,7 +116,10 @@ class Gate:
         """Of a page elsewhere whose name leads here (DNS rebinding), the browser tells that name: it must be one of ours."""
         match = re.fullmatch(r"(\[[^\[\]]+\]|[^:\[\]]*)(:\d*)?", asked)
         name = match[1].lower().rstrip(".") if match else ""
-        if is_address(name) or name in self._names or name == "localhost" or name.endswith(".localhost"):
+        certified = self._site.guard.names if self._site.guard else ()
+        if is_address(name) or name == "localhost" or name.endswith(".localhost") or name in {*self._names, *certified}:
+            return None
+        if f"*.{name.partition('.')[2]}" in certified:
             return None
         known = visible(name, 63) if re.fullmatch(r"[\w.-]+", name, re.ASCII) else "NAME"
         self._log(scope, f"HTTP asked for as {visible(asked, 63)}, which this server is not known as")
