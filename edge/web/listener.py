@@ -65,8 +65,8 @@ class Connection(H11Protocol):
 
     @property
     def is_idle(self) -> bool:
-        """Whether it waits for a request."""
-        return self.cycle is None or self.cycle.response_complete
+        """Whether it waits for a request; or has been given up."""
+        return self.cycle is None or self.cycle.response_complete or self.transport.is_closing()
 
     @property
     def token_id(self) -> str:
@@ -125,7 +125,10 @@ class Connection(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         del msg
-        if getattr(sys.exc_info()[1], "error_status_hint", 400) == 431:
+        error = sys.exc_info()[1]
+        if error:
+            error.__traceback__ = None  # its frames hold it, and this connection
+        if getattr(error, "error_status_hint", 400) == 431:
             self._refuse(431, f"the request has more than {MAX_REQUEST_BYTES // 1024} KiB of headers: send fewer, or shorter ones")
         else:
             self._refuse(400, "this is no request of HTTP/1.1: is it meant for this port, or for https?")
@@ -161,7 +164,7 @@ class Listener:
         )
         logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # what clients do wrong is no news
         self._state = ServerState()
-        self._connections = cast("set[Connection]", self._state.connections)
+        self.connections = cast("set[Connection]", self._state.connections)
 
     async def start(self, endpoint: Endpoint) -> Endpoint:
         """Listen; returns where, with the real port. Raises Failure."""
@@ -178,12 +181,12 @@ class Listener:
             task.cancel()
         await asyncio.wait(self._tasks)
         self._socket.close()
-        for connection in list(self._connections):
+        for connection in list(self.connections):
             if connection.is_idle:
                 connection.end()
         if self._state.tasks:
             await asyncio.wait(self._state.tasks, timeout=LEAVING_SECONDS)
-        for connection in list(self._connections):
+        for connection in list(self.connections):
             connection.end()
         await asyncio.sleep(0)  # they are told
         for request in list(self._state.tasks):
@@ -198,39 +201,46 @@ class Listener:
                 await asyncio.sleep(LOST_SECONDS)
                 continue
             self._take(client, str(address[0]).removeprefix("::ffff:"))
+            await asyncio.sleep(0)  # where more wait, asyncio would take them all before it looks for anything else
 
     def _take(self, client: socket.socket, address: str) -> None:
         connection = Connection(self._config, self._state, address)
         if not self._has_place(connection.network):
             client.close()
             return
-        self._connections.add(connection)
+        self.connections.add(connection)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # one that is gone without a word would keep its place for a quarter of an hour
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * STUCK_SECONDS))
         connection.opening = asyncio.create_task(self._open(connection, client))
         connection.opening.add_done_callback(lambda _: self._opened(connection, client))
 
     async def _open(self, connection: Connection, client: socket.socket) -> None:
         settings: dict[str, Any] = {}
-        if self._guard:
-            settings = {"ssl": self._guard.tls_context(), "ssl_handshake_timeout": FIRST_REQUEST_SECONDS}
-        with contextlib.suppress(OSError):  # a handshake that failed is one, too
+        try:
+            if self._guard and not await speaks_plainly(client):  # else the gate says what to do
+                settings = {"ssl": self._guard.tls_context(), "ssl_handshake_timeout": FIRST_REQUEST_SECONDS}
             await asyncio.get_running_loop().connect_accepted_socket(lambda: connection, client, **settings)
+        except OSError as error:  # a handshake that failed is one, too
+            error.__traceback__ = None  # its frames hold 300 KB of TLS, and are held by it
 
     def _opened(self, connection: Connection, client: socket.socket) -> None:
+        connection.opening = None
         if not connection.transport:
-            self._connections.discard(connection)
+            self.connections.discard(connection)
             client.close()
 
     def _has_place(self, network: str) -> bool:
-        """Whether one more may come from there: where there is no place, who has been idle longest makes one."""
-        counts = collections.Counter(connection.network for connection in self._connections)
+        """Whether one more may come from there: where there is no place, one that is idle makes it, of the network that has most
+        the one that has been idle longest."""
+        counts = collections.Counter(connection.network for connection in self.connections)
         most = CONNECTIONS_OF_THIS_MACHINE if is_loopback(network) else CONNECTIONS_OF_ONE
-        if counts[network] < most and len(self._connections) < HTTP_CONNECTIONS:
+        if counts[network] < most and len(self.connections) < HTTP_CONNECTIONS:
             return True
-        rivals = [one for one in self._connections if one.is_idle and (counts[network] < most or one.network == network)]
+        rivals = [one for one in self.connections if one.is_idle and (counts[network] < most or one.network == network)]
         if not rivals:
             return False
-        longest = min(rivals, key=lambda one: one.idle_since)
-        self._connections.discard(longest)
+        longest = min(rivals, key=lambda one: (-counts[one.network], one.idle_since))
+        self.connections.discard(longest)
         longest.end()
         return True
 
@@ -239,10 +249,21 @@ class Listener:
         while True:
             await asyncio.sleep(LOOK_SECONDS)
             now = time.monotonic()
-            for connection in list(self._connections):
+            for connection in list(self.connections):
                 token_id = connection.token_id
                 if connection.is_over(now) or (self._guard and token_id and self._guard.tokens.why_over(token_id)):
                     connection.end()
+
+
+async def speaks_plainly(client: socket.socket) -> bool:
+    """Whether a client begins as HTTP does: with a letter, where TLS begins with another byte. Raises OSError."""
+    loop, came = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(client, came.set)
+    try:
+        await came.wait()
+    finally:
+        loop.remove_reader(client)
+    return client.recv(1, socket.MSG_PEEK).isalpha()
 
 
 def is_loopback(address: str) -> bool:
