@@ -344,9 +344,9 @@ class Single(NamedTuple):
         return "".join([f"# HELP {self.name} {self.help}\n# TYPE {self.name} {self.kind}\n", *lines]) if lines else ""
 
 
-def one(name: str, help: str, value: float | None, kind: str = "gauge") -> Single:  # noqa: A002
+def one(name: str, about: str, value: float | None, kind: str = "gauge") -> Single:
     """A family of one line."""
-    return Single(name, help, [("", value)], kind)
+    return Single(name, about, [("", value)], kind)
 
 
 def fleet_lines(totals: Totals, failed_gpus: int) -> Iterator[str]:

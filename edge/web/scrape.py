@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import re
 import zlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import NamedTuple
 
 from starlette.requests import Request
@@ -45,7 +46,10 @@ class NotUnderstood(Exception):
 
 
 class Busy(Exception):
-    """Too many ask."""
+    """There is no answer just now; the text says why."""
+
+
+TOO_MANY, GOING_AWAY = "too many ask at once", "this server is going away"
 
 
 class Body:
@@ -73,7 +77,7 @@ class Scrapes:
         task = self._tasks.get(question)
         if not (task and task.done()):
             if self._waiting >= MAX_WAITING:
-                raise Busy
+                raise Busy(TOO_MANY)
             task = task or self._begin(question)
             self._waiting += 1
             try:
@@ -107,8 +111,13 @@ class Scrapes:
     async def _make(self, question: Question) -> Body:
         async with self._turn:
             self._make_room()
-            lines = nodes_and_fleet(self._site, question, self._faces)
-            body = Body(question, [piece async for piece in packed(lines)])
+            pieces = []
+            async with contextlib.aclosing(packed(nodes_and_fleet(self._site, question, self._faces))) as answer:
+                async for piece in answer:
+                    pieces.append(piece)
+                    if not self._site.is_ready():
+                        raise Busy(GOING_AWAY)
+            body = Body(question, pieces)
             self._bodies[body] = None
             return body
 
@@ -117,7 +126,7 @@ class Scrapes:
         if len(self._bodies) >= MAX_BODIES:
             idle = next((body for body in self._bodies if not body.readers), None)
             if not idle:
-                raise Busy
+                raise Busy(TOO_MANY)
             self._forget(idle)
 
     async def pieces(self, body: Body, is_packed: bool) -> AsyncIterator[bytes]:
@@ -142,7 +151,7 @@ class Scrapes:
             self._let_go(body)
 
 
-async def packed(lines: AsyncIterator[str]) -> AsyncIterator[bytes]:
+async def packed(lines: AsyncIterator[str]) -> AsyncGenerator[bytes, None]:
     """Text as gzip has it, in pieces."""
     pack = zlib.compressobj(LEVEL, zlib.DEFLATED, GZIP)
     async for text in lines:
@@ -197,9 +206,8 @@ def routes(site: Site) -> list[Route]:
             body = await scrapes.body(Question(match, with_nodes))
         except NotUnderstood as error:
             return PlainTextResponse(f"{error}\n", 400)
-        except Busy:
-            told = f"too many ask at once: ask again in {BUSY_SECONDS} s\n"
-            return PlainTextResponse(told, 503, {"Retry-After": str(BUSY_SECONDS)})
+        except Busy as error:
+            return PlainTextResponse(f"{error}: ask again in {BUSY_SECONDS} s\n", 503, {"Retry-After": str(BUSY_SECONDS)})
         is_packed = bool(WANTS_GZIP.search(request.headers.get("accept-encoding", "")))
         headers = {"Content-Type": CONTENT_TYPE, "Vary": "Accept-Encoding", **({"Content-Encoding": "gzip"} if is_packed else {})}
         return StreamingResponse(scrapes.pieces(body, is_packed), headers=headers)

@@ -257,6 +257,18 @@ def test_who_goes_away_stops_nothing_for_the_others() -> None:
     with_scrapes(registry, ask)
 
 
+def test_while_the_server_goes_away_nothing_is_made() -> None:
+    registry = counted()
+
+    async def ask() -> None:
+        joining = Joining(is_secure=False, addresses=())
+        site = Site(registry, Feed(registry), registry.counters, lambda: joining, is_ready=lambda: False)
+        with pytest.raises(Busy, match="going away"):
+            await Scrapes(site).body(ALL)
+
+    asyncio.run(ask())
+
+
 def test_an_error_is_told_to_all_who_wait_and_not_kept() -> None:
     registry = counted()
 
