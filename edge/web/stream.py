@@ -126,7 +126,7 @@ def pieces_of(update: pb.WatchUpdate, site: Site) -> Iterator[str]:
         rows = (dumped(row_json(number, row, made_at)) for number, row in known if row)  # else it is gone since
         yield from joined(',"rows":[', rows, "]")
     if update.HasField("beats"):
-        yield from joined(',"beats":{', columns_of(update.beats), "}")
+        yield from joined(',"beats":{', columns_of(update.beats, site.feed), "}")
     yield "}"
 
 
@@ -187,13 +187,16 @@ def event_json(message: pb.FleetEvent) -> dict[str, Any]:
     return {"unix_milliseconds": message.unix_milliseconds, "kind": event.kind, "node_id": event.node_id, "text": event.text}
 
 
-def columns_of(beats: pb.Beats) -> Iterator[str]:
+def columns_of(beats: pb.Beats, feed: Feed) -> Iterator[str]:
     """Each column's name and values; null is "not reported"."""
-    yield f'"number":{dumped(list(itertools.accumulate(beats.number_steps)))}'
+    numbers = list(itertools.accumulate(beats.number_steps))
+    yield f'"number":{dumped(numbers)}'
     for name in PLAIN_COLUMNS:
         yield f'"{name}":{dumped(list(getattr(beats, name)))}'
     for name, offset in OFFSETS.items():
         yield f'"{name}":{dumped([value - offset if value else None for value in getattr(beats, name)])}'
+    rows = map(feed.row, numbers)  # another device may be the hottest
+    yield f'"limit_celsius":{dumped([row.vitals.limit_celsius if row else None for row in rows])}'
 
 
 def dumped(value: Any) -> str:

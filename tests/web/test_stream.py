@@ -134,6 +134,7 @@ def some_row(chance: random.Random, node_id: str, now: float) -> Row:
         utilization=some(chance.random()), memory=some(chance.random()), memory_used_bytes=chance.randrange(2**40),
         celsius=some(chance.randrange(-100, 500)), milliwatts=some(chance.randrange(10**6)),
         cpu_percent=some(chance.randrange(101)), energy_joules=some(chance.randrange(10**9)),
+        limit_celsius=some(chance.randrange(80, 100)),
     )  # fmt: skip
     return row._replace(
         node_id=node_id, vitals=vitals, round_trip_seconds=some(chance.random()), heartbeat_at=heard_at,
@@ -144,7 +145,7 @@ def some_row(chance: random.Random, node_id: str, now: float) -> Row:
 def beaten(chance: random.Random, row: Row, now: float) -> Row:
     """The same node a heartbeat later."""
     other = some_row(chance, row.node_id, now)
-    keys = ("utilization", "memory", "memory_used_bytes", "celsius", "milliwatts", "cpu_percent", "energy_joules")
+    keys = ("utilization", "memory", "memory_used_bytes", "celsius", "milliwatts", "cpu_percent", "energy_joules", "limit_celsius")
     vitals = row.vitals._replace(**{key: getattr(other.vitals, key) for key in keys})
     sample_at = other.heartbeat_at if row.sample_at is not None else None
     return row.beat(other.round_trip_seconds, row.packed_sample, vitals, row.history, sample_at, other.heartbeat_at)
@@ -434,9 +435,11 @@ def test_columns_say_what_is_not_reported() -> None:
         memory_permille=[1001, 0], memory_used_mebibytes=[0, 7], temperature_celsius=[1, 0], power_deciwatts=[0, 5],
         cpu_percent=[101, 0], energy_kilojoules=[0, 2**33], round_trip_microseconds=[1, 0], hottest_device=[0, 0],
     )  # fmt: skip
-    assert json.loads("{" + ",".join(columns_of(beats)) + "}") == {
+    feed = Feed(Registry(1.0, 100))
+    assert json.loads("{" + ",".join(columns_of(beats, feed)) + "}") == {
         "number": [3, 5], "heartbeat_age_milliseconds": [1, 2], "sample_lag_milliseconds": [0, 0],
         "utilization_permille": [None, 0], "memory_permille": [1000, None], "memory_used_mebibytes": [0, 7],
         "temperature_celsius": [-100, None], "power_deciwatts": [None, 4], "cpu_percent": [100, None],
         "energy_kilojoules": [None, 2**33 - 1], "round_trip_microseconds": [0, None],
+        "limit_celsius": [None, None],
     }  # fmt: skip
