@@ -476,6 +476,7 @@ class Network:
         self._http, self._joining = http, joining
         self.http: Endpoint | None = None  # with its real port, once it listens
         self.web: Web | None = None  # what to tell of it then
+        self.listener: Listener | None = None
         self._bound: concurrent.futures.Future[list[Endpoint]] = concurrent.futures.Future()
         self._thread = threading.Thread(target=self._run, name="network", daemon=True)
         self.failure: Exception | None = None
@@ -517,7 +518,8 @@ class Network:
         if self._socket_folder and (warning := bind_socket(server.add_insecure_port, self._socket_folder, bound[0].port)):
             self._registry.complain("warning", "server", warning)
         await server.start()
-        listener = await self._start_http(self._http) if self._http else None
+        if self._http:
+            await self._start_http(self._http)
         self._bound.set_result(bound)
         ticking = asyncio.create_task(self._tick(Crowd(connections)))
         feeding = asyncio.create_task(self._service.feed.run())
@@ -527,11 +529,11 @@ class Network:
         closing = asyncio.create_task(server.stop(GOODBYE_SECONDS / 2))  # no new connections from here on
         await self._service.close()
         await closing
-        if listener:  # the last: meanwhile it says that the server goes away
-            await listener.stop()
+        if self.listener:  # the last: meanwhile it says that the server goes away
+            await self.listener.stop()
         await self._wait_for_grpc()
 
-    async def _start_http(self, endpoint: Endpoint) -> Listener:
+    async def _start_http(self, endpoint: Endpoint) -> None:
         """uvicorn and starlette are imported where they are used: most servers have no need of them."""
         from edge.web.listener import Listener
         from edge.web.site import Site
@@ -550,10 +552,9 @@ class Network:
             names=[endpoint.host, name],
             complain=self._registry.complain,
         )
-        listener = Listener(site)
-        self.http = http = await listener.start(endpoint)
-        self.web = web_of(http, bool(agent), self._guard is not None, name, pin)
-        return listener
+        self.listener = Listener(site)
+        self.http = await self.listener.start(endpoint)
+        self.web = web_of(self.http, bool(agent), self._guard is not None, name, pin)
 
     async def _wait_for_grpc(self) -> None:
         """Until gRPC knows that its calls have ended: what its poller tells a loop that is closed is an error."""

@@ -47,7 +47,7 @@ def listening_socket(endpoint: Endpoint, flag: str = "--listen") -> socket.socke
             if family == socket.AF_INET6:
                 bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
             bound.bind(address)
-            bound.listen(100)
+            bound.listen(512)  # with less, of many who come at once some try again after a second
             unless_it_listens.pop_all()
             return bound
     except (socket.gaierror, UnicodeError):

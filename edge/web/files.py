@@ -80,14 +80,14 @@ class Made:
         """The line of a file for sha256sum."""
         try:
             stamp = stamp_of(path.stat())
+            if self._sums[0] != stamp:
+                digest = hashlib.sha256()
+                with path.open("rb") as file:
+                    while part := file.read(2**20):
+                        digest.update(part)
+                self._sums = stamp, f"{digest.hexdigest()}  {path.name}\n"
         except OSError:
             return NO_AGENT
-        if self._sums[0] != stamp:
-            digest = hashlib.sha256()
-            with path.open("rb") as file:
-                while part := file.read(2**20):
-                    digest.update(part)
-            self._sums = stamp, f"{digest.hexdigest()}  {path.name}\n"
         return PlainTextResponse(self._sums[1], headers=ASK_AGAIN)
 
 

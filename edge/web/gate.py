@@ -88,6 +88,8 @@ class Gate:
         """Instead of an answer; None where there is to be one. Then the request's state has the `token_id` that let it in."""
         method, path = scope["method"], scope["path"]
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        if scope["http_version"] not in ("1.0", "1.1"):
+            return sentence(505, "this server speaks HTTP/1.1 and 1.0", CLOSING)
         if method not in ("GET", "HEAD"):
             text = f"{method} is not answered here: ask with GET; nothing can be changed by HTTP"
             return sentence(405, text, {"allow": "GET, HEAD", **CLOSING})
@@ -179,7 +181,7 @@ class Answer:
 
 def address_of(scope: Scope) -> str:
     """Of who asks, without the port; as a gRPC call's is told."""
-    return str(scope["state"].get("address") or (scope["client"] or ("",))[0])
+    return str(scope["state"]["address"])
 
 
 @functools.lru_cache(maxsize=1000)

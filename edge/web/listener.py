@@ -161,7 +161,7 @@ class Listener:
         )
         logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # what clients do wrong is no news
         self._state = ServerState()
-        self._connections = cast("set[Connection]", self._state.connections)
+        self.connections = cast("set[Connection]", self._state.connections)
 
     async def start(self, endpoint: Endpoint) -> Endpoint:
         """Listen; returns where, with the real port. Raises Failure."""
@@ -178,12 +178,12 @@ class Listener:
             task.cancel()
         await asyncio.wait(self._tasks)
         self._socket.close()
-        for connection in list(self._connections):
+        for connection in list(self.connections):
             if connection.is_idle:
                 connection.end()
         if self._state.tasks:
             await asyncio.wait(self._state.tasks, timeout=LEAVING_SECONDS)
-        for connection in list(self._connections):
+        for connection in list(self.connections):
             connection.end()
         await asyncio.sleep(0)  # they are told
         for request in list(self._state.tasks):
@@ -204,7 +204,7 @@ class Listener:
         if not self._has_place(connection.network):
             client.close()
             return
-        self._connections.add(connection)
+        self.connections.add(connection)
         connection.opening = asyncio.create_task(self._open(connection, client))
         connection.opening.add_done_callback(lambda _: self._opened(connection, client))
 
@@ -217,20 +217,20 @@ class Listener:
 
     def _opened(self, connection: Connection, client: socket.socket) -> None:
         if not connection.transport:
-            self._connections.discard(connection)
+            self.connections.discard(connection)
             client.close()
 
     def _has_place(self, network: str) -> bool:
         """Whether one more may come from there: where there is no place, who has been idle longest makes one."""
-        counts = collections.Counter(connection.network for connection in self._connections)
+        counts = collections.Counter(connection.network for connection in self.connections)
         most = CONNECTIONS_OF_THIS_MACHINE if is_loopback(network) else CONNECTIONS_OF_ONE
-        if counts[network] < most and len(self._connections) < HTTP_CONNECTIONS:
+        if counts[network] < most and len(self.connections) < HTTP_CONNECTIONS:
             return True
-        rivals = [one for one in self._connections if one.is_idle and (counts[network] < most or one.network == network)]
+        rivals = [one for one in self.connections if one.is_idle and (counts[network] < most or one.network == network)]
         if not rivals:
             return False
         longest = min(rivals, key=lambda one: one.idle_since)
-        self._connections.discard(longest)
+        self.connections.discard(longest)
         longest.end()
         return True
 
@@ -239,7 +239,7 @@ class Listener:
         while True:
             await asyncio.sleep(LOOK_SECONDS)
             now = time.monotonic()
-            for connection in list(self._connections):
+            for connection in list(self.connections):
                 token_id = connection.token_id
                 if connection.is_over(now) or (self._guard and token_id and self._guard.tokens.why_over(token_id)):
                     connection.end()

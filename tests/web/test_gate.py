@@ -192,8 +192,8 @@ def test_a_view_token_lets_look_and_nothing_else_does(secure: Serving, tmp_path:
 def request(path: str = "/", host: str = "localhost", address: str = "10.0.0.7", method: str = "GET") -> dict[str, Any]:
     """What uvicorn makes of one."""
     return {
-        "type": "http", "method": method, "path": path, "query_string": b"", "headers": [(b"host", host.encode())],
-        "state": {"address": address}, "client": (address, 40000), "server": ("127.0.0.1", 8080),
+        "type": "http", "http_version": "1.1", "method": method, "path": path, "query_string": b"",
+        "headers": [(b"host", host.encode())], "state": {"address": address}, "server": ("127.0.0.1", 8080),
     }  # fmt: skip
 
 
