@@ -115,10 +115,6 @@ class Connection(H11Protocol):
         if not self.transport.is_closing():
             self.loop.call_soon(self._read)
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
-        self.cycle = None  # type: ignore[assignment]  # it knows this connection: a circle, which would wait for a garbage collection
-
     def pause_writing(self) -> None:
         self._stuck_since = time.monotonic()
         super().pause_writing()
