@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from google.protobuf import json_format
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 from starlette.routing import Route
 
 from edge import history
@@ -21,7 +22,7 @@ from edge.web.gate import sentence
 from edge.web.selection import Selection, select
 from edge.web.site import Fleet, Site
 from edge.web.slices import sliced
-from edge.web.stream import Pages
+from edge.web.stream import Pages, Put, Stream
 
 JSON = "application/json"
 SERIES = {"utilization_percent": history.UTILIZATION, "memory_percent": history.MEMORY, "temperature_celsius": history.TEMPERATURE}
@@ -39,7 +40,7 @@ def routes(site: Site) -> list[Route]:
             return sentence(400, f"the filter can't be read at: {', '.join(chosen.not_understood)}")
         names = [row.node_id for row in chosen.rows]
         rows = (row for node_id in names for row in site.fleet.rows([node_id]) if row)  # one who reads slowly holds no rows
-        return StreamingResponse(chunks_of(fleet_pieces(rows, site.fleet.clock(), site.fleet.wall())), media_type=JSON)
+        return Stream(functools.partial(put_all, fleet_pieces(rows, site.fleet.clock(), site.fleet.wall())), JSON)
 
     async def node(request: Request) -> Response:
         node_id = request.path_params["node_id"]
@@ -63,16 +64,16 @@ def routes(site: Site) -> list[Route]:
     ]
 
 
-async def chunks_of(pieces: Iterator[str]) -> AsyncIterator[str]:
-    """These in larger ones."""
+async def put_all(pieces: Iterator[str], put: Put) -> None:
+    """These, in larger ones."""
     held, size = [], 0
     async for piece in sliced(pieces):
         held.append(piece)
         size += len(piece)
         if size >= CHUNK_CHARACTERS:
-            yield "".join(held)
+            await put("".join(held).encode())
             held, size = [], 0
-    yield "".join(held)
+    await put("".join(held).encode())
 
 
 # ---- One node ----
