@@ -41,7 +41,7 @@ class Page:
 
     def text(self, selector: str) -> str:
         """As it can be read: nothing of what is hidden."""
-        script = "const element = document.querySelector(arguments[0]); return element.getClientRects().length ? element.innerText : ''"
+        script = "const one = document.querySelector(arguments[0]); return one.getClientRects().length ? one.innerText : ''"
         return str(self.browser.run(script, selector))
 
     def shows(self, selector: str, *words: str, seconds: float = 15) -> str:
