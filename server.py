@@ -42,6 +42,7 @@ import grpc.aio
 
 import node_pb2 as pb
 from edge.command_line import Endpoint, target_of
+from edge.errors import ErrorEvents, tells_no_header
 from edge.event_log import Event, EventLog
 from edge.fleet.admission import PLENTY, Lines, Memory, Places, network_of
 from edge.fleet.attach import attach
@@ -50,7 +51,7 @@ from edge.fleet.extremes import new_extremes
 from edge.fleet.guard import Guard
 from edge.fleet.headless import run_headless
 from edge.fleet.intake import after, identify
-from edge.fleet.joining import Joining, own_addresses, told
+from edge.fleet.joining import Joining, Web, own_addresses, told, web_of
 from edge.fleet.journal import keep, restored
 from edge.fleet.keys import follow, press
 from edge.fleet.lens import Lens, Ui
@@ -427,25 +428,6 @@ class Registry:
 # ---- The network thread ----
 
 
-class ErrorEvents(logging.Handler):
-    """What is logged of exceptions in a thread, by gRPC, asyncio or us: an event, where stderr would go across the screen."""
-
-    def __init__(self, tell: Callable[[str], object]) -> None:
-        super().__init__(logging.ERROR)
-        self._tell = tell
-
-    def emit(self, record: logging.LogRecord) -> None:
-        error = record.exc_info[1] if record.exc_info else None
-        if isinstance(error, grpc.aio.InternalError):  # a node that is gone, or does not read, could not be answered
-            return
-        self._tell(record.getMessage() + (f": {error!r}" if error else ""))
-
-
-def tells_no_header(record: logging.LogRecord) -> bool:
-    """gRPC logs a header that is no UTF-8, whole: it may be a token, and whoever comes can send masses of them."""
-    return not str(record.msg).startswith("Invalid encoding on")
-
-
 class Ticker:
     """Has the registry see what only time tells, once in TICK_SECONDS."""
 
@@ -493,6 +475,8 @@ class Network:
         self._listen = listen
         self._http, self._joining = http, joining
         self.http: Endpoint | None = None  # with its real port, once it listens
+        self.web: Web | None = None  # what to tell of it then
+        self.listener: Listener | None = None
         self._bound: concurrent.futures.Future[list[Endpoint]] = concurrent.futures.Future()
         self._thread = threading.Thread(target=self._run, name="network", daemon=True)
         self.failure: Exception | None = None
@@ -523,7 +507,7 @@ class Network:
     async def _serve(self) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         most = self._registry.max_nodes
-        connections = most_connections(most)
+        connections = most_connections(most, self._http is not None)
         logging.getLogger("grpc._cython.cygrpc").addFilter(tells_no_header)
         server = grpc.aio.server(options=server_options(most, connections, is_secure=self._guard is not None))
         server.add_registered_method_handlers("node.NodeService", self._service.handlers())
@@ -534,38 +518,43 @@ class Network:
         if self._socket_folder and (warning := bind_socket(server.add_insecure_port, self._socket_folder, bound[0].port)):
             self._registry.complain("warning", "server", warning)
         await server.start()
-        listener = await self._start_http() if self._http else None
+        if self._http:
+            await self._start_http(self._http)
         self._bound.set_result(bound)
         ticking = asyncio.create_task(self._tick(Crowd(connections)))
         feeding = asyncio.create_task(self._service.feed.run())
         await self._stop.wait()
         ticking.cancel()
         feeding.cancel()
-        if listener:
-            await listener.stop()
         closing = asyncio.create_task(server.stop(GOODBYE_SECONDS / 2))  # no new connections from here on
         await self._service.close()
         await closing
+        if self.listener:  # the last: meanwhile it says that the server goes away
+            await self.listener.stop()
         await self._wait_for_grpc()
 
-    async def _start_http(self) -> Listener:
+    async def _start_http(self, endpoint: Endpoint) -> None:
         """uvicorn and starlette are imported where they are used: most servers have no need of them."""
         from edge.web.listener import Listener
         from edge.web.site import Site
 
-        agent = pathlib.Path(sys.argv[0]).with_name("node.pyz")
+        beside = pathlib.Path(sys.argv[0]).with_name("node.pyz")
+        agent = beside if beside.exists() else None
+        name, pin = (self._guard.name, self._guard.pin) if self._guard else ("", "")
         site = Site(
             fleet=self._registry,
             feed=self._service.feed,
             counters=self._registry.counters,
             joining=self._joining,
             guard=self._guard,
-            agent=agent if agent.exists() else None,
+            agent=agent,
             is_ready=lambda: not self._stop.is_set(),
+            names=[endpoint.host, name],
+            complain=self._registry.complain,
         )
-        listener = Listener(site)
-        self.http = await listener.start(self._http or default_endpoint())
-        return listener
+        self.listener = Listener(site)
+        self.http = await self.listener.start(endpoint)
+        self.web = web_of(self.http, bool(agent), self._guard is not None, name, pin)
 
     async def _wait_for_grpc(self) -> None:
         """Until gRPC knows that its calls have ended: what its poller tells a loop that is closed is an error."""
@@ -674,7 +663,7 @@ def run(options: argparse.Namespace, make_registry: Callable[..., Registry] = Re
     guard = Guard(options.state, options.tls_cert, options.tls_key, options.client_ca) if options.secure else None
     logging.getLogger().addHandler(ErrorEvents(registry.errors.append))
     with Inputs(keyboard=screen) as inputs, contextlib.ExitStack() as ending:
-        if warning := too_few_files(options.max_nodes):
+        if warning := too_few_files(options.max_nodes, options.http is not None):
             registry.complain("warning", "server", warning)
         kept = keep(options, registry, lambda kind, text: registry.complain(kind, "server", text), ending, registry.bring_back)
         registry.troubles = lambda: [notice for journal in kept for notice in journal.notices()]
@@ -683,7 +672,8 @@ def run(options: argparse.Namespace, make_registry: Callable[..., Registry] = Re
         addresses: list[str] = []
 
         def joining() -> Joining:  # tokens come and go
-            return guard.joining(addresses) if guard else Joining(is_secure=False, addresses=addresses)
+            found = guard.joining(addresses) if guard else Joining(is_secure=False, addresses=addresses)
+            return found._replace(web=network.web)
 
         network = Network(
             registry, options.listen, guard=guard, past=past, socket_folder=folder, http=options.http, joining=joining

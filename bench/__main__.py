@@ -22,6 +22,7 @@ from bench.cadence import cadence
 from bench.chaos import chaos
 from bench.figures import Failed, Figure, print_table, say, show
 from bench.journal import journal
+from bench.pages import pages
 from bench.processes import CORES, LOAD_CORE, SERVER_CORE, raise_open_files
 from bench.restart import restart
 from bench.rows import rows
@@ -35,7 +36,7 @@ NODES = 10_000
 Section = Callable[[argparse.Namespace], Iterator[Figure]]
 SECTIONS: dict[str, Section] = {
     section.__name__: section
-    for section in (scale, cost, watch, restart, rows, journal, agent, cadence, start, abuse, secure, soak, chaos)
+    for section in (scale, cost, watch, pages, restart, rows, journal, agent, cadence, start, abuse, secure, soak, chaos)
 }  # fmt: skip
 LONG = ("secure", "soak", "chaos")
 

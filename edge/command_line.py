@@ -121,6 +121,8 @@ parse_endpoints, parse_servers = several(parse_endpoint), several(parse_server)
 
 def parse_http(text: str) -> Endpoint:
     """[HOST:]PORT: on this machine alone where it is a port. Raises argparse.ArgumentTypeError."""
+    if not text.isdecimal() and (is_ipv6(text) or not re.search(r":\d+$", text)):
+        raise argparse.ArgumentTypeError(f"{text!r} has no port: write PORT or HOST:PORT, like 8080 or 0.0.0.0:8080")
     return parse_endpoint(f"127.0.0.1:{text}" if text.isdecimal() else text)
 
 

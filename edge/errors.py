@@ -1,8 +1,12 @@
-"""Why a session with a server ended, in words that say what to do. gRPC's errors come through here."""
+"""Why a session with a server ended, in words that say what to do: gRPC's errors come through here. And what is logged."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
+
 import grpc
+import grpc.aio
 
 from edge.credentials import without_tokens
 from edge.text import visible
@@ -48,3 +52,22 @@ def explain(error: grpc.RpcError, server: str, flag: str = "--server") -> Sessio
                 return SessionEnded(reason, code, is_gone=part == "Connection refused")
     reason = f"{server}: {details or 'no reason given'} ({code.name})"
     return SessionEnded(reason, code, is_gone=code is grpc.StatusCode.UNAVAILABLE)
+
+
+class ErrorEvents(logging.Handler):
+    """What is logged of exceptions in a thread, by gRPC, asyncio or us: an event, where stderr would go across the screen."""
+
+    def __init__(self, tell: Callable[[str], object]) -> None:
+        super().__init__(logging.ERROR)
+        self._tell = tell
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, grpc.aio.InternalError):  # a node that is gone, or does not read, could not be answered
+            return
+        self._tell(record.getMessage().strip() + (f": {error!r}" if error else ""))
+
+
+def tells_no_header(record: logging.LogRecord) -> bool:
+    """gRPC logs a header that is no UTF-8, whole: it may be a token, and whoever comes can send masses of them."""
+    return not str(record.msg).startswith("Invalid encoding on")

@@ -223,7 +223,7 @@ def test_there_are_so_many_connections_and_a_newcomer_gets_in_when_the_silent_ar
     serve: Serve, dial: Dial, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("edge.protocol.FIRST_MESSAGE_SECONDS", 0.5)
-    monkeypatch.setattr("server.most_connections", lambda _nodes: 10)
+    monkeypatch.setattr("server.most_connections", lambda *_: 10)
     serving = serve()
     holder = connect(serving.address, "holder")
     holder.answer()

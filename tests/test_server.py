@@ -67,7 +67,7 @@ def nothing_goes_wrong_unseen(caplog: pytest.LogCaptureFixture) -> Iterator[None
 
 
 def is_expected(record: logging.LogRecord) -> bool:
-    return record.exc_info is not None and isinstance(record.exc_info[1], grpc.aio.InternalError)  # see server.ErrorEvents
+    return record.exc_info is not None and isinstance(record.exc_info[1], grpc.aio.InternalError)  # see ErrorEvents
 
 
 # ---- The registry ----

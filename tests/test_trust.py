@@ -496,7 +496,7 @@ def test_silent_connections_come_into_the_log_as_one_line(serve: Serve, dial: Di
 def test_that_strangers_take_nearly_all_connections_is_told(
     serve: Serve, dial: Dial, guard: Guard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.most_connections", lambda _nodes: 10)
+    monkeypatch.setattr("server.most_connections", lambda *_: 10)
     clock = Clock()
     serving = serve(guard=guard, clock=clock)
     unary(serving.address, channel_to(serving.address, key_of(guard)), bearer(guard), node_id="script")

@@ -4,14 +4,17 @@ that is open has no need of it.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import datetime
+import hashlib
 import hmac
 import ipaddress
 import os
 import pathlib
 import re
 import stat
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -23,6 +26,8 @@ from edge.program import Failure, time_stamp
 from edge.state_folder import NotPrivate, check_folder, locked, read_private, state_folder, write_private
 
 if TYPE_CHECKING:
+    import ssl
+
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
     from cryptography.x509 import Certificate
 
@@ -86,6 +91,21 @@ def port_credentials(
     return grpc.dynamic_ssl_server_credentials(first, newer, wants_certificates)  # type: ignore[arg-type]
 
 
+def tls_context(certificate: pathlib.Path, key: pathlib.Path) -> ssl.SSLContext:
+    """What HTTP presents. Raises Failure."""
+    import ssl
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION
+    context.set_alpn_protocols(["http/1.1"])
+    try:
+        context.load_cert_chain(certificate, key, lambda: "")  # a password: else it would ask the terminal for one
+    except OSError as error:
+        raise Failure(f"HTTP can't use the certificate in {certificate} with the key in {key}: {error}") from error
+    return context
+
+
 # ---- The server's own ----
 
 
@@ -109,6 +129,7 @@ class OwnKey:
         from cryptography.hazmat.primitives.asymmetric import ec
         from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+        self._path = path
         key = None
         with contextlib.suppress(ValueError):
             key = parsed_key(text.encode())
@@ -116,6 +137,7 @@ class OwnKey:
             raise Failure(f"{path} is damaged: put back a copy of it. Without one, remove it and {TOKENS_FILE}: {ANEW}")
         self._key: EllipticCurvePrivateKey = key
         self.public = key.public_key().public_bytes(Encoding.X962, PublicFormat.CompressedPoint)  # 33 bytes
+        self.pin = base64.b64encode(hashlib.sha256(public_part(key)).digest()).decode()  # as curl's --pinnedpubkey has it
         number = key.private_numbers().private_value
         self._secret = hmac.digest(number.to_bytes(32, "big"), b"secrets of tokens", "sha256")
 
@@ -126,6 +148,16 @@ class OwnKey:
     def server_credentials(self, came: Callable[[], None]) -> grpc.ServerCredentials:
         """For one port. `came`: called at each connection, by any thread."""
         return port_credentials(grpc.ssl_server_certificate_configuration([self.own_certificate()]), came)
+
+    def tls_context(self) -> ssl.SSLContext:
+        """The same for HTTP: Python takes it from files alone, and the key lies in one already. Raises Failure."""
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                certificate = pathlib.Path(folder, "certificate.pem")
+                certificate.write_bytes(self.own_certificate().certificate)
+                return tls_context(certificate, self._path)
+        except OSError as error:
+            raise Failure(f"--http with --secure needs a folder for a small file: {error}; give TMPDIR one") from error
 
     def own_certificate(self) -> Pair:
         """The key, and a certificate by it for itself, as the authority that nodes make of it (edge/credentials.py). Takes 4 ms."""
@@ -236,6 +268,7 @@ class UserFiles:
         except ValueError as error:
             raise Failure(str(error)) from error
         self._told = ""  # the last warning
+        self._tls: tuple[Loaded, ssl.SSLContext] | None = None  # for HTTP, and of which files
 
     @property
     def name(self) -> str:
@@ -286,6 +319,16 @@ class UserFiles:
             return given.configuration()
 
         return port_credentials(given.configuration(), newer, bool(given.authorities))
+
+    def tls_context(self) -> ssl.SSLContext:
+        """The same for HTTP, for one connection. Raises Failure where none could ever be made of the files."""
+        if not self._tls or self._tls[0] is not self._loaded:
+            try:
+                self._tls = self._loaded, tls_context(*self._paths[:2])
+            except Failure:  # the files change just now, and are read again
+                if not self._tls:
+                    raise
+        return self._tls[1]
 
     def client_of(self, identity: Mapping[str, Iterable[bytes]]) -> Client:
         """What the certificate of a connection, as gRPC tells it, is worth now. Takes 0.1 ms. Raises ValueError.

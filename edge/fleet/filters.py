@@ -140,9 +140,9 @@ def told(term: str) -> str:
 
 def parse_term(term: str, parse: Callable[[str], Test[T] | None]) -> Test[T] | None:
     """One term: `-` or `!` before it turns it round, `|` in it parts what it may be. None: it can't be read."""
-    if term[0] in "-!":
-        test = parse_term(term[1:], parse) if len(term) > 1 else None
-        return negated(test) if test else None
+    if signs := len(term) - len(plain := term.lstrip("-!")):
+        test = parse_term(plain, parse) if plain else None
+        return negated(test) if test and signs % 2 else test
     tests = [parse(part) for part in term.replace('"', "").split("|") if part]
     known = [test for test in tests if test]
     if not known or len(known) < len(tests):

@@ -8,6 +8,7 @@ import pathlib
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import grpc
 
@@ -20,6 +21,9 @@ from edge.fleet.tokens import Tokens, authorization_of
 from edge.program import Failure
 from edge.protocol import check_node_id
 from edge.text import visible
+
+if TYPE_CHECKING:
+    import ssl
 
 NAMES_TOLD = 5  # of a certificate
 TOLD_SECONDS = 60.0  # from one line about silent connections to the next
@@ -44,11 +48,20 @@ class Guard:
         self._wants_certificates = client_ca is not None
         self.tokens = Tokens(self.folder, self._key, names_key=not self._files, by_certificates=self._wants_certificates, wall=wall)
         self.visitors = Visitors()
+        self._own_tls: ssl.SSLContext | None = None  # of the server's own key, for HTTP
         self._bound: Sequence[Endpoint] = ()
 
     def credentials(self) -> grpc.ServerCredentials:
         """What the server presents. Each connection asks for it, and is counted so."""
         return (self._files or self._key).server_credentials(self.visitors.come)
+
+    def tls_context(self) -> ssl.SSLContext:
+        """The same for HTTP, for one connection. Raises Failure at the first call, if ever."""
+        if self._files:
+            return self._files.tls_context()
+        if not self._own_tls:
+            self._own_tls = self._key.tls_context()
+        return self._own_tls
 
     def admit(self, metadata: Iterable[tuple[str, str | bytes]] | None, role: Role) -> str:
         """The id of the token that lets a call in, by its headers; empty where its certificate does. Raises Refused."""
@@ -88,6 +101,16 @@ class Guard:
                     told.append(Told("warning", str(error)))
         return told
 
+    @property
+    def name(self) -> str:
+        """That the user's certificate is for; empty where it is the server's own."""
+        return self._files.name if self._files else ""
+
+    @property
+    def pin(self) -> str:
+        """Of the server's own key, as curl's --pinnedpubkey has it."""
+        return self._key.pin
+
     def why_silent(self) -> str:
         """What connections without a call may be."""
         certificate = "showed no certificate of your authority, or " * self._wants_certificates
@@ -102,14 +125,13 @@ class Guard:
     def set_listening(self, bound: Sequence[Endpoint]) -> None:
         """Keep where the server is reached, for `token list` to tell. Raises Failure."""
         self._bound = bound
-        name = self._files.name if self._files else ""
-        told = [Endpoint(name, bound[0].port)] if name else bound  # another address would not be in the certificate
+        told = [Endpoint(self.name, bound[0].port)] if self.name else bound  # another address would not be in the certificate
         self.tokens.set_listening(told)
 
     def joining(self, addresses: Sequence[str]) -> Joining:
         """How a box gets in, as of now: tokens come and go. `addresses`: this machine's, for a certificate that names none."""
-        if self._files and self._files.name:
-            addresses = own_addresses([Endpoint(self._files.name, parse_endpoint(addresses[0]).port)])
+        if self.name:
+            addresses = own_addresses([Endpoint(self.name, parse_endpoint(addresses[0]).port)])
         return self.tokens.joining(addresses, str(self.folder.absolute()) if self._is_named else "")
 
 

@@ -10,7 +10,7 @@ import socket
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from edge.command_line import Endpoint, is_ipv6
+from edge.command_line import Endpoint, is_ipv6, target_of
 from edge.credentials import PREFIX
 from edge.protocol import DEFAULT_PORT
 
@@ -27,6 +27,14 @@ class Step(NamedTuple):
     text: str = ""  # to type or to paste
 
 
+class Web(NamedTuple):
+    """What this server serves by HTTP."""
+
+    page: str  # its address, like http://10.0.0.5:8080/
+    has_agent: bool  # node.pyz lies there, and other machines reach it
+    pin: str = ""  # of the server's own key, as curl's --pinnedpubkey has it
+
+
 class Joining(NamedTuple):
     """How a box gets in."""
 
@@ -40,6 +48,7 @@ class Joining(NamedTuple):
     needs_certificate: bool = False  # --client-ca: a node needs --tls-cert FILE --tls-key FILE --id NAME, and no token
     state_folder: str = ""  # --state, where it was given: another folder has other tokens
     is_here: bool = True  # this program is the server: its tokens are at hand
+    web: Web | None = None  # with --http
 
 
 def steps(joining: Joining) -> list[Step]:
@@ -50,6 +59,9 @@ def steps(joining: Joining) -> list[Step]:
     elif joining.needs_ca:
         command += " --ca FILE"
     found = [Step("On each box:", command)]
+    if joining.web and joining.web.has_agent:
+        password = " (its password is the view token)" if joining.is_secure else ""
+        found.insert(0, Step(f"To get node.pyz on a box{password}:", fetching(joining, joining.web)))
     if not joining.is_secure:
         found.append(Step("Open to whoever reaches it. To close it: server.pyz --secure"))
     elif joining.node_token:
@@ -61,7 +73,22 @@ def steps(joining: Joining) -> list[Step]:
         found.append(Step("Its prompt wants a token, which that server's machine tells:", token_command(joining, "list")))
     else:
         found.append(Step("No node token is valid. Make one here:", token_command(joining, "new --role node")))
-    return found
+    return [*found, *looking(joining)]
+
+
+def looking(joining: Joining) -> list[Step]:
+    """By what else than a screen."""
+    password = " (any user name, the view token as password)" if joining.is_secure else ""
+    return [Step(f"In a browser{password}:", joining.web.page)] if joining.web else []
+
+
+def fetching(joining: Joining, web: Web) -> str:
+    """What to type on a box for its node.pyz. A server's own key is named there, as a token names it: nothing else proves it."""
+    url = shlex.quote(f"{web.page}node.pyz")
+    if not joining.is_secure:
+        return f"curl -O {url}"
+    proof = "--cacert FILE" if joining.needs_ca else f"-k --pinnedpubkey 'sha256//{web.pin}'"
+    return f"curl {proof} -u view -O {url}"
 
 
 def details(joining: Joining) -> list[Step]:
@@ -98,7 +125,8 @@ def elsewhere(joining: Joining, most: int) -> list[Step]:
 def told(joining: Joining, with_tokens: bool = True) -> list[str]:
     """What to do on a box, as plain lines; a token has one of its own. `with_tokens` False: for where others may read it later."""
     if joining.node_token and not with_tokens:
-        return [f"What to type and to paste on a box: {token_command(joining, 'list')}"]
+        found = [Step("What to type and to paste on a box:", token_command(joining, "list")), *looking(joining)]
+        return [f"{step.words} {step.text}" for step in found]
     lines: list[str] = []
     for words, text in [*steps(joining), *elsewhere(joining, ADDRESSES_TOLD - 1)]:
         lines += [words, text] if text.startswith(PREFIX) else [f"{words} {text}".rstrip()]
@@ -113,11 +141,27 @@ def own_addresses(bound: Sequence[Endpoint]) -> list[str]:
     this machine's name where it has none but for itself."""
     found: dict[str, None] = {}
     for host, port in bound:
-        hosts = [host]
-        if is_wildcard(host):
-            hosts = machine_addresses(with_ipv6=is_ipv6(host)) or [own_name()]
-        found |= dict.fromkeys(own if port == DEFAULT_PORT else str(Endpoint(own, port)) for own in hosts)
+        found |= dict.fromkeys(own if port == DEFAULT_PORT else str(Endpoint(own, port)) for own in own_hosts(host))
     return list(found)
+
+
+def own_hosts(bound: str) -> list[str]:
+    """The same without a port, of one host: at least one."""
+    return (machine_addresses(with_ipv6=is_ipv6(bound)) or [own_name()]) if is_wildcard(bound) else [bound]
+
+
+def web_of(bound: Endpoint, has_agent: bool, is_secure: bool = False, name: str = "", pin: str = "") -> Web:
+    """What to tell of HTTP where the server is bound to this. `name`: of the user's certificate; `pin`: of its own key."""
+    host = name or own_hosts(bound.host)[0]
+    page = f"http{'s' if is_secure else ''}://{target_of(str(Endpoint(host, bound.port)))}/"
+    return Web(page, has_agent and not is_near(bound.host), pin)
+
+
+def is_near(host: str) -> bool:
+    """Whether this machine alone reaches it."""
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
+    return host == "localhost" or host.endswith(".localhost")
 
 
 def own_name() -> str:

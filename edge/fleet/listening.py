@@ -13,11 +13,13 @@ from urllib.parse import quote, unquote
 from edge.command_line import Endpoint
 from edge.files import reason
 from edge.limits import allow_open_files
+from edge.program import Failure
 from edge.protocol import DEFAULT_PORT
 from edge.state_folder import make_folder, state_folder
 from edge.text import visible
 
 OTHER_FILES = 32  # that the server has open beside its connections
+HTTP_CONNECTIONS = 256  # at most, with --http
 FOLDER_NAME = "edge-compute-node"  # of a folder in that of all programs
 SERVICE_FOLDER = pathlib.Path("/run", FOLDER_NAME)  # as the README has the service made
 MAX_SOCKET_PATH = 103  # bytes: 107 with Linux
@@ -33,25 +35,38 @@ def default_endpoint() -> Endpoint:
     return Endpoint("0.0.0.0", DEFAULT_PORT)
 
 
-def why_not_bound(endpoint: Endpoint) -> str:
-    """gRPC does not say why it can't listen: the system does, when asked again."""
+def listening_socket(endpoint: Endpoint, flag: str = "--listen") -> socket.socket:
+    """One that listens there, for IPv6 and IPv4 where that is all addresses. Raises Failure, with what to do about `flag`."""
     try:
         family, kind, _, _, address = socket.getaddrinfo(
             endpoint.host, endpoint.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        with socket.socket(family, kind) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-            probe.listen()
-        why = "gRPC gives no reason"
-    except socket.gaierror:
-        return f"cannot resolve {endpoint.host}: give --listen an address of this machine"
+        with contextlib.ExitStack() as unless_it_listens:
+            bound = unless_it_listens.enter_context(socket.socket(family, kind))
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            bound.bind(address)
+            bound.listen(512)  # with less, of many who come at once some try again after a second
+            unless_it_listens.pop_all()
+            return bound
+    except (socket.gaierror, UnicodeError):
+        raise Failure(f"cannot resolve {endpoint.host}: give {flag} an address of this machine") from None
     except OSError as error:
-        why = (error.strerror or str(error)).lower()
         if error.errno == errno.EADDRINUSE:
             other = Endpoint(endpoint.host, endpoint.port + 1 if endpoint.port < 65535 else DEFAULT_PORT)
-            return f"port {endpoint.port} is in use: is a server running already? Else try --listen {other}"
-    return f"cannot listen on {endpoint}: {why}; give --listen another address or port"
+            raise Failure(f"port {endpoint.port} is in use: is a server running already? Else try {flag} {other}") from None
+        why = (error.strerror or str(error)).lower()
+        raise Failure(f"cannot listen on {endpoint}: {why}; give {flag} another address or port") from None
+
+
+def why_not_bound(endpoint: Endpoint) -> str:
+    """gRPC does not say why it can't listen: the system does, when asked again."""
+    try:
+        listening_socket(endpoint).close()
+    except Failure as error:
+        return str(error)
+    return f"cannot listen on {endpoint}: gRPC gives no reason; give --listen another address or port"
 
 
 def socket_folders(state: pathlib.Path | None) -> Iterator[pathlib.Path]:
@@ -97,21 +112,26 @@ def bind_socket(bind: Callable[[str], object], folder: pathlib.Path, port: int) 
     return f"--attach on this machine needs an address: {why}"
 
 
-def files_for(max_nodes: int) -> int:
-    """Open files that a server of so many nodes needs: one a node, some for those that are refused or say nothing yet, its own."""
-    return max_nodes + max(max_nodes // 10, 100) + OTHER_FILES
+def other_files(with_http: bool) -> int:
+    """Open files that a server needs beside its nodes' connections."""
+    return OTHER_FILES + HTTP_CONNECTIONS * with_http
 
 
-def most_connections(max_nodes: int) -> int:
-    """Raise the limit on open files as far as it is needed, and may be. Returns how many connections can be let in."""
-    return max(allow_open_files(files_for(max_nodes)) - OTHER_FILES, 1)
+def files_for(max_nodes: int, with_http: bool = False) -> int:
+    """Open files that a server of so many nodes needs: one a node, some for those that are refused or say nothing yet, others."""
+    return max_nodes + max(max_nodes // 10, 100) + other_files(with_http)
 
 
-def too_few_files(max_nodes: int) -> str:
+def most_connections(max_nodes: int, with_http: bool = False) -> int:
+    """Raise the limit on open files as far as it is needed, and may be. Returns how many connections gRPC can let in."""
+    return max(allow_open_files(files_for(max_nodes, with_http)) - other_files(with_http), 1)
+
+
+def too_few_files(max_nodes: int, with_http: bool = False) -> str:
     """A warning where the system allows fewer connections than nodes; empty else."""
-    nodes = most_connections(max_nodes)
-    few = f"only {nodes + OTHER_FILES} files may be open here, so about {nodes} nodes"
-    return "" if nodes >= max_nodes else f"{few}: raise it with ulimit -Hn {files_for(max_nodes)}"
+    nodes = most_connections(max_nodes, with_http)
+    few = f"only {nodes + other_files(with_http)} files may be open here, so about {nodes} nodes"
+    return "" if nodes >= max_nodes else f"{few}: raise it with ulimit -Hn {files_for(max_nodes, with_http)}"
 
 
 def open_files() -> int:

@@ -301,21 +301,18 @@ class Feed:
         pieces where it is much, so that heartbeats come in between: whoever is the first to take one has it made for all."""
         version, changed = self.version, [seen for seen in self._slots if seen and seen.changed_at > base]
         versions = [self._versions[at - version - 1] for at in range(base + 1, version + 1)]
-        parts = {
-            "removed": [number for one in versions for number in one.removed],
-            "events": messages_of(self._events(base, version)),
-        }
+        first = {"removed": [number for one in versions for number in one.removed]}
+        last = {"version": version, "events": messages_of(self._events(base, version))}  # with the version: so none comes twice
         for start in range(0, max(len(changed), 1), CHANGES_A_MESSAGE):
             piece, now = changed[start : start + CHANGES_A_MESSAGE], self._fleet.clock()
             beats = [(seen.number, seen.row) for seen in piece if seen.whole_at <= known and seen.row.sample_at is not None]
             yield self._update(
                 now,
-                version=version if start + CHANGES_A_MESSAGE >= len(changed) else 0,
                 rows=[seen.message(known, now) for seen in piece if seen.whole_at > known],
                 beats=beats_of(beats, now) if beats else None,
-                **parts,
+                **(first if not start else {}),
+                **(last if start + CHANGES_A_MESSAGE >= len(changed) else {}),
             )
-            parts = {}
 
     def _events(self, base: int, version: int) -> list[Event]:
         """Those of the versions after `base`; 0: those before any others."""

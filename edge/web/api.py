@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from google.protobuf import json_format
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response, StreamingResponse
+from starlette.responses import Response
 from starlette.routing import Route
 
 from edge import history
 from edge.fleet.export import fleet_pieces, row_json
 from edge.fleet.moments import spacing_seconds
 from edge.fleet.row import Row
-from edge.web.selection import select
+from edge.web.gate import sentence
+from edge.web.selection import Selection, select
 from edge.web.site import Fleet, Site
 from edge.web.slices import sliced
-from edge.web.stream import Pages
+from edge.web.stream import Pages, Put, Stream
 
 JSON = "application/json"
 SERIES = {"utilization_percent": history.UTILIZATION, "memory_percent": history.MEMORY, "temperature_celsius": history.TEMPERATURE}
 CHUNK_CHARACTERS = 2**16  # of a fleet, that are sent at once
-MAX_FILTER = 500  # characters: each of its terms is asked of each node
 
 
 def routes(site: Site) -> list[Route]:
@@ -34,29 +35,23 @@ def routes(site: Site) -> list[Route]:
 
     async def fleet(request: Request) -> Response:
         text = request.query_params.get("match", "")
-        if why := why_no_filter(text):
-            return PlainTextResponse(why, 400)
-        now, wall, rows = site.fleet.clock(), site.fleet.wall(), site.fleet.snapshot()
-        if text:
-            chosen = await select(site.fleet, text)
-            if chosen.not_understood:
-                return PlainTextResponse(f"the filter can't be read: {', '.join(chosen.not_understood)}\n", 400)
-            now, wall, rows = site.fleet.clock(), site.fleet.wall(), list(chosen.rows)
-        return StreamingResponse(chunks_of(fleet_pieces(rows, now, wall)), media_type=JSON)
+        chosen = await select(site.fleet, text) if text else Selection(site.fleet.snapshot(), ())
+        if chosen.not_understood:
+            return sentence(400, f"the filter can't be read at: {', '.join(chosen.not_understood)}")
+        names = [row.node_id for row in chosen.rows]
+        rows = (row for node_id in names for row in site.fleet.rows([node_id]) if row)  # one who reads slowly holds no rows
+        return Stream(functools.partial(put_all, fleet_pieces(rows, site.fleet.clock(), site.fleet.wall())), JSON)
 
     async def node(request: Request) -> Response:
         node_id = request.path_params["node_id"]
         (row,) = site.fleet.rows([node_id])
         if not row:
-            return PlainTextResponse(f"there is no node {node_id!r} here: /api/fleet has all\n", 404)
+            return sentence(404, f"there is no node {node_id!r} here: /api/fleet has all")
         pieces = [piece async for piece in sliced(node_pieces(row, site.fleet.clock()))]
         return Response("".join(pieces), media_type=JSON)
 
     async def match(request: Request) -> Response:
-        text = request.query_params.get("match", "")
-        if why := why_no_filter(text):
-            return PlainTextResponse(why, 400)
-        return Response(await answers.to(text), media_type=JSON)
+        return Response(await answers.to(request.query_params.get("match", "")), media_type=JSON)
 
     async def events(request: Request) -> Response:
         return pages.answer(request)
@@ -69,21 +64,16 @@ def routes(site: Site) -> list[Route]:
     ]
 
 
-def why_no_filter(text: str) -> str:
-    """Why a filter is not looked at; empty where it is."""
-    return f"the filter has {len(text)} characters: it may have {MAX_FILTER}\n" if len(text) > MAX_FILTER else ""
-
-
-async def chunks_of(pieces: Iterator[str]) -> AsyncIterator[str]:
-    """These in larger ones."""
+async def put_all(pieces: Iterator[str], put: Put) -> None:
+    """These, in larger ones."""
     held, size = [], 0
     async for piece in sliced(pieces):
         held.append(piece)
         size += len(piece)
         if size >= CHUNK_CHARACTERS:
-            yield "".join(held)
+            await put("".join(held).encode())
             held, size = [], 0
-    yield "".join(held)
+    await put("".join(held).encode())
 
 
 # ---- One node ----
@@ -123,8 +113,8 @@ ANSWERS_KEPT = 16
 class Answers:
     """The nodes of filters: made one after the other, and shared by all who ask the same."""
 
-    def __init__(self, fleet: Fleet) -> None:
-        self._fleet = fleet
+    def __init__(self, fleet: Fleet, clock: Callable[[], float] = time.monotonic) -> None:
+        self._fleet, self._clock = fleet, clock
         self._making = asyncio.Lock()
         self._kept: dict[str, tuple[float, bytes]] = {}  # by filter: until when it is good, and the answer; the oldest first
 
@@ -137,13 +127,13 @@ class Answers:
 
     def _known(self, text: str) -> bytes:
         until, answer = self._kept.get(text, (0.0, b""))
-        return answer if time.monotonic() < until else b""
+        return answer if self._clock() < until else b""
 
     async def _make(self, text: str) -> bytes:
-        began = time.monotonic()
+        began = self._clock()
         chosen = await select(self._fleet, text)
         told: dict[str, Any] = {"node_ids": [row.node_id for row in chosen.rows], "not_understood": chosen.not_understood}
-        answer, now = json.dumps(told).encode(), time.monotonic()
+        answer, now = json.dumps(told).encode(), self._clock()
         self._kept.pop(text, None)
         self._kept[text] = now + max(ANSWER_SECONDS, ANSWER_TIMES * (now - began)), answer
         if len(self._kept) > ANSWERS_KEPT:

@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
+import hashlib
+import os
 import pathlib
+import re
+import stat
+from collections.abc import Mapping
 
 from starlette.requests import Request
-from starlette.responses import FileResponse, HTMLResponse, PlainTextResponse, Response
+from starlette.responses import FileResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from edge.web.site import Site
 
 PAGE = pathlib.Path(__file__).with_name("page.html")
+SUMS = "SHA256SUMS"
+ASK_AGAIN = {"cache-control": "no-cache"}  # what is kept elsewhere is used only after asking whether it is still the same
+NO_AGENT = PlainTextResponse("there is no node.pyz beside server.pyz: put it there, and start the server again\n", 404)
+# What the page may do: run its own script, look as its own style says, and ask this server. No frame around it.
+POLICY = (
+    "default-src 'none'; script-src {script}; style-src {style}; connect-src 'self'; img-src data:; "
+    "frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+)
 
 
 def routes(site: Site) -> list[Route]:
     """`/`, `/node.pyz`, `/SHA256SUMS`, `/healthz`, `/readyz`."""
+    made = Made()
 
-    async def page(_request: Request) -> Response:
-        return HTMLResponse(PAGE.read_bytes())
+    async def page(request: Request) -> Response:
+        return conditional(request, await asyncio.to_thread(made.page))
 
     async def healthz(_request: Request) -> Response:
         return PlainTextResponse("ok\n")
@@ -26,14 +42,89 @@ def routes(site: Site) -> list[Route]:
         return PlainTextResponse("ready\n") if site.is_ready() else PlainTextResponse("going away\n", 503)
 
     async def agent(request: Request) -> Response:
+        return await asyncio.to_thread(sent, request, site.agent, "application/octet-stream") or NO_AGENT
+
+    async def sums(request: Request) -> Response:
         if not site.agent:
-            return PlainTextResponse("there is no node.pyz beside server.pyz: put it there\n", 404)
-        return FileResponse(site.agent.with_name(request.url.path[1:]))
+            return NO_AGENT
+        if kept := await asyncio.to_thread(sent, request, site.agent.with_name(SUMS), "text/plain"):
+            return kept
+        return await asyncio.to_thread(made.sums, site.agent)
 
     return [
         Route("/", page),
         Route("/healthz", healthz),
         Route("/readyz", readyz),
         Route("/node.pyz", agent),
-        Route("/SHA256SUMS", agent),
+        Route(f"/{SUMS}", sums),
     ]
+
+
+class Made:
+    """What is made of files that may change, once for each state of theirs. For threads: two may make it twice."""
+
+    def __init__(self) -> None:
+        self._page: tuple[tuple[int, ...], bytes, Mapping[str, str]] = ((), b"", {})
+        self._sums: tuple[tuple[int, ...], str] = ((), "")
+
+    def page(self) -> Response:
+        """The page, with the policy that lets it do what it has to, and no more. Raises OSError."""
+        stamp = stamp_of(PAGE.stat())
+        if self._page[0] != stamp:
+            content = PAGE.read_bytes()
+            self._page = stamp, content, page_headers(content)
+        _, content, headers = self._page
+        return Response(content, headers=headers, media_type="text/html")
+
+    def sums(self, path: pathlib.Path) -> Response:
+        """The line of a file for sha256sum."""
+        try:
+            stamp = stamp_of(path.stat())
+            if self._sums[0] != stamp:
+                digest = hashlib.sha256()
+                with path.open("rb") as file:
+                    while part := file.read(2**20):
+                        digest.update(part)
+                self._sums = stamp, f"{digest.hexdigest()}  {path.name}\n"
+        except OSError:
+            return NO_AGENT
+        return PlainTextResponse(self._sums[1], headers=ASK_AGAIN)
+
+
+def page_headers(content: bytes) -> dict[str, str]:
+    """Of the page: what it may do is told by what it has."""
+    policy = POLICY.format(script=sources_of(content, b"script"), style=sources_of(content, b"style"))
+    tag = hashlib.sha256(content).hexdigest()[:32]
+    return {"content-security-policy": policy, "x-frame-options": "DENY", "etag": f'"{tag}"', **ASK_AGAIN}
+
+
+def sources_of(content: bytes, element: bytes) -> str:
+    """The elements of this kind in the page, each by its hash, for a content security policy."""
+    found = re.findall(rb"<%b(?:\s[^>]*)?>(.*?)</%b>" % (element, element), content, re.DOTALL)
+    return " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(text).digest()).decode()}'" for text in found) or "'none'"
+
+
+def sent(request: Request, path: pathlib.Path | None, kind: str) -> Response | None:
+    """A file as it is; None where there is none that this user may read."""
+    try:
+        status = path.stat() if path and os.access(path, os.R_OK) else None
+    except OSError:
+        return None
+    if not path or not status or not stat.S_ISREG(status.st_mode):
+        return None
+    return conditional(request, FileResponse(path, headers=ASK_AGAIN, media_type=kind, stat_result=status))
+
+
+def stamp_of(status: os.stat_result) -> tuple[int, ...]:
+    """Tells whether a file has changed."""
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def conditional(request: Request, response: Response) -> Response:
+    """Nothing but its headers where who asks has it already (RFC 9110, 13.1.2)."""
+    tag = response.headers.get("etag", "")
+    given = [each.strip().removeprefix("W/") for each in request.headers.get("if-none-match", "").split(",")]
+    if not tag or (tag not in given and "*" not in given):
+        return response
+    kept = {name: value for name, value in response.headers.items() if name not in ("content-length", "content-type")}
+    return Response(status_code=304, headers=kept)

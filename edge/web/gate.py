@@ -1,17 +1,206 @@
-"""Who gets an answer: the host that is asked for, the method, the token."""
+"""Who gets an answer: the host that is asked for, the method, the sizes, the token. And what each answer has."""
 
 from __future__ import annotations
 
-from starlette.types import ASGIApp, Receive, Scope, Send
+import asyncio
+import base64
+import binascii
+import collections
+import email.utils
+import functools
+import ipaddress
+import logging
+import re
+import socket
+import threading
+from collections.abc import Mapping
+from urllib.parse import unquote
 
+import grpc
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from edge.command_line import Endpoint
+from edge.credentials import AUTHORIZATION, SERVER_NAME, Role
+from edge.fleet.admission import network_of
+from edge.fleet.row import Refused
+from edge.fleet.tokens import authorization_of
+from edge.text import visible
 from edge.web.site import Site
+
+MAX_QUERY_BYTES = 2048
+MAX_UNDER_WAY, MAX_UNDER_WAY_OF_ONE = 32, 24  # requests: of all, and of one network
+PIECE_BYTES = 64 * 1024  # of an answer: what a client has not taken yet is not copied for it
+ALWAYS = {
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cache-control": "no-store",
+}  # of each answer that does not say otherwise
+CHALLENGE = {"www-authenticate": f'Basic realm="{SERVER_NAME}: the view token as password"'}
+CLOSING = {"connection": "close"}
+FREE = ("/healthz",)  # without a token
+BRIEF = ("/healthz", "/readyz")  # answered at once, whatever else is under way
+OWN = ("/api/", "/metrics")  # no page of another site reads these
+REFUSED_CODES = {grpc.StatusCode.PERMISSION_DENIED: 403}  # of a token; else 401
+
+
+def sentence(status: int, text: str, headers: Mapping[str, str] | None = None) -> PlainTextResponse:
+    """An answer that says what is wrong, and what to do."""
+    return PlainTextResponse(f"{visible(text, 500)}\n", status, headers)
 
 
 class Gate:
-    """Stands before all routes."""
+    """Stands before all routes. In the event loop."""
 
     def __init__(self, app: ASGIApp, site: Site) -> None:
         self._app, self._site = app, site
+        self._names = {SERVER_NAME, *(name.lower().rstrip(".") for name in site.names if name)}
+        self._under_way: collections.Counter[str] = collections.Counter()  # by network
+        threading.Thread(target=self._learn_names, name="names", daemon=True).start()
+
+    def _learn_names(self) -> None:
+        """What this machine is called. The system may ask others for it, and wait for them."""
+        name = socket.gethostname().lower()
+        self._names |= {name, f"{name}.local", socket.getfqdn().lower().rstrip(".")}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._app(scope, receive, send)
+        """Answer one request: as the routes do, or with a refusal."""
+        answer = Answer(scope, receive, send)
+        network = network_of(address_of(scope))
+        app = self._refusal(scope, network) or self._app
+        self._under_way[network] += 1
+        try:
+            await app(scope, answer.receive, answer.send)
+        except asyncio.CancelledError:  # the server goes away, and has closed the connection
+            return
+        except Exception as error:
+            if answer.is_begun:  # uvicorn tells of it, and closes the connection
+                raise
+            logging.getLogger(__name__).error("GET %s failed", visible(scope["path"], 100), exc_info=error)
+            text = "this can't be answered, by a fault of the server: its events say what it is (please report it)"
+            await sentence(500, text)(scope, receive, answer.send)
+        finally:
+            self._under_way[network] -= 1
+            if not self._under_way[network]:
+                del self._under_way[network]
+
+    def _refusal(self, scope: Scope, network: str) -> ASGIApp | None:
+        """Instead of an answer; None where there is to be one. Then the request's state has the `token_id` that let it in."""
+        method, path = scope["method"], scope["path"]
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        if scope["http_version"] not in ("1.0", "1.1"):
+            return sentence(505, "this server speaks HTTP/1.1 and 1.0", CLOSING)
+        if method not in ("GET", "HEAD"):
+            text = f"{method} is not answered here: ask with GET; nothing can be changed by HTTP"
+            return sentence(405, text, {"allow": "GET, HEAD", **CLOSING})
+        if headers.get("content-length", "0") != "0" or "transfer-encoding" in headers:
+            return sentence(413, "a request with a body is not taken here: write a filter into the address, as ?match=…", CLOSING)
+        if not path.startswith("/"):
+            return sentence(400, "this server is no proxy: ask it for a path, like /metrics", CLOSING)
+        if len(scope["query_string"]) > MAX_QUERY_BYTES:
+            return sentence(414, f"more than {MAX_QUERY_BYTES} bytes after the ?: give a shorter filter")
+        if "host" in headers and (refusal := self._why_not_host(scope, headers["host"])):
+            return refusal
+        if headers.get("sec-fetch-site") == "cross-site" and path.startswith(OWN):
+            return sentence(403, "another site's page may not ask for this: write the address where addresses are written")
+        if self._site.guard and path not in FREE and (refusal := self._why_not_let_in(scope)):
+            return refusal
+        full = self._under_way.total() >= MAX_UNDER_WAY or self._under_way[network] >= MAX_UNDER_WAY_OF_ONE
+        if full and path not in BRIEF:
+            return sentence(503, "too many requests are under way: try again in a second", {"retry-after": "1"})
+        return None
+
+    def _why_not_host(self, scope: Scope, asked: str) -> ASGIApp | None:
+        """Of a page elsewhere whose name leads here (DNS rebinding), the browser tells that name: it must be one of ours."""
+        match = re.fullmatch(r"(\[[^\[\]]+\]|[^:\[\]]*)(:\d*)?", asked)
+        name = match[1].lower().rstrip(".") if match else ""
+        if is_address(name) or name in self._names or name == "localhost" or name.endswith(".localhost"):
+            return None
+        known = visible(name, 63) if re.fullmatch(r"[\w.-]+", name, re.ASCII) else "NAME"
+        self._log(scope, f"HTTP asked for as {visible(asked, 63)}, which this server is not known as")
+        address = Endpoint(known, scope["server"][1] if scope["server"] else 0)
+        text = f"this server is not known by this name: ask it by its address, or give it the name: --http {address}"
+        return sentence(421, text)
+
+    def _why_not_let_in(self, scope: Scope) -> ASGIApp | None:
+        """Who shows no token for looking."""
+        assert self._site.guard
+        given = [value.decode("latin-1") for name, value in scope["headers"] if name.decode("latin-1") == AUTHORIZATION]
+        try:
+            shown = authorization_of((AUTHORIZATION, bearer_of(value)) for value in given)
+            scope["state"]["token_id"] = self._site.guard.admit([(AUTHORIZATION, shown)] if shown is not None else [], Role.VIEW)
+        except Refused as refused:
+            end = refused.end
+            self._site.counters.refusals[end.code.name] += 1
+            self._log(scope, refused.told_here)
+            is_basic = given != [bearer_of(value) for value in given]  # a browser: it asks again
+            status = 401 if is_basic else REFUSED_CODES.get(end.code, 401)
+            return sentence(status, end.reason, CHALLENGE if status == 401 else None)
+        return None
+
+    def _log(self, scope: Scope, text: str) -> None:
+        address = address_of(scope)
+        self._site.complain("refused", "", f"{address}: {text}", address)
+
+
+class Answer:
+    """What is sent of one: with the headers that all have, and in pieces between which others come first. To HEAD, no body."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._receive, self._send = receive, send
+        self._is_head = scope["method"] == "HEAD"
+        self._is_over = False
+        self.is_begun = False
+
+    async def receive(self) -> Message:
+        """A stream looks here whether its client is gone: one who wants no more than the headers is."""
+        return {"type": "http.disconnect"} if self._is_over else await self._receive()
+
+    async def send(self, message: Message) -> None:
+        """One part of it."""
+        if self._is_over:
+            return
+        if message["type"] == "http.response.start":
+            self.is_begun = True
+            headers = list(message.get("headers", ()))
+            has = {name for name, _ in headers}
+            more = {"date": email.utils.formatdate(usegmt=True), **ALWAYS}
+            headers += [(name.encode(), value.encode()) for name, value in more.items() if name.encode() not in has]
+            await self._send({**message, "headers": headers})
+            if self._is_head:
+                self._is_over = True
+                await self._send({"type": "http.response.body"})
+            return
+        body, more_body = memoryview(message.get("body", b"")), message.get("more_body", False)
+        for start in range(0, max(len(body), 1), PIECE_BYTES):
+            end = start + PIECE_BYTES
+            await self._send({**message, "body": bytes(body[start:end]), "more_body": more_body or end < len(body)})
+            if end < len(body):
+                await asyncio.sleep(0)
+
+
+def address_of(scope: Scope) -> str:
+    """Of who asks, without the port; as a gRPC call's is told."""
+    return str(scope["state"]["address"])
+
+
+@functools.lru_cache(maxsize=1000)
+def is_address(host: str) -> bool:
+    """Whether this is an address rather than a name, an IPv6 one in brackets: it leads to who has it, whoever wrote it."""
+    is_ipv6 = host.startswith("[")
+    try:
+        return ipaddress.ip_address(unquote(host.strip("[]")).partition("%")[0]).version == (6 if is_ipv6 else 4)
+    except ValueError:
+        return False
+
+
+def bearer_of(value: str) -> str:
+    """An authorization header in the way that a token is shown: of Basic (RFC 7617), as browsers have it, the password is one."""
+    scheme, _, credentials = value.partition(" ")
+    if scheme.lower() != "basic":
+        return value
+    try:
+        text = base64.b64decode(credentials.strip(), validate=True).decode("latin-1")
+    except (binascii.Error, ValueError):
+        text = ""
+    return f"Bearer {text.partition(':')[2].strip()}"

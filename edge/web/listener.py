@@ -1,38 +1,256 @@
-"""The HTTP listener: uvicorn in the loop that takes the heartbeats, with bounds of its own."""
+"""The HTTP listener: uvicorn's protocol in the loop that takes the heartbeats, within bounds of its own.
+
+Connections are accepted here, since uvicorn knows of none before its handshake is over, and closes none that is slow.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import collections
+import contextlib
+import ipaddress
+import logging
+import math
 import socket
+import sys
+import time
+from typing import Any, cast
 
+import h11
 import uvicorn
 from starlette.routing import Router
+from starlette.types import Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.server import ServerState
 
 from edge.command_line import Endpoint
-from edge.program import Failure
+from edge.fleet.admission import network_of
+from edge.fleet.listening import HTTP_CONNECTIONS, listening_socket
 from edge.web import api, files, scrape
-from edge.web.gate import Gate
+from edge.web.gate import ALWAYS, PIECE_BYTES, Gate, sentence
 from edge.web.site import Site
+
+CONNECTIONS_OF_ONE, CONNECTIONS_OF_THIS_MACHINE = 64, 128  # of a network; of HTTP_CONNECTIONS in all
+MAX_REQUEST_BYTES = 16 * 1024  # of a request's line and headers
+MAX_REQUEST_LINES = 128  # each costs more than its bytes do
+READ_BYTES = 1024  # read at once of what has come: what is more than a request comes after its answer
+FIRST_REQUEST_SECONDS = 10.0  # from the connection to a request that is whole, TLS included
+KEEP_ALIVE_SECONDS = 30.0  # from an answer to the next request that is whole
+STUCK_SECONDS = 30.0  # that a client may take nothing of what was written
+LOOK_SECONDS = 1.0  # from one look at all connections to the next
+LEAVING_SECONDS = 0.3  # that answers under way have when the server goes
+LOST_SECONDS = 1.0  # till the next try, where a connection can't be accepted: no file may be opened
+NOTHING_HERE = "there is nothing here: the page is at /, the fleet as JSON at /api/fleet, Prometheus reads /metrics"
+
+
+async def nothing_here(scope: Scope, receive: Receive, send: Send) -> None:
+    """The answer where no route fits."""
+    await sentence(404, NOTHING_HERE)(scope, receive, send)
+
+
+class Connection(H11Protocol):
+    """One client's, from its TCP connection on."""
+
+    def __init__(self, config: uvicorn.Config, state: ServerState, address: str) -> None:
+        super().__init__(config, state, {"address": address})
+        self.network = network_of(address)
+        self.idle_since = time.monotonic()  # when it was accepted, or answered last
+        self._request_due = self.idle_since + FIRST_REQUEST_SECONDS
+        self._stuck_since = math.inf
+        self._unread = b""
+        self._lines = 0  # of the request that comes
+        self.opening: asyncio.Task[None] | None = None  # until its handshake is over
+
+    # ---- What the listener asks ----
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it waits for a request."""
+        return self.cycle is None or self.cycle.response_complete
+
+    @property
+    def token_id(self) -> str:
+        """That let in what is under way; empty where none is."""
+        return "" if self.is_idle else self.cycle.scope["state"].get("token_id", "")
+
+    def is_over(self, now: float) -> bool:
+        """Whether it has taken more time than it has."""
+        return now > self._stuck_since + STUCK_SECONDS or (self.is_idle and now > self._request_due)
+
+    def end(self) -> None:
+        """At once: what was not sent is not."""
+        if self.transport:
+            self.transport.abort()
+        elif self.opening:
+            self.opening.cancel()
+
+    # ---- What asyncio and uvicorn call ----
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        transport.set_write_buffer_limits(PIECE_BYTES)
+
+    def data_received(self, data: bytes) -> None:
+        """h11 takes a request of any size, if it comes at once, and all that was sent after it."""
+        self._unread += data
+        self._read()
+
+    def _read(self) -> None:
+        while self._unread and self.is_idle and not self.transport.is_closing():
+            data, self._unread = self._unread[:READ_BYTES], self._unread[READ_BYTES:]
+            self._lines += data.partition(b"\r\n\r\n")[0].count(b"\n")
+            if self._lines > MAX_REQUEST_LINES:
+                self._refuse(431, f"more than {MAX_REQUEST_LINES} headers: send fewer")
+                return
+            super().data_received(data)
+            if not self.is_idle:
+                self._lines = 0
+        if self._unread:
+            self.flow.pause_reading()
+
+    def on_response_complete(self) -> None:
+        self.idle_since = time.monotonic()
+        self._request_due = self.idle_since + KEEP_ALIVE_SECONDS
+        super().on_response_complete()
+        if not self.transport.is_closing():
+            self.loop.call_soon(self._read)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self.cycle = None  # type: ignore[assignment]  # it knows this connection: a circle, which would wait for a garbage collection
+
+    def pause_writing(self) -> None:
+        self._stuck_since = time.monotonic()
+        super().pause_writing()
+
+    def resume_writing(self) -> None:
+        self._stuck_since = math.inf
+        super().resume_writing()
+
+    def send_400_response(self, msg: str) -> None:
+        del msg
+        if getattr(sys.exc_info()[1], "error_status_hint", 400) == 431:
+            self._refuse(431, f"the request has more than {MAX_REQUEST_BYTES // 1024} KiB of headers: send fewer, or shorter ones")
+        else:
+            self._refuse(400, "this is no request of HTTP/1.1: is it meant for this port, or for https?")
+
+    def _refuse(self, status: int, text: str) -> None:
+        """Of what can't be read: no route is asked, and nothing more is heard."""
+        if not self.is_idle:
+            self.cycle.disconnected = True
+        with contextlib.suppress(h11.LocalProtocolError):  # an answer has begun
+            answer = sentence(status, text, {"connection": "close", **ALWAYS})
+            for event in (h11.Response(status_code=status, headers=answer.raw_headers), h11.Data(data=bytes(answer.body))):
+                self.transport.write(self.conn.send(event))
+        self.transport.close()
 
 
 class Listener:
     """Serves a site, from `start` to `stop`, in the loop that calls them."""
 
     def __init__(self, site: Site) -> None:
-        app = Gate(Router([*files.routes(site), *api.routes(site), *scrape.routes(site)]), site)
-        config = uvicorn.Config(app, http="h11", ws="none", lifespan="off", log_config=None, access_log=False, proxy_headers=False)
-        self._server = uvicorn.Server(config)
+        self._guard = site.guard
+        routes = [*files.routes(site), *api.routes(site), *scrape.routes(site)]
+        app = Gate(Router(routes, redirect_slashes=False, default=nothing_here), site)
+        self._config = uvicorn.Config(
+            app,
+            http="h11",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            h11_max_incomplete_event_size=MAX_REQUEST_BYTES,
+            timeout_keep_alive=int(KEEP_ALIVE_SECONDS),
+        )
+        logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # what clients do wrong is no news
+        self._state = ServerState()
+        self.connections = cast("set[Connection]", self._state.connections)
 
     async def start(self, endpoint: Endpoint) -> Endpoint:
         """Listen; returns where, with the real port. Raises Failure."""
-        try:
-            bound = socket.create_server((endpoint.host, endpoint.port))
-        except OSError as error:
-            raise Failure(f"cannot listen on {endpoint}: {error}; give --http another port") from error
-        self._serving = asyncio.create_task(self._server.serve([bound]))
-        return endpoint._replace(port=bound.getsockname()[1])
+        if self._guard:
+            self._guard.tls_context()
+        self._socket = listening_socket(endpoint, "--http")
+        self._socket.setblocking(False)
+        self._tasks = [asyncio.create_task(self._accept()), asyncio.create_task(self._look())]
+        return endpoint._replace(port=self._socket.getsockname()[1])
 
     async def stop(self) -> None:
         """Take no more requests, and end those that go on."""
-        self._server.should_exit = True
-        await self._serving
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.wait(self._tasks)
+        self._socket.close()
+        for connection in list(self.connections):
+            if connection.is_idle:
+                connection.end()
+        if self._state.tasks:
+            await asyncio.wait(self._state.tasks, timeout=LEAVING_SECONDS)
+        for connection in list(self.connections):
+            connection.end()
+        await asyncio.sleep(0)  # they are told
+        for request in list(self._state.tasks):
+            request.cancel()
+
+    async def _accept(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                client, address = await loop.sock_accept(self._socket)
+            except OSError:
+                await asyncio.sleep(LOST_SECONDS)
+                continue
+            self._take(client, str(address[0]).removeprefix("::ffff:"))
+
+    def _take(self, client: socket.socket, address: str) -> None:
+        connection = Connection(self._config, self._state, address)
+        if not self._has_place(connection.network):
+            client.close()
+            return
+        self.connections.add(connection)
+        connection.opening = asyncio.create_task(self._open(connection, client))
+        connection.opening.add_done_callback(lambda _: self._opened(connection, client))
+
+    async def _open(self, connection: Connection, client: socket.socket) -> None:
+        settings: dict[str, Any] = {}
+        if self._guard:
+            settings = {"ssl": self._guard.tls_context(), "ssl_handshake_timeout": FIRST_REQUEST_SECONDS}
+        with contextlib.suppress(OSError):  # a handshake that failed is one, too
+            await asyncio.get_running_loop().connect_accepted_socket(lambda: connection, client, **settings)
+
+    def _opened(self, connection: Connection, client: socket.socket) -> None:
+        if not connection.transport:
+            self.connections.discard(connection)
+            client.close()
+
+    def _has_place(self, network: str) -> bool:
+        """Whether one more may come from there: where there is no place, who has been idle longest makes one."""
+        counts = collections.Counter(connection.network for connection in self.connections)
+        most = CONNECTIONS_OF_THIS_MACHINE if is_loopback(network) else CONNECTIONS_OF_ONE
+        if counts[network] < most and len(self.connections) < HTTP_CONNECTIONS:
+            return True
+        rivals = [one for one in self.connections if one.is_idle and (counts[network] < most or one.network == network)]
+        if not rivals:
+            return False
+        longest = min(rivals, key=lambda one: one.idle_since)
+        self.connections.discard(longest)
+        longest.end()
+        return True
+
+    async def _look(self) -> None:
+        """Who takes too long, and whose token lets in no more."""
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            now = time.monotonic()
+            for connection in list(self.connections):
+                token_id = connection.token_id
+                if connection.is_over(now) or (self._guard and token_id and self._guard.tokens.why_over(token_id)):
+                    connection.end()
+
+
+def is_loopback(address: str) -> bool:
+    """Whether it is of this machine; an IPv6 network of one is not."""
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(address.partition("/")[0]).is_loopback or address == "::/64"
+    return False

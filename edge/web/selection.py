@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -11,16 +12,21 @@ from edge.fleet.row import Row
 from edge.web.site import Fleet
 from edge.web.slices import sliced
 
+MAX_WORDS = 100  # of a filter, those between commas among them: each may be asked of each node
+
 
 class Selection(NamedTuple):
     """The nodes that match, in the order of their names."""
 
     rows: Sequence[Row]
-    not_understood: Sequence[str]  # terms of the filter, which restrict nothing
+    not_understood: Sequence[str]  # terms of the filter, which restrict nothing; or why nothing was looked for
 
 
 async def select(fleet: Fleet, text: str) -> Selection:
     """All of the fleet, where the filter is empty."""
+    text = " ".join(text.split())
+    if len(re.split(r"[\s|,]+", text)) > MAX_WORDS:
+        return Selection((), (f"a filter of more than {MAX_WORDS} words",))
     rows, now = fleet.snapshot(), fleet.clock()
     labels = {name.lower() for labels in {row.labels for row in rows} for name, _ in labels}  # boxes with equal labels share them
     tests, not_understood = parse_filter(text, labels)

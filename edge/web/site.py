@@ -17,6 +17,10 @@ class Fleet(watch.Fleet, Source, Protocol):
     """The server's own fleet: a registry."""
 
 
+def say_nothing(_kind: str, _node_id: str, _text: str, _stranger: str = "") -> None:
+    """Where there is no log."""
+
+
 class Site(NamedTuple):
     """All that the routes draw from."""
 
@@ -27,4 +31,5 @@ class Site(NamedTuple):
     guard: Guard | None = None  # None: open to whoever reaches it
     agent: pathlib.Path | None = None  # node.pyz, where it lies beside server.pyz
     is_ready: Callable[[], bool] = lambda: True  # False while the server goes away
-    names: Sequence[str] = ()  # that this server may be called by, beside its addresses
+    names: Sequence[str] = ()  # that this server may be called by, beside its addresses and what its machine is called
+    complain: Callable[[str, str, str, str], object] = say_nothing  # writes into the log: Registry.complain

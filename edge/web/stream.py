@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response, StreamingResponse
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 import node_pb2 as pb
@@ -22,17 +23,19 @@ from edge.fleet.watch import Feed, Viewer
 from edge.fleet.wire import KELVIN, event_of, milliseconds
 from edge.protocol import hangs_after_seconds, late_after_seconds, lost_after_seconds
 from edge.text import visible
+from edge.web.gate import address_of, sentence
 from edge.web.site import Site
 from edge.web.slices import sliced
 
 RETRY_SECONDS = 2
-MADE_KEPT = 4  # messages in JSON: of those who keep up, and of those who come
+MADE_KEPT = 16  # messages in JSON: the pieces of what those who keep up are told, and of what those who come are
 SEEN = re.compile(r"(\d{1,19})-(\d{1,19})")  # the id of a message: the epoch and the version that it completes
 PLAIN_COLUMNS = ("heartbeat_age_milliseconds", "sample_lag_milliseconds", "memory_used_mebibytes")
 OFFSETS = {  # what columns of Beats have added to them, so that 0 is "not reported"
     "utilization_permille": 1, "memory_permille": 1, "temperature_celsius": KELVIN, "power_deciwatts": 1, "cpu_percent": 1,
     "energy_kilojoules": 1, "round_trip_microseconds": 1,
 }  # fmt: skip
+Put = Callable[[bytes], Awaitable[None]]
 
 
 class Pages:
@@ -47,14 +50,21 @@ class Pages:
         """A stream, from where the page was; or why there is none."""
         seen = SEEN.fullmatch(request.headers.get("last-event-id") or request.query_params.get("since", ""))
         epoch, version = map(int, seen.groups()) if seen else (0, 0)
-        address = request.client.host if request.client else ""
         try:
-            if not self._looks.takes(network_of(address), self._site.fleet.clock()):
+            if not self._looks.takes(network_of(address_of(request.scope)), self._site.fleet.clock()):
                 raise Refused("too many come to look, in these seconds")
             viewer = self._site.feed.join(pb.WatchRequest(epoch=epoch, version=version), is_local=False)
         except Refused as error:
-            return PlainTextResponse(f"{error}: try again\n", 503, {"Retry-After": str(RETRY_SECONDS)})
-        return EventStream(self, self._site.feed, viewer)
+            return sentence(503, f"{error}: try again", {"retry-after": str(RETRY_SECONDS)})
+        return Stream(functools.partial(self._tell, viewer), "text/event-stream", functools.partial(self._site.feed.leave, viewer))
+
+    async def _tell(self, viewer: Viewer, put: Put) -> None:
+        async def write(message: bytes) -> None:
+            await put(await self.event(message))
+            await put(b"")  # it waits until the message is taken: what a page misses meanwhile comes as one sum
+
+        await put(f"retry: {1000 * RETRY_SECONDS}\n\n".encode())
+        await self._site.feed.follow(viewer, write)
 
     async def event(self, message: bytes) -> bytes:
         """A WatchUpdate as it is sent. Those who are told the same share it, also while it is made."""
@@ -72,35 +82,43 @@ class Pages:
         return f"event: update\n{name}data: {text}\n\n".encode()
 
 
-class EventStream(StreamingResponse):
-    """One page's stream, until it goes."""
+class Stream(Response):
+    """An answer that is sent as it is made, until it ends or its client is gone.
 
-    media_type = "text/event-stream"
+    Starlette's own leaves a circle of references with each, which would wait for a garbage collection with all that it holds.
+    """
 
-    def __init__(self, pages: Pages, feed: Feed, viewer: Viewer) -> None:
-        self._pages, self._feed, self._viewer = pages, feed, viewer
+    def __init__(self, tell: Callable[[Put], Awaitable[None]], media_type: str, end: Callable[[], object] = int) -> None:
+        """`tell` puts its pieces; each waits until those before are taken. `end`: called when it is over, however that came."""
+        self._tell, self._end, self.media_type = tell, end, media_type
         self.status_code, self.background = 200, None
         self.init_headers()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        tasks = asyncio.create_task(self._send(send)), asyncio.create_task(until_gone(receive))
         try:
-            await super().__call__(scope, receive, send)
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if tasks[0].done():
+                tasks[0].result()
         finally:
-            self._feed.leave(self._viewer)
+            self._end()
+            for task in tasks:
+                task.cancel()
 
-    async def stream_response(self, send: Send) -> None:
-        """All that the feed tells."""
-
-        async def write(message: bytes) -> None:
-            await put(await self._pages.event(message))
-            await put(b"")  # it waits until the message is taken: what a page misses meanwhile comes as one sum
-
-        async def put(text: bytes) -> None:
-            await send({"type": "http.response.body", "body": text, "more_body": True})
-
+    async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        await put(f"retry: {1000 * RETRY_SECONDS}\n\n".encode())
-        await self._feed.follow(self._viewer, write)
+
+        async def put(piece: bytes) -> None:
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+
+        await self._tell(put)
+        await send({"type": "http.response.body"})
+
+
+async def until_gone(receive: Receive) -> None:
+    """Until the client is."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 def pieces_of(update: pb.WatchUpdate, site: Site) -> Iterator[str]:
@@ -126,7 +144,7 @@ def pieces_of(update: pb.WatchUpdate, site: Site) -> Iterator[str]:
         rows = (dumped(row_json(number, row, made_at)) for number, row in known if row)  # else it is gone since
         yield from joined(',"rows":[', rows, "]")
     if update.HasField("beats"):
-        yield from joined(',"beats":{', columns_of(update.beats), "}")
+        yield from joined(',"beats":{', columns_of(update.beats, site.feed), "}")
     yield "}"
 
 
@@ -187,13 +205,16 @@ def event_json(message: pb.FleetEvent) -> dict[str, Any]:
     return {"unix_milliseconds": message.unix_milliseconds, "kind": event.kind, "node_id": event.node_id, "text": event.text}
 
 
-def columns_of(beats: pb.Beats) -> Iterator[str]:
+def columns_of(beats: pb.Beats, feed: Feed) -> Iterator[str]:
     """Each column's name and values; null is "not reported"."""
-    yield f'"number":{dumped(list(itertools.accumulate(beats.number_steps)))}'
+    numbers = list(itertools.accumulate(beats.number_steps))
+    yield f'"number":{dumped(numbers)}'
     for name in PLAIN_COLUMNS:
         yield f'"{name}":{dumped(list(getattr(beats, name)))}'
     for name, offset in OFFSETS.items():
         yield f'"{name}":{dumped([value - offset if value else None for value in getattr(beats, name)])}'
+    rows = map(feed.row, numbers)  # another device may be the hottest
+    yield f'"limit_celsius":{dumped([row.vitals.limit_celsius if row else None for row in rows])}'
 
 
 def dumped(value: Any) -> str:

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from edge.command_line import Endpoint, parse_server
-from edge.fleet.joining import FAR, default_source, own_addresses, told
-from tests.fixtures.examples import NODE_TOKEN, OPEN, SECURE, VIEW_TOKEN
+from edge.fleet.joining import FAR, Web, default_source, own_addresses, told, web_of
+from tests.fixtures.examples import NODE_TOKEN, OPEN, OPEN_WEB, PIN, SECURE, SECURE_WEB, VIEW_TOKEN
 
 NETWORK = ("unshare", "--net", "--uts", "sh", "-ec")
 LO = "ip link set lo up"
@@ -181,3 +181,40 @@ def test_four_addresses_are_told_and_how_many_more_there_are(count: int, said: s
     assert last == (
         f"This machine's other addresses: {said}" if said else "Open to whoever reaches it. To close it: server.pyz --secure"
     )
+
+
+# ---- What is told of HTTP ----
+
+
+def test_what_is_told_of_http_in_plain_lines() -> None:
+    fetch, look = "To get node.pyz on a box: curl -O http://10.0.0.5:8080/node.pyz", "In a browser: http://10.0.0.5:8080/"
+    assert told(OPEN_WEB) == [fetch, f"On each box: {COMMAND}", CLOSE, look, OTHERS]
+    proof = f"-k --pinnedpubkey 'sha256//{PIN}'"
+    fetch = f"To get node.pyz on a box (its password is the view token): curl {proof} -u view -O https://10.0.0.5:8080/node.pyz"
+    look = "In a browser (any user name, the view token as password): https://10.0.0.5:8080/"
+    lines = told(SECURE_WEB)
+    assert (lines[0], lines[-2]) == (fetch, look)
+    assert told(SECURE_WEB, with_tokens=False)[1:] == [look]
+    assert "curl --cacert FILE -u view -O https://10.0.0.5:8080/node.pyz" in told(SECURE_WEB._replace(needs_ca=True))[0]
+    assert not [line for line in told(OPEN_WEB._replace(web=Web("http://127.0.0.1:80/", has_agent=False))) if "curl" in line]
+
+
+@pytest.mark.parametrize(
+    ("bound", "page", "has_agent"),
+    [
+        (Endpoint("127.0.0.1", 8080), "http://127.0.0.1:8080/", False),
+        (Endpoint("::1", 8080), "http://[::1]:8080/", False),
+        (Endpoint("localhost", 8080), "http://localhost:8080/", False),
+        (Endpoint("10.0.0.5", 50051), "http://10.0.0.5:50051/", True),
+        (Endpoint("fe80::1%eth0", 80), "http://[fe80::1%25eth0]:80/", True),
+        (Endpoint("gpu-07", 80), "http://gpu-07:80/", True),
+    ],
+)
+def test_only_what_others_reach_is_told_to_them(bound: Endpoint, page: str, has_agent: bool) -> None:
+    assert web_of(bound, True) == Web(page, has_agent)
+    assert not web_of(bound, False).has_agent
+
+
+def test_of_all_addresses_the_likeliest_is_told_and_of_a_certificate_its_name() -> None:
+    assert web_of(Endpoint("0.0.0.0", 80), True, True, "fleet.example", "pin") == Web("https://fleet.example:80/", True, "pin")
+    assert not web_of(Endpoint("0.0.0.0", 80), True).page.startswith("http://0.0.0.0")

@@ -25,7 +25,17 @@ from edge.hardware.screen import Link
 from edge.hardware.screen import View as NodeView
 from edge.hardware.screen import render as render_node
 from server import Registry
-from tests.fixtures.examples import OPEN, SECURE, WALL, example_registry, example_row, example_view, shared_registry
+from tests.fixtures.examples import (
+    OPEN,
+    OPEN_WEB,
+    SECURE,
+    SECURE_WEB,
+    WALL,
+    example_registry,
+    example_row,
+    example_view,
+    shared_registry,
+)
 from tests.fixtures.past import Course, now_of
 from tests.fixtures.processes import ROOT, Program, Terminal, eventually
 from tests.fixtures.screens import Screen, exact, frame_of
@@ -367,9 +377,10 @@ def golden_frames() -> dict[str, str]:
             frames[f"server-{name}-{width}x{height}.txt"] = screen.press(*keys).text()
         for name, keys in SHARED.items():
             frames[f"server-{name}-{width}x{height}.txt"] = Screen(shared_registry(), width, height).press(*keys).text()
-        for joining, name in ((OPEN, "open"), (SECURE, "secure")):
+        for joining, name in ((OPEN, "open"), (SECURE, "secure"), (OPEN_WEB, "open-web")):
             frames[f"server-empty-{name}-{width}x{height}.txt"] = Screen(example_registry(0), width, height, joining).text()
         frames[f"server-join-secure-{width}x{height}.txt"] = Screen(example_registry(), width, height, SECURE).press("j").text()
+        frames[f"server-join-web-{width}x{height}.txt"] = Screen(example_registry(), width, height, SECURE_WEB).press("j").text()
         frames[f"server-several-{width}x{height}.txt"] = Screen(several_servers(), width, height).text()
         for seed, name in ((1, "8-gpus"), (2, "1-gpu"), (8, "host")):
             frames[f"node-{name}-{width}x{height}.txt"] = plain(render_node(node_view(seed), width, height, WALL, 0))
