@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pathlib
 import signal
 import time
 from collections.abc import Iterator
@@ -11,10 +12,12 @@ import pytest
 
 import node_pb2 as pb
 from bench.processes import free_port
+from edge.credentials import Role
+from edge.fleet.guard import Guard
 from tests.fixtures.browser import Browser
 from tests.fixtures.examples import example_row
 from tests.fixtures.processes import Program, eventually
-from tests.fixtures.sessions import Serving, Stream
+from tests.fixtures.sessions import Serving, Stream, opened
 
 HOSTILE = "<img src=x onerror=document.title='owned'> \N{PILE OF POO} </script>"  # as long as a node's name may be, or nearly
 PHONE, DESK = (390, 844), (1280, 800)
@@ -296,7 +299,36 @@ def test_of_ten_thousand_nodes_only_those_in_sight_are_there(page: Page) -> None
         serving.network.stop()
 
 
-# ---- A server that is silent, or gone ----
+def test_what_is_put_into_the_page_does_not_run(page: Page, fleet: Fleet) -> None:
+    page.open(fleet.http)
+    page.shows("#table", "Box-10")
+    page.browser.run("""
+        const script = document.createElement("script"), image = document.createElement("div");
+        script.textContent = "document.title = 'owned'";
+        image.innerHTML = `<img src=/healthz onerror="document.title = 'owned'"><p style="color: red">`;
+        document.body.append(script, image);
+    """)
+    blocked = eventually(lambda: page.browser.log("browser"))
+    assert all("Content Security Policy" in entry["message"] for entry in blocked)
+    assert page.browser.run("return document.title") == "Edge fleet"
+
+
+def test_a_secure_server_is_looked_at_by_its_view_token(page: Page, tmp_path: pathlib.Path) -> None:
+    guard = Guard(tmp_path)
+    serving, token = Serving(http=True, guard=guard), guard.tokens.offered(Role.VIEW)
+    try:
+        opened(serving.registry, "Box-1")
+        page.open(serving.http.replace("https://", f"https://me:{token.text}@"))
+        page.shows("#table", "Box-1")
+        page.shows("#server", "secure")
+        (issued,) = (issued for issued in guard.tokens.issued() if issued.role is Role.VIEW)
+        guard.tokens.revoke(issued.id)  # its stream ends, and the browser asks for another one
+        page.shows("#stale", "or wants another view token", "what is shown is old")
+    finally:
+        serving.network.stop()
+
+
+# ---- A server that is silent, or gone, and a clock that stood still ----
 
 
 def serve(port: int, http: int) -> Program:
@@ -342,6 +374,16 @@ def test_what_is_old_is_grey_and_a_restart_is_a_clean_beginning(page: Page) -> N
     finally:
         for program in programs:
             program.kill()
+
+
+def test_ages_are_right_again_after_a_sleep(page: Page, fleet: Fleet) -> None:
+    page.open(fleet.http)
+    page.shows("#states", "● 3 online")
+    opened_at = page.browser.run("return stream.openedAt")
+    page.browser.run("const now = Date.now; Date.now = () => now() + 3600_000")  # as if the clock that ages are told by had slept
+    eventually(lambda: page.browser.run("return stream.openedAt") > opened_at + 3600_000)  # it asks anew, and at once
+    page.shows("#states", "● 3 online")
+    assert all(seconds_of(row[-2]) < 600 for row in page.rows().values())
 
 
 def seconds_of(age: str) -> int:
