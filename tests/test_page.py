@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import pathlib
 import signal
 import time
@@ -13,13 +15,18 @@ import pytest
 import node_pb2 as pb
 from bench.processes import free_port
 from edge.credentials import Role
+from edge.fleet.columns import natural
 from edge.fleet.guard import Guard
+from edge.fleet.row import Row, Session, hanging_seconds, reason_of, state_of
+from edge.protocol import hangs_after_seconds, late_after_seconds, lost_after_seconds
+from edge.text import MISSING, show_bytes, show_energy, show_percent, show_seconds, show_watts
 from tests.fixtures.browser import Browser
 from tests.fixtures.examples import example_row
 from tests.fixtures.processes import Program, eventually
 from tests.fixtures.sessions import Serving, Stream, opened
 
 HOSTILE = "<img src=x onerror=document.title='owned'> \N{PILE OF POO} </script>"  # as long as a node's name may be, or nearly
+SESSION = Session(pb.HeartbeatRequest(), "", None)
 PHONE, DESK = (390, 844), (1280, 800)
 SHOWN = """
 const rows = [...document.querySelectorAll("#table .row")].filter(row => !row.hidden && row.offsetParent);
@@ -274,6 +281,8 @@ def test_an_empty_fleet_says_how_a_box_joins(page: Page) -> None:
     try:
         page.open(serving.http)
         page.shows("#empty", "No node reports here yet", "python3 node.pyz --server ")
+        page.browser.run("fleet.server.has_agent = true; changed()")  # as where node.pyz lies beside server.pyz
+        page.shows("#empty", f"curl -O {serving.http}/node.pyz")
         stream = Stream(serving.address, "first")
         page.shows("#table", "first", "ONLINE")
         stream.close()
@@ -297,6 +306,86 @@ def test_of_ten_thousand_nodes_only_those_in_sight_are_there(page: Page) -> None
         assert page.browser.run("return document.querySelectorAll('*').length") < 2000
     finally:
         serving.network.stop()
+
+
+def test_states_and_ages_are_the_servers_own(page: Page, fleet: Fleet) -> None:
+    now, rows = 1000.0, []
+    ages, lags, awaited, known = (0.0, 2.9, 3.1, 9.9, 10.1), (0.0, 40.0), (0.0, 1005.0), (math.inf, 995.0)
+    both = (False, True), (None, SESSION)
+    for age, lag, awaited_until, known_until, left, session in itertools.product(ages, lags, awaited, known, *both):
+        times = {
+            "heartbeat_at": now - age,
+            "sample_at": now - age - lag,
+            "awaited_until": awaited_until,
+            "known_until": known_until,
+        }
+        rows.append(Row("box", "", session, 1.0, left=left, reason="why", **times))  # type: ignore[arg-type]
+    page.open(fleet.http)
+    script = """
+        return arguments[0].map((row) => {
+            fleet.knownUntil = row.knownUntil ?? Infinity;
+            row.state = stateOf(row, 1e6);
+            return [row.state, hangingFor(row, 1e6), reasonOf(row, 1e6)];
+        });
+    """
+    for row, (state, hanging, reason) in zip(rows, page.browser.run(script, list(map(in_the_page, rows))), strict=True):
+        wanted, seconds = state_of(row, now), hanging_seconds(row, now)
+        assert state == wanted.value
+        assert hanging == (None if seconds is None else pytest.approx(1000 * seconds))
+        assert reason.replace("the server has", "its server has") == reason_of(row, wanted, now)
+
+
+def in_the_page(row: Row) -> dict[str, Any]:
+    """What it makes of a row that it is told."""
+    assert row.sample_at
+    return {
+        "left": row.left,
+        "has_session": row.session is not None,
+        "reason": row.reason,
+        "heartbeatAt": 1000 * row.heartbeat_at,
+        "sampleAt": 1000 * row.sample_at,
+        "awaitedUntil": 1000 * row.awaited_until,
+        "knownUntil": None if math.isinf(row.known_until) else 1000 * row.known_until,
+        "late_after_milliseconds": 1000 * late_after_seconds(row.interval_seconds),
+        "lost_after_milliseconds": 1000 * lost_after_seconds(row.interval_seconds),
+        "hangs_after_milliseconds": 1000 * hangs_after_seconds(row.interval_seconds),
+    }
+
+
+def test_values_are_written_as_on_the_screen(page: Page, fleet: Fleet) -> None:
+    page.open(fleet.http)
+    numbers = [
+        0,
+        1,
+        9,
+        59,
+        60,
+        99.4,
+        99.94,
+        99.96,
+        100,
+        999,
+        999.4,
+        999.6,
+        1023,
+        3599,
+        3600,
+        65_000,
+        86_399,
+        86_400,
+        1e6,
+        123456789,
+        2e12,
+        3e17,
+    ]
+    script = (
+        "return arguments[0].map(n => [showBytes(n), showWatts(n), showEnergy(n), showSeconds(1000 * n), showPercent(n / 1000)])"
+    )
+    wanted = [[show_bytes(n), show_watts(n), show_energy(n), show_seconds(n), show_percent(n / 1000)] for n in numbers]
+    assert page.browser.run(script, numbers) == wanted
+    assert page.browser.run("return [showBytes(null), showWatts(null), showPercent(null), showCelsius(null)]") == [MISSING] * 4
+    names = ["Node-10", "Node-9", "node-1", "Node-009", "a2b10", "a2b9", "", "7"]
+    assert page.browser.run("return arguments[0].map(natural)", names) == [natural(name) for name in names]
 
 
 def test_what_is_put_into_the_page_does_not_run(page: Page, fleet: Fleet) -> None:
