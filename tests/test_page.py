@@ -103,12 +103,6 @@ def gpu(utilization: int | None, memory_gib: int, celsius: int, watts: int) -> p
     )
 
 
-def send_sample(stream: Stream, *devices: pb.DeviceSample) -> None:
-    """What a box with these devices sends each second."""
-    host = pb.HostSample(cpu_percent=7, load_1m=0.5, uptime_seconds=90_000)
-    stream.send(sample=pb.Sample(sequence=int(time.monotonic() * 1000), host=host, devices=devices))
-
-
 class Fleet:
     """A server, and three boxes: one with GPUs, one that reports as good as nothing, one that means harm."""
 
@@ -118,31 +112,34 @@ class Fleet:
         device = {"name": "NVIDIA H200", "memory_total_bytes": 140 * 2**30, "power_limit_milliwatts": 700_000}
         devices = [pb.DeviceInfo(index=index, slowdown_temperature_celsius=87, **device) for index in range(2)]  # type: ignore[arg-type]
         info = pb.NodeInfo(instance_id="a", hostname="edge-01", agent_version="0.0.9", devices=devices, labels={"rack": "a3"})
-        full = Stream(self.serving.address, "Box-9", info=info)
-        send_sample(full, gpu(50, 70, 61, 350), gpu(91, 105, 80, 650))
+        self.full = self.open("Box-9", info)
+        self.send_devices(self.full, gpu(50, 70, 61, 350), gpu(91, 105, 80, 650))
         process = pb.Process(device_index=0, pid=4711, user="ada", name="train", memory_used_bytes=2**30)
-        full.send(processes=pb.ProcessList(processes=[process]))
-        bare = Stream(self.serving.address, "Box-10", "b")
+        self.send(self.full, processes=pb.ProcessList(processes=[process]))
+        self.open("Box-10", pb.NodeInfo(instance_id="b", hostname="host-b"))
         hostile = pb.NodeInfo(
             instance_id="c", hostname="<b>bold</b>\N{RIGHT-TO-LEFT OVERRIDE}evil", last_error="<script>alert(1)</script>",
             labels={"x": "<i>"}, devices=[pb.DeviceInfo(index=0, name="<u>GPU</u>")],
         )  # fmt: skip
-        harmful = Stream(self.serving.address, HOSTILE, info=hostile)
-        send_sample(harmful, pb.DeviceSample(error="<img src=x onerror=alert(2)>"))
-        self.streams = [full, bare, harmful]
-        eventually(lambda: len(self.serving.rows()) == 3)
+        self.send_devices(self.open(HOSTILE, hostile), pb.DeviceSample(error="<img src=x onerror=alert(2)>"))
 
-    def close(self) -> None:
-        for stream in self.streams:
-            stream.close()
-        self.serving.network.stop()
+    def open(self, node_id: str, info: pb.NodeInfo) -> Session:
+        return self.serving.registry.open(pb.HeartbeatRequest(node_id=node_id, info=info), "127.0.0.1", lambda _end: None)
+
+    def send(self, session: Session, **fields: Any) -> None:
+        self.serving.registry.heartbeat(session, pb.HeartbeatRequest(**fields))
+
+    def send_devices(self, session: Session, *devices: pb.DeviceSample) -> None:
+        """What a box with these sends each second."""
+        host = pb.HostSample(cpu_percent=7, load_1m=0.5, uptime_seconds=90_000)
+        self.send(session, sample=pb.Sample(sequence=time.monotonic_ns(), host=host, devices=devices))
 
 
 @pytest.fixture(scope="module")
 def fleet() -> Iterator[Fleet]:
     fleet = Fleet()
     yield fleet
-    fleet.close()
+    fleet.serving.network.stop()
 
 
 def test_shows_what_nodes_report(page: Page, fleet: Fleet) -> None:
@@ -204,9 +201,9 @@ def test_opens_a_node_by_the_keyboard_alone(page: Page, fleet: Fleet) -> None:
     assert "Box-9" in text and "rack=a3" in text and "load 0.50" in text and "node.py 0.0.9" in text and "127.0.0.1" in text
     assert "4711\tada\t1.0 GiB\t1%\ttrain" in text
     assert page.browser.run("return location.hash") == "#node=Box-9"
-    send_sample(fleet.streams[0], gpu(None, 70, 87, 350), gpu(91, 105, 80, 650))
+    fleet.send_devices(fleet.full, gpu(None, 70, 87, 350), gpu(91, 105, 80, 650))
     page.shows("#node", "87°C! of 87°C", "utilization\n—")  # it goes on
-    send_sample(fleet.streams[0], gpu(50, 70, 61, 350), gpu(91, 105, 80, 650))
+    fleet.send_devices(fleet.full, gpu(50, 70, 61, 350), gpu(91, 105, 80, 650))
     page.browser.press("Esc")
     page.shows("#table", "Box-10")
     assert page.focus().startswith("table")
