@@ -549,7 +549,7 @@ class Network:
             guard=self._guard,
             agent=agent,
             is_ready=lambda: not self._stop.is_set(),
-            names=[endpoint.host, name],
+            names=[endpoint.host],
             complain=self._registry.complain,
         )
         self.listener = Listener(site)

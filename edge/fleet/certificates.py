@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import ssl
 
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
-    from cryptography.x509 import Certificate
+    from cryptography.x509 import Certificate, GeneralName
 
 KEY_FILE, TOKENS_FILE = "server-key.pem", "tokens.json"
 ANEW = "new ones are made at the next start, and each node needs a new token"
@@ -243,6 +243,7 @@ class Loaded(NamedTuple):
     ends: float
     open_to_all: str  # the key's file, where everyone on this machine can read it
     name: str  # that nodes find in the certificate, and can be told to go to; empty: it has none
+    names: Sequence[str]  # all that it is for, wildcards among them
 
     def configuration(self) -> grpc.ServerCertificateConfiguration:
         """As gRPC takes it."""
@@ -274,6 +275,11 @@ class UserFiles:
     def name(self) -> str:
         """What nodes must call this server, by the certificate of now; empty where it names nothing that they can."""
         return self._loaded.name
+
+    @property
+    def names(self) -> Sequence[str]:
+        """All DNS names that the certificate of now is for."""
+        return self._loaded.names
 
     def refresh(self) -> list[Told]:
         """Read the files again once they have changed, and are at rest: several are not replaced at once.
@@ -428,6 +434,7 @@ def load(certificate: pathlib.Path, key: pathlib.Path, client_ca: pathlib.Path |
         chain[0].not_valid_after_utc.timestamp(),
         str(key) if is_open_to_all(key) else "",
         first_name(chain[0]),
+        dns_names(chain[0]),
     )
 
 
@@ -438,22 +445,35 @@ def is_open_to_all(path: pathlib.Path) -> bool:
     return False
 
 
+def alternative_names(certificate: Certificate) -> Sequence[GeneralName]:
+    """What a certificate is for; nothing where that can't be read."""
+    from cryptography import x509
+
+    try:
+        return list(certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
+    except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension, x509.UnsupportedGeneralNameType):
+        return ()
+
+
 def first_name(certificate: Certificate) -> str:
     """The first name or address that a certificate is for, one of this machine alone last; empty where it has none that a command
     can name: a wildcard is no name."""
     from cryptography import x509
 
-    try:
-        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension, x509.UnsupportedGeneralNameType):
-        return ""
     found: dict[str, bool] = {}
-    for one in names:
+    for one in alternative_names(certificate):
         if isinstance(one, x509.IPAddress) and isinstance(one.value, (ipaddress.IPv4Address, ipaddress.IPv6Address)):
             found[str(one.value)] = one.value.is_loopback
         elif isinstance(one, x509.DNSName) and re.fullmatch(r"[\w.-]+", one.value, re.ASCII):
             found[one.value] = one.value == "localhost"
     return min(found, key=lambda name: found[name], default="")
+
+
+def dns_names(certificate: Certificate) -> Sequence[str]:
+    """All that a certificate is for, in lower case, wildcards among them."""
+    from cryptography import x509
+
+    return [one.value.lower() for one in alternative_names(certificate) if isinstance(one, x509.DNSName)]
 
 
 def public_part(holder: Any) -> bytes:

@@ -107,6 +107,11 @@ class Guard:
         return self._files.name if self._files else ""
 
     @property
+    def names(self) -> Sequence[str]:
+        """All that the user's certificate is for, wildcards among them."""
+        return self._files.names if self._files else ()
+
+    @property
     def pin(self) -> str:
         """Of the server's own key, as curl's --pinnedpubkey has it."""
         return self._key.pin

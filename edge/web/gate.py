@@ -88,6 +88,8 @@ class Gate:
         """Instead of an answer; None where there is to be one. Then the request's state has the `token_id` that let it in."""
         method, path = scope["method"], scope["path"]
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        if self._site.guard and scope["scheme"] != "https":  # whatever it shows, others have read it as well
+            return sentence(400, "this server speaks TLS: write https:// before its address", CLOSING)
         if scope["http_version"] not in ("1.0", "1.1"):
             return sentence(505, "this server speaks HTTP/1.1 and 1.0", CLOSING)
         if method not in ("GET", "HEAD"):
@@ -114,7 +116,10 @@ class Gate:
         """Of a page elsewhere whose name leads here (DNS rebinding), the browser tells that name: it must be one of ours."""
         match = re.fullmatch(r"(\[[^\[\]]+\]|[^:\[\]]*)(:\d*)?", asked)
         name = match[1].lower().rstrip(".") if match else ""
-        if is_address(name) or name in self._names or name == "localhost" or name.endswith(".localhost"):
+        certified = self._site.guard.names if self._site.guard else ()
+        if is_address(name) or name == "localhost" or name.endswith(".localhost") or name in {*self._names, *certified}:
+            return None
+        if f"*.{name.partition('.')[2]}" in certified:
             return None
         known = visible(name, 63) if re.fullmatch(r"[\w.-]+", name, re.ASCII) else "NAME"
         self._log(scope, f"HTTP asked for as {visible(asked, 63)}, which this server is not known as")

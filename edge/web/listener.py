@@ -65,8 +65,8 @@ class Connection(H11Protocol):
 
     @property
     def is_idle(self) -> bool:
-        """Whether it waits for a request."""
-        return self.cycle is None or self.cycle.response_complete
+        """Whether it waits for a request; or has been given up."""
+        return self.cycle is None or self.cycle.response_complete or self.transport.is_closing()
 
     @property
     def token_id(self) -> str:
@@ -115,10 +115,6 @@ class Connection(H11Protocol):
         if not self.transport.is_closing():
             self.loop.call_soon(self._read)
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
-        self.cycle = None  # type: ignore[assignment]  # it knows this connection: a circle, which would wait for a garbage collection
-
     def pause_writing(self) -> None:
         self._stuck_since = time.monotonic()
         super().pause_writing()
@@ -129,7 +125,10 @@ class Connection(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         del msg
-        if getattr(sys.exc_info()[1], "error_status_hint", 400) == 431:
+        error = sys.exc_info()[1]
+        if error:
+            error.__traceback__ = None  # its frames hold it, and this connection
+        if getattr(error, "error_status_hint", 400) == 431:
             self._refuse(431, f"the request has more than {MAX_REQUEST_BYTES // 1024} KiB of headers: send fewer, or shorter ones")
         else:
             self._refuse(400, "this is no request of HTTP/1.1: is it meant for this port, or for https?")
@@ -202,6 +201,7 @@ class Listener:
                 await asyncio.sleep(LOST_SECONDS)
                 continue
             self._take(client, str(address[0]).removeprefix("::ffff:"))
+            await asyncio.sleep(0)  # where more wait, asyncio would take them all before it looks for anything else
 
     def _take(self, client: socket.socket, address: str) -> None:
         connection = Connection(self._config, self._state, address)
@@ -209,23 +209,29 @@ class Listener:
             client.close()
             return
         self.connections.add(connection)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # one that is gone without a word would keep its place for a quarter of an hour
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * STUCK_SECONDS))
         connection.opening = asyncio.create_task(self._open(connection, client))
         connection.opening.add_done_callback(lambda _: self._opened(connection, client))
 
     async def _open(self, connection: Connection, client: socket.socket) -> None:
         settings: dict[str, Any] = {}
-        if self._guard:
-            settings = {"ssl": self._guard.tls_context(), "ssl_handshake_timeout": FIRST_REQUEST_SECONDS}
-        with contextlib.suppress(OSError):  # a handshake that failed is one, too
+        try:
+            if self._guard and not await speaks_plainly(client):  # else the gate says what to do
+                settings = {"ssl": self._guard.tls_context(), "ssl_handshake_timeout": FIRST_REQUEST_SECONDS}
             await asyncio.get_running_loop().connect_accepted_socket(lambda: connection, client, **settings)
+        except OSError as error:  # a handshake that failed is one, too
+            error.__traceback__ = None  # its frames hold 300 KB of TLS, and are held by it
 
     def _opened(self, connection: Connection, client: socket.socket) -> None:
+        connection.opening = None
         if not connection.transport:
             self.connections.discard(connection)
             client.close()
 
     def _has_place(self, network: str) -> bool:
-        """Whether one more may come from there: where there is no place, who has been idle longest makes one."""
+        """Whether one more may come from there: where there is no place, one that is idle makes it, of the network that has most
+        the one that has been idle longest."""
         counts = collections.Counter(connection.network for connection in self.connections)
         most = CONNECTIONS_OF_THIS_MACHINE if is_loopback(network) else CONNECTIONS_OF_ONE
         if counts[network] < most and len(self.connections) < HTTP_CONNECTIONS:
@@ -233,7 +239,7 @@ class Listener:
         rivals = [one for one in self.connections if one.is_idle and (counts[network] < most or one.network == network)]
         if not rivals:
             return False
-        longest = min(rivals, key=lambda one: one.idle_since)
+        longest = min(rivals, key=lambda one: (-counts[one.network], one.idle_since))
         self.connections.discard(longest)
         longest.end()
         return True
@@ -247,6 +253,17 @@ class Listener:
                 token_id = connection.token_id
                 if connection.is_over(now) or (self._guard and token_id and self._guard.tokens.why_over(token_id)):
                     connection.end()
+
+
+async def speaks_plainly(client: socket.socket) -> bool:
+    """Whether a client begins as HTTP does: with a letter, where TLS begins with another byte. Raises OSError."""
+    loop, came = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(client, came.set)
+    try:
+        await came.wait()
+    finally:
+        loop.remove_reader(client)
+    return client.recv(1, socket.MSG_PEEK).isalpha()
 
 
 def is_loopback(address: str) -> bool:

@@ -3,49 +3,42 @@
 from __future__ import annotations
 
 import asyncio
-import collections
 import time
 import weakref
 from collections.abc import AsyncIterator, Iterable
 from typing import TypeVar
 
 SLICE_SECONDS = 0.004
+REST_SECONDS = 0.001  # between two, of the whole thread: where there is but one core, gRPC's own brings what has come only then
+IDLE_SECONDS = 0.0025  # that such a rest takes where the loop has nothing else to do: it waits by whole milliseconds
+PATIENCE_SECONDS = 0.02  # that a slice is put off at most: where the loop is never idle, this work ends, too
 T = TypeVar("T")
 
-
-class Turns:
-    """One slice in each round of a loop, however many are at work: what else there is to do comes in between."""
-
-    def __init__(self) -> None:
-        self._waiting: collections.deque[asyncio.Future[None]] = collections.deque()
-
-    async def take(self) -> None:
-        """Wait for the next turn."""
-        loop = asyncio.get_running_loop()
-        turn = loop.create_future()
-        if not self._waiting:
-            loop.call_soon(self._next)
-        self._waiting.append(turn)
-        await turn
-
-    def _next(self) -> None:
-        turn = self._waiting.popleft()
-        if not turn.done():  # else who waited for it is gone
-            turn.set_result(None)
-        if self._waiting:
-            asyncio.get_running_loop().call_soon(self._next)
-
-
-TURNS: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Turns] = weakref.WeakKeyDictionary()
+# One slice at a time in each loop, however many are at work.
+TURNS: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = weakref.WeakKeyDictionary()
 
 
 async def sliced(items: Iterable[T], seconds: float = SLICE_SECONDS) -> AsyncIterator[T]:
-    """The same items. Whenever these, and what is done with them, have taken so long, heartbeats come first."""
-    turns = TURNS.setdefault(asyncio.get_running_loop(), Turns())
-    await turns.take()
+    """The same items. Whenever these, and what is done with them, have taken so long, heartbeats come first: all that have come
+    meanwhile."""
+    turn = TURNS.setdefault(asyncio.get_running_loop(), asyncio.Lock())
+    async with turn:
+        await asyncio.sleep(0)
     end = time.perf_counter() + seconds
     for item in items:
         yield item
         if time.perf_counter() >= end:
-            await turns.take()
+            async with turn:
+                await rest()
             end = time.perf_counter() + seconds
+
+
+async def rest() -> None:
+    """Until the loop has nothing else to do: then a rest is as long as it should be."""
+    now = time.perf_counter()
+    give_up_at, took = now + PATIENCE_SECONDS, IDLE_SECONDS
+    while took >= IDLE_SECONDS and now < give_up_at:
+        began = now
+        await asyncio.sleep(REST_SECONDS)
+        now = time.perf_counter()
+        took = now - began

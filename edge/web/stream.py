@@ -141,7 +141,7 @@ def pieces_of(update: pb.WatchUpdate, site: Site) -> Iterator[str]:
     made_at = update.clock_milliseconds / 1000
     if update.rows:
         known = ((message.number, site.feed.row(message.number)) for message in update.rows)
-        rows = (dumped(row_json(number, row, made_at)) for number, row in known if row)  # else it is gone since
+        rows = (dumped(node_json(number, row, made_at)) for number, row in known if row)  # else it is gone since
         yield from joined(',"rows":[', rows, "]")
     if update.HasField("beats"):
         yield from joined(',"beats":{', columns_of(update.beats, site.feed), "}")
@@ -156,7 +156,7 @@ def joined(start: str, parts: Iterable[str], end: str) -> Iterator[str]:
     yield end if start == "," else start + end
 
 
-def row_json(number: int, row: Row, made_at: float) -> dict[str, Any]:
+def node_json(number: int, row: Row, made_at: float) -> dict[str, Any]:
     """A node, whole. Its ages are as of `made_at`, by the clock of its times; what is newer is as old as that."""
     info, vitals, trip = row.info, row.vitals, row.round_trip_seconds
     return {

@@ -15,6 +15,7 @@ from starlette.types import Message, Receive, Scope, Send
 from edge.credentials import Role
 from edge.fleet.guard import Guard
 from edge.web.gate import MAX_UNDER_WAY, MAX_UNDER_WAY_OF_ONE, PIECE_BYTES, Answer, Gate, is_address
+from tests.fixtures.pki import Authority
 from tests.fixtures.processes import eventually
 from tests.fixtures.sessions import Serving
 from tests.fixtures.web import ask, basic, said, site_of
@@ -124,6 +125,13 @@ def test_names_that_it_is_given_are_its_own() -> None:
     assert asyncio.run(status_of(gate, host="another.example")) == 421
 
 
+def test_the_names_of_its_certificate_are_its_own(tmp_path: pathlib.Path) -> None:
+    files = Authority().write(tmp_path, "first.example", "Second.example", "*.many.example")
+    gate = Gate(PlainTextResponse("yes"), site_of(guard=Guard(tmp_path / "state", *files)))
+    for host, status in (("second.example", 401), ("a.many.example:8080", 401), ("many.example", 421), ("a.b.many.example", 421)):
+        assert asyncio.run(status_of(gate, host=host, scheme="https")) == status
+
+
 def test_http_1_0_needs_no_host(serving: Serving) -> None:
     assert said(serving.http, b"GET /healthz HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.1 200 ")
     assert said(serving.http, b"GET /healthz HTTP/1.1\r\n\r\n").startswith(b"HTTP/1.1 400 ")
@@ -189,10 +197,12 @@ def test_a_view_token_lets_look_and_nothing_else_does(secure: Serving, tmp_path:
 # ---- How much at once ----
 
 
-def request(path: str = "/", host: str = "localhost", address: str = "10.0.0.7", method: str = "GET") -> dict[str, Any]:
+def request(
+    path: str = "/", host: str = "localhost", address: str = "10.0.0.7", method: str = "GET", scheme: str = "http"
+) -> dict[str, Any]:
     """What uvicorn makes of one."""
     return {
-        "type": "http", "http_version": "1.1", "method": method, "path": path, "query_string": b"",
+        "type": "http", "scheme": scheme, "http_version": "1.1", "method": method, "path": path, "query_string": b"",
         "headers": [(b"host", host.encode())], "state": {"address": address}, "server": ("127.0.0.1", 8080),
     }  # fmt: skip
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import pathlib
 import shutil
@@ -188,16 +189,61 @@ def test_who_has_been_idle_longest_makes_a_place_and_who_is_answered_keeps_it(
 def test_connections_are_bounded_in_all(serve: Callable[..., Serving]) -> None:
     serving = serve()
     port = int(serving.http.rpartition(":")[2])
+    small = connected(serving.http)
     many = [socket.create_connection(("127.0.0.1", port), 10, (f"127.0.0.{number % 4 + 2}", 0)) for number in range(300)]
     assert ask(serving.http, "/healthz").status == 200
+    small.sendall(HEALTH)  # the oldest of all, and of a network that has few
+    assert small.recv(9) == b"HTTP/1.1 "
     assert len(connections(serving)) <= HTTP_CONNECTIONS
-    for client in many:
+    for client in (small, *many):
         client.close()
 
 
 def test_what_is_of_this_machine() -> None:
     assert all(map(is_loopback, ("127.0.0.9", "::/64")))
     assert not any(map(is_loopback, ("fe80::/64", "10.0.0.1", "")))
+
+
+def test_many_who_come_at_once_are_taken_one_by_one() -> None:
+    async def play() -> list[int]:
+        listener = Listener(site_of())
+        endpoint = await listener.start(Endpoint("127.0.0.1", 0))
+        clients = [socket.create_connection(endpoint) for _ in range(50)]
+        counts: list[int] = []
+        while len(counts) < 3 or counts[-1] > counts[-2]:
+            for _ in range(3):  # of the loop: heartbeats come between
+                await asyncio.sleep(0)
+            counts.append(len(listener.connections))
+        for client in clients:
+            client.close()
+        await listener.stop()
+        return counts
+
+    counts = asyncio.run(play())
+    assert max(counts) == 50
+    assert max(after - before for before, after in zip([0, *counts], counts, strict=False)) <= 3
+
+
+@pytest.mark.parametrize("is_secure", [False, True])
+def test_a_connection_that_is_over_leaves_no_cycle(serve: Callable[..., Serving], tmp_path: pathlib.Path, is_secure: bool) -> None:
+    """Of what asyncio leaves, no bytes hang on it; else each that comes would cost 300 KB until the garbage collector does."""
+    serving = serve(Guard(tmp_path) if is_secure else None)
+    gc.collect()
+    gc.disable()
+    try:
+        ask(serving.http, "/healthz")
+        for part in (b"", HEALTH, bytes(500), b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(500)):
+            with connected(serving.http) as client:
+                client.sendall(part)
+        eventually(lambda: not connections(serving))
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        gc.collect()
+        kept = {type(one).__name__ for one in gc.garbage}
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+    assert not kept & {"Connection", "SSLProtocol", "SSLObject", "bytearray", "frame", "traceback"}
 
 
 # ---- What no client should send ----
@@ -295,6 +341,20 @@ def test_a_fault_is_one_event_and_a_sentence(serve: Callable[..., Serving], capl
 # ---- The end ----
 
 
+def test_it_says_that_it_goes_away() -> None:
+    async def play() -> bytes:
+        listener = Listener(site_of(is_ready=lambda: False))
+        endpoint = await listener.start(Endpoint("127.0.0.1", 0))
+        reader, writer = await asyncio.open_connection(*endpoint)
+        writer.write(HEALTH.replace(b"healthz", b"readyz"))
+        answer = await reader.readuntil(b"away\n")
+        writer.close()
+        await listener.stop()
+        return answer
+
+    assert asyncio.run(play()).startswith(b"HTTP/1.1 503 ")
+
+
 def test_it_ends_whoever_is_connected(serve: Callable[..., Serving], caplog: pytest.LogCaptureFixture) -> None:
     serving = serve()
     clients = [get(serving.http, path) for path in ("/stream", "/big", "/silent", "/healthz")] + [connected(serving.http)]
@@ -371,7 +431,6 @@ def test_a_handshake_that_breaks_costs_nothing_and_is_no_news(
     tls: Callable[..., Serving], caplog: pytest.LogCaptureFixture
 ) -> None:
     serving = tls(FIRST_REQUEST_SECONDS=0.3, LOOK_SECONDS=0.05)
-    assert not said(serving.http, HEALTH).startswith(b"HTTP/1.1 200")
     said(serving.http, bytes(range(256)) * 10)
     for part in (b"", b"\x16\x03\x01\x02\x00\x01\x00"):
         with connected(serving.http) as client:
@@ -385,6 +444,17 @@ def test_a_handshake_that_breaks_costs_nothing_and_is_no_news(
     assert ask(serving.http, "/healthz").text == "ok\n"
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
     assert not serving.events()
+
+
+def test_who_speaks_no_tls_is_told_so_and_nothing_else(tls: Callable[..., Serving], tmp_path: pathlib.Path) -> None:
+    serving = tls(FIRST_REQUEST_SECONDS=0.3, LOOK_SECONDS=0.05)
+    token = Guard(tmp_path).tokens.offered(Role.VIEW).text
+    for path in ("/healthz", "/", "/api/match"):
+        answer = ask(serving.http.replace("https:", "http:"), path, Authorization=f"Bearer {token}")
+        assert (answer.status, answer.text) == (400, "this server speaks TLS: write https:// before its address\n")
+    with connected(serving.http) as slow:
+        slow.sendall(b"GET")
+        assert is_closed(slow)
 
 
 def test_slow_clients_of_tls_are_bounded_as_well(tls: Callable[..., Serving], tmp_path: pathlib.Path) -> None:
