@@ -17,11 +17,12 @@ from bench.processes import free_port
 from edge.credentials import Role
 from edge.fleet.columns import natural
 from edge.fleet.guard import Guard
+from edge.fleet.lens import count_totals
 from edge.fleet.row import Row, Session, hanging_seconds, reason_of, state_of
 from edge.protocol import hangs_after_seconds, late_after_seconds, lost_after_seconds
 from edge.text import MISSING, show_bytes, show_energy, show_percent, show_seconds, show_watts
 from tests.fixtures.browser import Browser
-from tests.fixtures.examples import example_row
+from tests.fixtures.examples import NOW, example_row
 from tests.fixtures.processes import Program, eventually
 from tests.fixtures.sessions import Serving, Stream, opened
 
@@ -347,6 +348,39 @@ def in_the_page(row: Row) -> dict[str, Any]:
         "lost_after_milliseconds": 1000 * lost_after_seconds(row.interval_seconds),
         "hangs_after_milliseconds": 1000 * hangs_after_seconds(row.interval_seconds),
     }
+
+
+def test_sums_are_the_screens_own(page: Page) -> None:
+    serving = Serving(http=True)
+    rows = [
+        row._replace(heartbeat_at=row.heartbeat_at + 60, sample_at=row.heartbeat_at + 60) for row in map(example_row, range(28))
+    ]
+    shift = serving.registry.clock() - NOW
+    for row in rows:
+        serving.registry.restore(row._replace(heartbeat_at=row.heartbeat_at + shift, sample_at=row.heartbeat_at + shift))
+    try:
+        page.open(serving.http)
+        page.shows("#states", "◌ 1 left", "○ 1 disconnected")
+        told = page.browser.run("return {...derived.totals, hottest: derived.totals.hottest.node_id}")
+    finally:
+        serving.network.stop()
+    wanted = count_totals(rows, NOW)
+    assert wanted.hottest
+    assert (told["gpus"], told["total"], told["hottest"]) == (wanted.gpus, wanted.memory_total_bytes, wanted.hottest.node_id)
+    assert told["used"] == pytest.approx(wanted.memory_used_bytes, rel=1e-3)  # told in mebibytes
+    assert told["milliwatts"] == pytest.approx(wanted.milliwatts, rel=1e-3)
+    assert told["utilization"] == pytest.approx(wanted.utilization, abs=1e-3)
+
+
+def test_a_page_that_nobody_looks_at_rests(page: Page, fleet: Fleet) -> None:
+    page.open(fleet.http)
+    page.shows("#link", "● live")
+    page.browser.run("stream.rest(true)")  # as after a minute in a hidden tab
+    page.shows("#link", "○ ")
+    since = page.browser.run("return fleet.version")
+    page.browser.run("stream.rest(false)")
+    page.shows("#link", "● live")
+    eventually(lambda: page.browser.run("return fleet.version") > since)
 
 
 def test_values_are_written_as_on_the_screen(page: Page, fleet: Fleet) -> None:
