@@ -6,7 +6,7 @@
                                       four more that are lost, hung, failed and hot
     python3 build.py test [ARG ...]   every check and test, from nothing; the arguments go to pytest
     python3 build.py protos           regenerates the gRPC stubs from node.proto; with --check, compares them
-    python3 build.py screenshots      remakes docs/*.svg
+    python3 build.py screenshots      remakes the pictures in docs/
     python3 build.py bench [ARG ...]  runs the benchmarks
 
 It needs Python 3.10 or newer with its venv module, a way to PyPI the first time, and nothing else.
@@ -568,7 +568,7 @@ def protos(check: bool) -> int:
 
 
 def screenshots() -> int:
-    """Remakes docs/*.svg with the programs' own screens."""
+    """Remakes the pictures in docs/ with the programs' own screens, and the page's where there is a Chromium."""
     return subprocess.run([make_environment(), "-m", "tests.pictures"], cwd=ROOT, check=False).returncode
 
 
@@ -774,7 +774,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     commands.add_parser("test", help="run every check and test; the arguments go to pytest")
     command = commands.add_parser("protos", help="regenerate the stubs from node.proto")
     command.add_argument("--check", action="store_true", help="change nothing; fail if they differ")
-    commands.add_parser("screenshots", help="remake docs/*.svg")
+    commands.add_parser("screenshots", help="remake the pictures in docs/")
     commands.add_parser("bench", help="run the benchmarks; the arguments go to python -m bench")
     end = next((place + 1 for place, word in enumerate(argv) if word in ("test", "bench")), len(argv))
     options = parser.parse_args(argv[:end])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+import pathlib
 import signal
 import time
 from collections.abc import Iterator
@@ -11,12 +14,20 @@ import pytest
 
 import node_pb2 as pb
 from bench.processes import free_port
+from edge.credentials import Role
+from edge.fleet.columns import natural
+from edge.fleet.guard import Guard
+from edge.fleet.lens import count_totals
+from edge.fleet.row import Row, Session, hanging_seconds, reason_of, state_of
+from edge.protocol import hangs_after_seconds, late_after_seconds, lost_after_seconds
+from edge.text import MISSING, show_bytes, show_energy, show_percent, show_seconds, show_watts
 from tests.fixtures.browser import Browser
-from tests.fixtures.examples import example_row
+from tests.fixtures.examples import NOW, example_row
 from tests.fixtures.processes import Program, eventually
-from tests.fixtures.sessions import Serving, Stream
+from tests.fixtures.sessions import Serving, Stream, opened
 
 HOSTILE = "<img src=x onerror=document.title='owned'> \N{PILE OF POO} </script>"  # as long as a node's name may be, or nearly
+SESSION = Session(pb.HeartbeatRequest(), "", None)
 PHONE, DESK = (390, 844), (1280, 800)
 SHOWN = """
 const rows = [...document.querySelectorAll("#table .row")].filter(row => !row.hidden && row.offsetParent);
@@ -41,7 +52,7 @@ class Page:
 
     def text(self, selector: str) -> str:
         """As it can be read: nothing of what is hidden."""
-        script = "const element = document.querySelector(arguments[0]); return element.getClientRects().length ? element.innerText : ''"
+        script = "const one = document.querySelector(arguments[0]); return one.getClientRects().length ? one.innerText : ''"
         return str(self.browser.run(script, selector))
 
     def shows(self, selector: str, *words: str, seconds: float = 15) -> str:
@@ -93,12 +104,6 @@ def gpu(utilization: int | None, memory_gib: int, celsius: int, watts: int) -> p
     )
 
 
-def send_sample(stream: Stream, *devices: pb.DeviceSample) -> None:
-    """What a box with these devices sends each second."""
-    host = pb.HostSample(cpu_percent=7, load_1m=0.5, uptime_seconds=90_000)
-    stream.send(sample=pb.Sample(sequence=int(time.monotonic() * 1000), host=host, devices=devices))
-
-
 class Fleet:
     """A server, and three boxes: one with GPUs, one that reports as good as nothing, one that means harm."""
 
@@ -108,31 +113,34 @@ class Fleet:
         device = {"name": "NVIDIA H200", "memory_total_bytes": 140 * 2**30, "power_limit_milliwatts": 700_000}
         devices = [pb.DeviceInfo(index=index, slowdown_temperature_celsius=87, **device) for index in range(2)]  # type: ignore[arg-type]
         info = pb.NodeInfo(instance_id="a", hostname="edge-01", agent_version="0.0.9", devices=devices, labels={"rack": "a3"})
-        full = Stream(self.serving.address, "Box-9", info=info)
-        send_sample(full, gpu(50, 70, 61, 350), gpu(91, 105, 80, 650))
+        self.full = self.open("Box-9", info)
+        self.send_devices(self.full, gpu(50, 70, 61, 350), gpu(91, 105, 80, 650))
         process = pb.Process(device_index=0, pid=4711, user="ada", name="train", memory_used_bytes=2**30)
-        full.send(processes=pb.ProcessList(processes=[process]))
-        bare = Stream(self.serving.address, "Box-10", "b")
+        self.send(self.full, processes=pb.ProcessList(processes=[process]))
+        self.open("Box-10", pb.NodeInfo(instance_id="b", hostname="host-b"))
         hostile = pb.NodeInfo(
             instance_id="c", hostname="<b>bold</b>\N{RIGHT-TO-LEFT OVERRIDE}evil", last_error="<script>alert(1)</script>",
             labels={"x": "<i>"}, devices=[pb.DeviceInfo(index=0, name="<u>GPU</u>")],
         )  # fmt: skip
-        harmful = Stream(self.serving.address, HOSTILE, info=hostile)
-        send_sample(harmful, pb.DeviceSample(error="<img src=x onerror=alert(2)>"))
-        self.streams = [full, bare, harmful]
-        eventually(lambda: len(self.serving.rows()) == 3)
+        self.send_devices(self.open(HOSTILE, hostile), pb.DeviceSample(error="<img src=x onerror=alert(2)>"))
 
-    def close(self) -> None:
-        for stream in self.streams:
-            stream.close()
-        self.serving.network.stop()
+    def open(self, node_id: str, info: pb.NodeInfo) -> Session:
+        return self.serving.registry.open(pb.HeartbeatRequest(node_id=node_id, info=info), "127.0.0.1", lambda _end: None)
+
+    def send(self, session: Session, **fields: Any) -> None:
+        self.serving.registry.heartbeat(session, pb.HeartbeatRequest(**fields))
+
+    def send_devices(self, session: Session, *devices: pb.DeviceSample) -> None:
+        """What a box with these sends each second."""
+        host = pb.HostSample(cpu_percent=7, load_1m=0.5, uptime_seconds=90_000)
+        self.send(session, sample=pb.Sample(sequence=time.monotonic_ns(), host=host, devices=devices))
 
 
 @pytest.fixture(scope="module")
 def fleet() -> Iterator[Fleet]:
     fleet = Fleet()
     yield fleet
-    fleet.close()
+    fleet.serving.network.stop()
 
 
 def test_shows_what_nodes_report(page: Page, fleet: Fleet) -> None:
@@ -194,9 +202,9 @@ def test_opens_a_node_by_the_keyboard_alone(page: Page, fleet: Fleet) -> None:
     assert "Box-9" in text and "rack=a3" in text and "load 0.50" in text and "node.py 0.0.9" in text and "127.0.0.1" in text
     assert "4711\tada\t1.0 GiB\t1%\ttrain" in text
     assert page.browser.run("return location.hash") == "#node=Box-9"
-    send_sample(fleet.streams[0], gpu(None, 70, 87, 350), gpu(91, 105, 80, 650))
+    fleet.send_devices(fleet.full, gpu(None, 70, 87, 350), gpu(91, 105, 80, 650))
     page.shows("#node", "87°C! of 87°C", "utilization\n—")  # it goes on
-    send_sample(fleet.streams[0], gpu(50, 70, 61, 350), gpu(91, 105, 80, 650))
+    fleet.send_devices(fleet.full, gpu(50, 70, 61, 350), gpu(91, 105, 80, 650))
     page.browser.press("Esc")
     page.shows("#table", "Box-10")
     assert page.focus().startswith("table")
@@ -271,6 +279,8 @@ def test_an_empty_fleet_says_how_a_box_joins(page: Page) -> None:
     try:
         page.open(serving.http)
         page.shows("#empty", "No node reports here yet", "python3 node.pyz --server ")
+        page.browser.run("fleet.server.has_agent = true; changed()")  # as where node.pyz lies beside server.pyz
+        page.shows("#empty", f"curl -O {serving.http}/node.pyz")
         stream = Stream(serving.address, "first")
         page.shows("#table", "first", "ONLINE")
         stream.close()
@@ -296,7 +306,149 @@ def test_of_ten_thousand_nodes_only_those_in_sight_are_there(page: Page) -> None
         serving.network.stop()
 
 
-# ---- A server that is silent, or gone ----
+def test_states_and_ages_are_the_servers_own(page: Page, fleet: Fleet) -> None:
+    now, rows = 1000.0, []
+    ages, lags, awaited, known = (0.0, 2.9, 3.1, 9.9, 10.1), (0.0, 40.0), (0.0, 1005.0), (math.inf, 995.0)
+    both = (False, True), (None, SESSION)
+    for age, lag, awaited_until, known_until, left, session in itertools.product(ages, lags, awaited, known, *both):
+        times = {
+            "heartbeat_at": now - age,
+            "sample_at": now - age - lag,
+            "awaited_until": awaited_until,
+            "known_until": known_until,
+        }
+        rows.append(Row("box", "", session, 1.0, left=left, reason="why", **times))  # type: ignore[arg-type]
+    page.open(fleet.http)
+    script = """
+        return arguments[0].map((row) => {
+            fleet.knownUntil = row.knownUntil ?? Infinity;
+            row.state = stateOf(row, 1e6);
+            return [row.state, hangingFor(row, 1e6), reasonOf(row, 1e6)];
+        });
+    """
+    for row, (state, hanging, reason) in zip(rows, page.browser.run(script, list(map(in_the_page, rows))), strict=True):
+        wanted, seconds = state_of(row, now), hanging_seconds(row, now)
+        assert state == wanted.value
+        assert hanging == (None if seconds is None else pytest.approx(1000 * seconds))
+        assert reason.replace("the server has", "its server has") == reason_of(row, wanted, now)
+
+
+def in_the_page(row: Row) -> dict[str, Any]:
+    """What it makes of a row that it is told."""
+    assert row.sample_at
+    return {
+        "left": row.left,
+        "has_session": row.session is not None,
+        "reason": row.reason,
+        "heartbeatAt": 1000 * row.heartbeat_at,
+        "sampleAt": 1000 * row.sample_at,
+        "awaitedUntil": 1000 * row.awaited_until,
+        "knownUntil": None if math.isinf(row.known_until) else 1000 * row.known_until,
+        "late_after_milliseconds": 1000 * late_after_seconds(row.interval_seconds),
+        "lost_after_milliseconds": 1000 * lost_after_seconds(row.interval_seconds),
+        "hangs_after_milliseconds": 1000 * hangs_after_seconds(row.interval_seconds),
+    }
+
+
+def test_sums_are_the_screens_own(page: Page) -> None:
+    serving = Serving(http=True)
+    rows = [
+        row._replace(heartbeat_at=row.heartbeat_at + 60, sample_at=row.heartbeat_at + 60) for row in map(example_row, range(28))
+    ]
+    shift = serving.registry.clock() - NOW
+    for row in rows:
+        serving.registry.restore(row._replace(heartbeat_at=row.heartbeat_at + shift, sample_at=row.heartbeat_at + shift))
+    try:
+        page.open(serving.http)
+        page.shows("#states", "◌ 1 left", "○ 1 disconnected")
+        told = page.browser.run("return {...derived.totals, hottest: derived.totals.hottest.node_id}")
+    finally:
+        serving.network.stop()
+    wanted = count_totals(rows, NOW)
+    assert wanted.hottest
+    assert (told["gpus"], told["total"], told["hottest"]) == (wanted.gpus, wanted.memory_total_bytes, wanted.hottest.node_id)
+    assert told["used"] == pytest.approx(wanted.memory_used_bytes, rel=1e-3)  # told in mebibytes
+    assert told["milliwatts"] == pytest.approx(wanted.milliwatts, rel=1e-3)
+    assert told["utilization"] == pytest.approx(wanted.utilization, abs=1e-3)
+
+
+def test_a_page_that_nobody_looks_at_rests(page: Page, fleet: Fleet) -> None:
+    page.open(fleet.http)
+    page.shows("#link", "● live")
+    page.browser.run("stream.rest(true)")  # as after a minute in a hidden tab
+    page.shows("#link", "○ ")
+    since = page.browser.run("return fleet.version")
+    page.browser.run("stream.rest(false)")
+    page.shows("#link", "● live")
+    eventually(lambda: page.browser.run("return fleet.version") > since)
+
+
+def test_values_are_written_as_on_the_screen(page: Page, fleet: Fleet) -> None:
+    page.open(fleet.http)
+    numbers = [
+        0,
+        1,
+        9,
+        59,
+        60,
+        99.4,
+        99.94,
+        99.96,
+        100,
+        999,
+        999.4,
+        999.6,
+        1023,
+        3599,
+        3600,
+        65_000,
+        86_399,
+        86_400,
+        1e6,
+        123456789,
+        2e12,
+        3e17,
+    ]
+    script = (
+        "return arguments[0].map(n => [showBytes(n), showWatts(n), showEnergy(n), showSeconds(1000 * n), showPercent(n / 1000)])"
+    )
+    wanted = [[show_bytes(n), show_watts(n), show_energy(n), show_seconds(n), show_percent(n / 1000)] for n in numbers]
+    assert page.browser.run(script, numbers) == wanted
+    assert page.browser.run("return [showBytes(null), showWatts(null), showPercent(null), showCelsius(null)]") == [MISSING] * 4
+    names = ["Node-10", "Node-9", "node-1", "Node-009", "a2b10", "a2b9", "", "7"]
+    assert page.browser.run("return arguments[0].map(natural)", names) == [natural(name) for name in names]
+
+
+def test_what_is_put_into_the_page_does_not_run(page: Page, fleet: Fleet) -> None:
+    page.open(fleet.http)
+    page.shows("#table", "Box-10")
+    page.browser.run("""
+        const script = document.createElement("script"), image = document.createElement("div");
+        script.textContent = "document.title = 'owned'";
+        image.innerHTML = `<img src=/healthz onerror="document.title = 'owned'"><p style="color: red">`;
+        document.body.append(script, image);
+    """)
+    blocked = eventually(lambda: page.browser.log("browser"))
+    assert all("Content Security Policy" in entry["message"] for entry in blocked)
+    assert page.browser.run("return document.title") == "Edge fleet"
+
+
+def test_a_secure_server_is_looked_at_by_its_view_token(page: Page, tmp_path: pathlib.Path) -> None:
+    guard = Guard(tmp_path)
+    serving, token = Serving(http=True, guard=guard), guard.tokens.offered(Role.VIEW)
+    try:
+        opened(serving.registry, "Box-1")
+        page.open(serving.http.replace("https://", f"https://me:{token.text}@"))
+        page.shows("#table", "Box-1")
+        page.shows("#server", "secure")
+        (issued,) = (issued for issued in guard.tokens.issued() if issued.role is Role.VIEW)
+        guard.tokens.revoke(issued.id)  # its stream ends, and the browser asks for another one
+        page.shows("#stale", "or wants another view token", "what is shown is old")
+    finally:
+        serving.network.stop()
+
+
+# ---- A server that is silent, or gone, and a clock that stood still ----
 
 
 def serve(port: int, http: int) -> Program:
@@ -342,6 +494,16 @@ def test_what_is_old_is_grey_and_a_restart_is_a_clean_beginning(page: Page) -> N
     finally:
         for program in programs:
             program.kill()
+
+
+def test_ages_are_right_again_after_a_sleep(page: Page, fleet: Fleet) -> None:
+    page.open(fleet.http)
+    page.shows("#states", "● 3 online")
+    opened_at = page.browser.run("return stream.openedAt")
+    page.browser.run("const now = Date.now; Date.now = () => now() + 3600_000")  # as if the clock that ages are told by had slept
+    eventually(lambda: page.browser.run("return stream.openedAt") > opened_at + 3600_000)  # it asks anew, and at once
+    page.shows("#states", "● 3 online")
+    assert all(seconds_of(row[-2]) < 600 for row in page.rows().values())
 
 
 def seconds_of(age: str) -> int:
