@@ -111,7 +111,8 @@ class Fleet:
         self.serving = Serving(interval=60.0, http=True)  # they are heard once: that lasts
         self.http = self.serving.http
         device = {"name": "NVIDIA H200", "memory_total_bytes": 140 * 2**30, "power_limit_milliwatts": 700_000}
-        devices = [pb.DeviceInfo(index=index, slowdown_temperature_celsius=87, **device) for index in range(2)]  # type: ignore[arg-type]
+        limits = enumerate((95, 87))
+        devices = [pb.DeviceInfo(index=at, slowdown_temperature_celsius=limit, **device) for at, limit in limits]  # type: ignore[arg-type]
         info = pb.NodeInfo(instance_id="a", hostname="edge-01", agent_version="0.0.9", devices=devices, labels={"rack": "a3"})
         self.full = self.open("Box-9", info)
         self.send_devices(self.full, gpu(50, 70, 61, 350), gpu(91, 105, 80, 650))
@@ -203,11 +204,12 @@ def test_opens_a_node_by_the_keyboard_alone(page: Page, fleet: Fleet) -> None:
     assert "4711\tada\t1.0 GiB\t1%\ttrain" in text
     assert page.browser.run("return location.hash") == "#node=Box-9"
     fleet.send_devices(fleet.full, gpu(None, 70, 87, 350), gpu(91, 105, 80, 650))
-    page.shows("#node", "87°C! of 87°C", "utilization\n—")  # it goes on
-    fleet.send_devices(fleet.full, gpu(50, 70, 61, 350), gpu(91, 105, 80, 650))
+    page.shows("#node", "87°C of 95°C", "utilization\n—")  # it goes on
     page.browser.press("Esc")
     page.shows("#table", "Box-10")
     assert page.focus().startswith("table")
+    assert page.rows()["●Box-9"][5] == "87°C"  # the other device is the hottest now, whose limit is higher
+    fleet.send_devices(fleet.full, gpu(50, 70, 61, 350), gpu(91, 105, 80, 650))
     page.browser.press("s", "s")
     assert page.browser.run("return location.hash") == "#sort=state"
     page.browser.press("v")
