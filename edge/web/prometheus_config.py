@@ -36,6 +36,7 @@ scrape_configs:
   - job_name: edge-compute-node
     honor_labels: true  # DCGM's names have the node as `instance`, which dashboards look for
     scrape_interval: 15s
+    scrape_timeout: 15s  # of a large fleet, heartbeats come first
 """
 
 
