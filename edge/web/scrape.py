@@ -162,7 +162,7 @@ async def packed(lines: AsyncIterator[str]) -> AsyncGenerator[bytes, None]:
 
 async def nodes_and_fleet(site: Site, question: Question, faces: Faces) -> AsyncIterator[str]:
     """All lines, a little at a time. Raises NotUnderstood."""
-    rows: Sequence[Row] = site.fleet.snapshot()
+    rows: list[Row] = site.fleet.snapshot()
     now = site.fleet.clock()
     sessions = sum(row.session is not None for row in rows)
     faces.keep(rows)
@@ -173,7 +173,8 @@ async def nodes_and_fleet(site: Site, question: Question, faces: Faces) -> Async
             raise NotUnderstood(
                 f"the filter can't be read at: {told}; the help of the screen, by ? after /, tells how it is written"
             )
-        rows = chosen.rows
+        rows = list(chosen.rows)
+        del chosen
     if question.with_nodes:
         blocks = [Block()]
         async for row in sliced(rows):
@@ -184,7 +185,8 @@ async def nodes_and_fleet(site: Site, question: Question, faces: Faces) -> Async
         blocks[-1].close()
         async for text in sliced(node_lines(blocks)):
             yield text
-        del blocks
+        async for _ in sliced(range(len(blocks))):  # to let go of all at once takes 20 ms of ten thousand nodes
+            blocks.pop()
     failed = 0
     async for row in sliced(rows):
         if state_of(row, now) is State.ONLINE and hanging_seconds(row, now) is None:
@@ -192,6 +194,8 @@ async def nodes_and_fleet(site: Site, question: Question, faces: Faces) -> Async
     async for totals in sliced(counting(rows, now)):
         for text in fleet_lines(totals, failed) if totals else ():
             yield text
+    async for _ in sliced(range(len(rows))):  # most are of the past by now, and go with this list
+        rows.pop()
     for text in server_lines(site, sessions, await asyncio.to_thread(open_files)):
         yield text
 

@@ -11,7 +11,7 @@ from typing import TypeVar
 SLICE_SECONDS = 0.004
 REST_SECONDS = 0.001  # between two, of the whole thread: where there is but one core, gRPC's own brings what has come only then
 IDLE_SECONDS = 0.0025  # that such a rest takes where the loop has nothing else to do: it waits by whole milliseconds
-PATIENCE_SECONDS = 0.02  # that a slice is put off at most: where the loop is never idle, this work ends, too
+PATIENCE_SECONDS = 0.05  # that a slice is put off at most: where the loop is never idle, this work ends, too
 T = TypeVar("T")
 
 # One slice at a time in each loop, however many are at work.
