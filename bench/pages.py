@@ -68,7 +68,7 @@ def pages(options: argparse.Namespace) -> Iterator[Figure]:
                     yield Figure("pages", f"{count} pages: to each", came / count / WINDOW_SECONDS / 1000, "kB/s", 650)
             first = max(costs[1].cpu_percent - costs[0].cpu_percent, 0.0)
             each = max(costs[PAGES].cpu_percent - costs[1].cpu_percent, 0.0) / (PAGES - 1)
-            yield Figure("pages", "the first page: processor", first, "% of a core", 15)
+            yield Figure("pages", "the first page: processor", first, "% of a core")
             yield Figure("pages", "each page more: processor", each, "% of a core", 3)
             took = readers[0].whole_at - readers[0].started
             yield Figure("pages", "the whole fleet", took, "s", note=f"{readers[0].whole_bytes / 1e6:.1f} MB")
