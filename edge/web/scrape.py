@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import NamedTuple
 
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response, StreamingResponse
+from starlette.responses import Response
 from starlette.routing import Route
 
 from edge.fleet.lens import counting
@@ -19,14 +19,15 @@ from edge.fleet.listening import open_files
 from edge.fleet.row import Row, State, hanging_seconds, state_of
 from edge.text import visible
 from edge.web.exposition import CONTENT_TYPE, NODES_A_BLOCK, Block, Faces, fleet_lines, node_lines, server_lines
+from edge.web.gate import sentence
 from edge.web.selection import select
 from edge.web.site import Site
 from edge.web.slices import sliced
+from edge.web.stream import Put, Stream
 
 KEPT_SECONDS = 1.0  # a body, for who asks again
 MAX_BODIES = 4  # at once, those that are still being sent among them
 MAX_WAITING = 16  # who wait until theirs is made
-SEND_SECONDS = 60.0  # that a body may take on its way: who reads more slowly is left
 GZIP = 16 + zlib.MAX_WBITS  # as zlib calls the format
 BUSY_SECONDS = 2  # from then on it is worth asking again
 LEVEL = 1  # a tenth as many bytes, in a third of the time that a better one takes
@@ -129,26 +130,30 @@ class Scrapes:
                 raise Busy(TOO_MANY)
             self._forget(idle)
 
-    async def pieces(self, body: Body, is_packed: bool) -> AsyncIterator[bytes]:
-        """A body on its way to one reader."""
+    async def tell(self, body: Body, is_packed: bool, put: Put) -> None:
+        """A body to one reader."""
         body.readers += 1
         self._bodies[body] = None
-        end = asyncio.get_running_loop().time() + SEND_SECONDS
-        unpack = zlib.decompressobj(GZIP)
         try:
-            async for piece in sliced(body.packed):
-                if asyncio.get_running_loop().time() > end:
-                    raise TimeoutError(f"who asked for the figures has not read them in {SEND_SECONDS:g} s")
-                if is_packed:
-                    yield piece
-                    continue
-                text = unpack.decompress(piece, CHUNK_BYTES)
-                while text:
-                    yield text
-                    text = unpack.decompress(unpack.unconsumed_tail, CHUNK_BYTES)
+            async with contextlib.aclosing(pieces_of(body, is_packed)) as pieces:
+                async for piece in pieces:
+                    await put(piece)
         finally:
             body.readers -= 1
             self._let_go(body)
+
+
+async def pieces_of(body: Body, is_packed: bool) -> AsyncGenerator[bytes, None]:
+    """As they are sent."""
+    unpack = zlib.decompressobj(GZIP)
+    async for piece in sliced(body.packed):
+        if is_packed:
+            yield piece
+            continue
+        text = unpack.decompress(piece, CHUNK_BYTES)
+        while text:
+            yield text
+            text = unpack.decompress(unpack.unconsumed_tail, CHUNK_BYTES)
 
 
 async def packed(lines: AsyncIterator[str]) -> AsyncGenerator[bytes, None]:
@@ -209,12 +214,12 @@ def routes(site: Site) -> list[Route]:
         try:
             body = await scrapes.body(Question(match, with_nodes))
         except NotUnderstood as error:
-            return PlainTextResponse(f"{error}\n", 400)
+            return sentence(400, str(error))
         except Busy as error:
-            return PlainTextResponse(f"{error}: ask again in {BUSY_SECONDS} s\n", 503, {"Retry-After": str(BUSY_SECONDS)})
+            return sentence(503, f"{error}: ask again in {BUSY_SECONDS} s", {"Retry-After": str(BUSY_SECONDS)})
         is_packed = bool(WANTS_GZIP.search(request.headers.get("accept-encoding", "")))
-        headers = {"Content-Type": CONTENT_TYPE, "Vary": "Accept-Encoding", **({"Content-Encoding": "gzip"} if is_packed else {})}
-        return StreamingResponse(scrapes.pieces(body, is_packed), headers=headers)
+        headers = {"Vary": "Accept-Encoding", **({"Content-Encoding": "gzip"} if is_packed else {})}
+        return Stream(functools.partial(scrapes.tell, body, is_packed), CONTENT_TYPE, headers)
 
     async def metrics(request: Request) -> Response:
         return await answer(request, with_nodes=True)

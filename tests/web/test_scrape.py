@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import gzip
 import pathlib
 import socket
@@ -164,6 +165,11 @@ class Counted(Registry):
         return super().snapshot()
 
 
+async def stalled(_piece: bytes) -> None:
+    """Of one who reads nothing."""
+    await asyncio.sleep(600)
+
+
 def counted() -> Counted:
     registry = Counted(1.0, 100, clock=Clock())
     for index in range(5):
@@ -221,11 +227,13 @@ def test_where_all_are_still_being_sent_who_comes_is_told_to_come_back() -> None
     async def ask(scrapes: Scrapes) -> None:
         sending = []
         for index in range(MAX_BODIES):
-            sending.append(scrapes.pieces(await scrapes.body(Question(f"node-{index}", True)), is_packed=True))
-            await anext(sending[-1])
+            body = await scrapes.body(Question(f"node-{index}", True))
+            sending.append(asyncio.create_task(scrapes.tell(body, True, stalled)))
+            await asyncio.sleep(0)
         with pytest.raises(Busy):
             await scrapes.body(ALL)
-        await sending[0].aclose()  # type: ignore[attr-defined]
+        sending[0].cancel()
+        await asyncio.wait([sending[0]])
         await scrapes.body(ALL)
         assert len(scrapes._bodies) == MAX_BODIES
 
@@ -303,3 +311,37 @@ def test_a_crowd_is_answered_or_told_to_come_back(serving: Serving) -> None:
         thread.join(20)
     assert len(statuses) == 40 and set(statuses) <= {200, 503} and 200 in statuses
     assert eventually(lambda: get(serving, "/metrics")[0] == 200)
+
+
+# ---- Of those who read slowly ----
+
+
+@pytest.fixture
+def large() -> Iterator[Serving]:
+    """Its answer is more than the system keeps of a connection that nobody reads."""
+    serving = Serving(http=True, clock=lambda: 1000.0)
+    for index in range(200):
+        serving.registry.restore(example_row(0)._replace(node_id=f"{'a-long-name' * 8}-{index}"))
+    yield serving
+    serving.network.stop()
+
+
+def begun(serving: Serving, path: str) -> socket.socket:
+    """A client that has asked, and has read no more than the beginning of the answer."""
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    client.settimeout(10)
+    client.connect(serving.network.http or ("", 0))
+    client.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+    assert client.recv(15) == b"HTTP/1.1 200 OK"
+    return client
+
+
+def test_who_leaves_in_the_middle_of_an_answer_leaves_nothing_behind(large: Serving) -> None:
+    gc.disable()
+    try:
+        for index in range(MAX_BODIES + 1):
+            begun(large, f"/metrics?match=long-{'|'.join(['long'] * (index + 1))}").close()
+        eventually(lambda: get(large, "/metrics", "gzip")[0] == 200)
+    finally:
+        gc.enable()
