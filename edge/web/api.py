@@ -37,7 +37,7 @@ def routes(site: Site) -> list[Route]:
         text = request.query_params.get("match", "")
         chosen = await select(site.fleet, text) if text else Selection(site.fleet.snapshot(), ())
         if chosen.not_understood:
-            return sentence(400, f"the filter can't be read at: {', '.join(chosen.not_understood)}")
+            return sentence(400, chosen.why_not)
         names = [row.node_id for row in chosen.rows]
         rows = (row for node_id in names for row in site.fleet.rows([node_id]) if row)  # one who reads slowly holds no rows
         return Stream(functools.partial(put_all, fleet_pieces(rows, site.fleet.clock(), site.fleet.wall())), JSON)

@@ -16,9 +16,8 @@ from starlette.routing import Route
 
 from edge.fleet.lens import counting
 from edge.fleet.listening import open_files
-from edge.fleet.row import Row, State, hanging_seconds, state_of
-from edge.text import visible
-from edge.web.exposition import CONTENT_TYPE, NODES_A_BLOCK, Block, Faces, fleet_lines, node_lines, server_lines
+from edge.fleet.row import Row
+from edge.web.exposition import CONTENT_TYPE, NODES_A_BLOCK, Block, Faces, Single, fleet_families, node_lines, server_families
 from edge.web.gate import sentence
 from edge.web.selection import select
 from edge.web.site import Site
@@ -174,10 +173,7 @@ async def nodes_and_fleet(site: Site, question: Question, faces: Faces) -> Async
     if question.match:
         chosen = await select(site.fleet, question.match)
         if chosen.not_understood:
-            told = ", ".join(visible(term) for term in chosen.not_understood)
-            raise NotUnderstood(
-                f"the filter can't be read at: {told}; the help of the screen, by ? after /, tells how it is written"
-            )
+            raise NotUnderstood(chosen.why_not)
         rows = list(chosen.rows)
         del chosen
     if question.with_nodes:
@@ -192,17 +188,14 @@ async def nodes_and_fleet(site: Site, question: Question, faces: Faces) -> Async
             yield text
         async for _ in sliced(range(len(blocks))):  # to let go of all at once takes 20 ms of ten thousand nodes
             blocks.pop()
-    failed = 0
-    async for row in sliced(rows):
-        if state_of(row, now) is State.ONLINE and hanging_seconds(row, now) is None:
-            failed += row.vitals.errors
+    singles: list[Single] = []
     async for totals in sliced(counting(rows, now)):
-        for text in fleet_lines(totals, failed) if totals else ():
-            yield text
+        singles += fleet_families(totals) if totals else ()
     async for _ in sliced(range(len(rows))):  # most are of the past by now, and go with this list
         rows.pop()
-    for text in server_lines(site, sessions, await asyncio.to_thread(open_files)):
-        yield text
+    singles += server_families(site, sessions, await asyncio.to_thread(open_files))
+    for single in singles:
+        yield single.text()
 
 
 def routes(site: Site) -> list[Route]:

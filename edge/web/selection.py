@@ -9,6 +9,7 @@ from typing import NamedTuple
 from edge.fleet.entry import EntryId, make_entries
 from edge.fleet.filters import parse_filter
 from edge.fleet.row import Row
+from edge.text import visible
 from edge.web.site import Fleet
 from edge.web.slices import sliced
 
@@ -20,6 +21,12 @@ class Selection(NamedTuple):
 
     rows: Sequence[Row]
     not_understood: Sequence[str]  # terms of the filter, which restrict nothing; or why nothing was looked for
+
+    @property
+    def why_not(self) -> str:
+        """For who is not answered, since something was not understood."""
+        told = ", ".join(map(visible, self.not_understood))
+        return f"the filter can't be read at: {told}; the help of the screen, by ? after /, tells how it is written"
 
 
 async def select(fleet: Fleet, text: str) -> Selection:

@@ -61,15 +61,17 @@ def test_a_filter_chooses_nodes_of_the_fleet(serving: Serving) -> None:
 
 
 @pytest.mark.parametrize(
-    ("match", "sentence"),
+    ("match", "terms"),
     [
-        ("util<", "the filter can't be read at: util<\n"),
-        ("h200 wat<5 util<5 for 90d", "the filter can't be read at: wat<5, util<5 for 90d (for goes back 45d12h at most)\n"),
-        ("a|" * 101, "the filter can't be read at: a filter of more than 100 words\n"),
+        ("util<", "util<"),
+        ("h200 wat<5 util<5 for 90d", "wat<5, util<5 for 90d (for goes back 45d12h at most)"),
+        ("a|" * 101, "a filter of more than 100 words"),
     ],
 )
-def test_a_filter_that_can_not_be_read_is_refused_with_its_terms(serving: Serving, match: str, sentence: str) -> None:
-    assert ask(serving.http, f"/api/fleet?match={quote(match)}")[::2] == (400, sentence)
+def test_a_filter_that_can_not_be_read_is_refused_with_its_terms(serving: Serving, match: str, terms: str) -> None:
+    sentence = f"the filter can't be read at: {terms}; the help of the screen, by ? after /, tells how it is written\n"
+    for path in ("/api/fleet", "/metrics"):
+        assert ask(serving.http, f"{path}?match={quote(match)}")[::2] == (400, sentence)
 
 
 def test_a_node_that_is_forgotten_while_the_fleet_is_told_is_left_out(serving: Serving) -> None:
