@@ -55,7 +55,7 @@ class Pages:
                 raise Refused("too many come to look, in these seconds")
             viewer = self._site.feed.join(pb.WatchRequest(epoch=epoch, version=version), is_local=False)
         except Refused as error:
-            return sentence(503, f"{error}: try again", {"retry-after": str(RETRY_SECONDS)})
+            return later(error)
         request.scope["state"]["is_endless"] = True
         return Stream(functools.partial(self._tell, viewer), "text/event-stream")
 
@@ -123,6 +123,11 @@ class Stream(Response):
         await self._tell(put)
         await put(b"")
         await send({"type": "http.response.body"})
+
+
+def later(why: Exception) -> Response:
+    """For who is not answered just now."""
+    return sentence(503, f"{why}: try again in {RETRY_SECONDS} s", {"retry-after": str(RETRY_SECONDS)})
 
 
 async def until_gone(receive: Receive) -> None:

@@ -345,7 +345,7 @@ def test_pages_have_the_places_of_viewers_elsewhere(serving: Serving, follow: Op
     with pytest.raises(HTTPError) as error:
         urlopen(f"{serving.http}/api/events")
     assert (error.value.code, error.value.headers["retry-after"]) == (503, "2")
-    assert error.value.read() == b"14 look already: that is all there may be: try again\n"
+    assert error.value.read() == b"14 look already: that is all there may be: try again in 2 s\n"
     sources[0].close()
     eventually(lambda: serving.network._service.feed.viewers() == MAX_VIEWERS_ELSEWHERE - 1)
     follow(serving).read()
