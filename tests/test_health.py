@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import pathlib
 import queue
@@ -16,7 +17,7 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from edge.credentials import Role
 from edge.fleet.guard import Guard
-from edge.fleet.health import MAX_REQUEST_BYTES
+from edge.fleet.health import MAX_REQUEST_BYTES, Health
 from edge.fleet.service import MAX_HEALTH_WATCHES_OF_ONE
 from tests.fixtures.processes import eventually
 from tests.fixtures.sessions import LOCAL, Serving, headers_of
@@ -78,6 +79,13 @@ def test_who_watches_is_told_when_it_goes_away(serve: Serve) -> None:
 def told(watch: Any) -> Iterator[Any]:
     with contextlib.suppress(grpc.RpcError):
         yield from watch
+
+
+def test_who_asks_while_it_goes_away_is_told_so() -> None:
+    health = Health()
+    health.end()
+    raw = asyncio.run(health.check(asked().SerializeToString()))
+    assert Answer.FromString(raw).status == Answer.NOT_SERVING
 
 
 def test_only_so_many_watch(serve: Serve) -> None:
