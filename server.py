@@ -465,7 +465,6 @@ class Network:
         past: Past | None = None,
         socket_folder: pathlib.Path | None = None,
         http: Endpoint | None = None,
-        joining: Callable[[], Joining] = lambda: Joining(is_secure=False, addresses=()),
     ) -> None:
         """Without a guard it listens in plain text, to whoever comes. `socket_folder`: for this machine's own user's socket.
         `http`: where it serves HTTP as well."""
@@ -476,7 +475,7 @@ class Network:
         if guard:
             registry.is_over = guard.tokens.why_over
         self._listen = listen
-        self._http, self._joining = http, joining
+        self._http = http
         self.http: Endpoint | None = None  # with its real port, once it listens
         self.web: Web | None = None  # what to tell of it then
         self.listener: Listener | None = None
@@ -518,9 +517,9 @@ class Network:
         self._service.feed.addresses = own_addresses(bound)
         if self._socket_folder and (warning := bind_socket(server.add_insecure_port, self._socket_folder, bound[0].port)):
             self._registry.complain("warning", "server", warning)
-        await server.start()
-        if self._http:
+        if self._http:  # before any node comes, since it may fail
             await self._start_http(self._http)
+        await server.start()
         self._bound.set_result(bound)
         ticking = asyncio.create_task(self._tick(Crowd(connections)))
         feeding = asyncio.create_task(self._service.feed.run())
@@ -546,10 +545,9 @@ class Network:
             fleet=self._registry,
             feed=self._service.feed,
             counters=self._registry.counters,
-            joining=self._joining,
             guard=self._guard,
             agent=agent,
-            is_ready=lambda: not self._stop.is_set(),
+            is_ready=lambda: self._bound.done() and not self._stop.is_set(),
             names=[endpoint.host],
             complain=self._registry.complain,
         )
@@ -570,7 +568,8 @@ class Network:
         while True:
             await asyncio.sleep(TICK_SECONDS)
             ticker.tick()
-            if warning := crowd.tick(self._registry.clock(), self._service.calls()):
+            others = len(self.listener.connections) if self.listener else 0
+            if warning := crowd.tick(self._registry.clock(), self._service.calls(), others):
                 self._registry.complain("warning", "server", warning)
             try:
                 self._service.tick()
@@ -679,9 +678,7 @@ def run(options: argparse.Namespace, make_registry: Callable[..., Registry] = Re
             found = guard.joining(addresses) if guard else Joining(is_secure=False, addresses=addresses)
             return found._replace(web=network.web)
 
-        network = Network(
-            registry, options.listen, guard=guard, past=past, socket_folder=folder, http=options.http, joining=joining
-        )
+        network = Network(registry, options.listen, guard=guard, past=past, socket_folder=folder, http=options.http)
         bound = network.start()
         listening = ", ".join(map(str, bound))
         addresses += own_addresses(bound)

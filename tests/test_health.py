@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import pathlib
 import queue
@@ -16,8 +17,8 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from edge.credentials import Role
 from edge.fleet.guard import Guard
-from edge.fleet.health import MAX_REQUEST_BYTES
-from edge.fleet.service import MAX_HEALTH_WATCHES
+from edge.fleet.health import MAX_REQUEST_BYTES, Health
+from edge.fleet.service import MAX_HEALTH_WATCHES_OF_ONE
 from tests.fixtures.processes import eventually
 from tests.fixtures.sessions import LOCAL, Serving, headers_of
 from tests.test_trust import bearer, channel_to, elsewhere, key_of
@@ -80,15 +81,22 @@ def told(watch: Any) -> Iterator[Any]:
         yield from watch
 
 
+def test_who_asks_while_it_goes_away_is_told_so() -> None:
+    health = Health()
+    health.end()
+    raw = asyncio.run(health.check(asked().SerializeToString()))
+    assert Answer.FromString(raw).status == Answer.NOT_SERVING
+
+
 def test_only_so_many_watch(serve: Serve) -> None:
     serving = serve()
     with stub_of(serving) as stub:
-        watches = [stub.Watch(asked(), timeout=30) for _ in range(MAX_HEALTH_WATCHES)]
-        assert [next(watch).status for watch in watches] == [Answer.SERVING] * MAX_HEALTH_WATCHES
+        watches = [stub.Watch(asked(), timeout=30) for _ in range(MAX_HEALTH_WATCHES_OF_ONE)]
+        assert [next(watch).status for watch in watches] == [Answer.SERVING] * MAX_HEALTH_WATCHES_OF_ONE
         code, reason = refused(lambda: next(stub.Watch(asked(), timeout=20)))
         assert (code, reason) == ("RESOURCE_EXHAUSTED", "too many watch the server's health: ask with Check")
         watches[0].cancel()
-        eventually(lambda: serving.streams() == MAX_HEALTH_WATCHES - 1)
+        eventually(lambda: serving.streams() == MAX_HEALTH_WATCHES_OF_ONE - 1)
         assert next(stub.Watch(asked(), timeout=20)).status == Answer.SERVING
         for watch in watches:
             watch.cancel()

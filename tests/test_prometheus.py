@@ -99,7 +99,7 @@ class Fleet:
             if "sudo" not in command:
                 here = command.replace("python3 server.pyz", f"{sys.executable} {ROOT / 'server.py'}")
                 subprocess.run(["sh", "-ec", here], cwd=folder, env=environment(), timeout=30, check=True)
-        return config.replace("scrape_interval: 15s", "scrape_interval: 1s")
+        return re.sub(r"(scrape_interval|scrape_timeout): 15s", r"\1: 1s", config)
 
     def metrics(self) -> str:
         """What the server answers."""

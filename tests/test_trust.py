@@ -518,6 +518,7 @@ def test_a_crowd_is_told_once_a_minute_and_not_before_it_is_one() -> None:
     files[0] = 920
     assert [second for second in range(1, 200) if crowd.tick(second, 400)] == [60, 120, 180]
     assert crowd.tick(240, 400).startswith("900 of 1,000 connections are taken, 400 of them by nodes: ")
+    assert not crowd.tick(300, 400, others=240)  # browsers are none of them
     assert not Crowd(10, lambda: 0).tick(0, 0)  # where the system does not say
 
 

@@ -119,9 +119,11 @@ def tell(answer: Answer, answers: list[Answer]) -> None:
 
 def give_up(answers: list[Answer]) -> None:
     """End this process, since what it waits for does not end."""
-    if not answers:
-        tell(Answer(UNKNOWN, f"this machine gave no answer within {PATIENCE_SECONDS + 1:g} s"), answers)
-    os._exit(answers[0].level.code)
+    try:
+        if not answers:
+            tell(Answer(UNKNOWN, f"this machine gave no answer within {PATIENCE_SECONDS + 1:g} s"), answers)
+    finally:  # also where nobody can be told
+        os._exit(answers[0].level.code if answers else UNKNOWN.code)
 
 
 def check(options: argparse.Namespace, answers: list[Answer]) -> None:

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
+import grpc
+
 LAGS = 60  # ticks, one a second
 
 
@@ -26,9 +28,13 @@ class Counters:
         self.started = time.time()
         self.heartbeats = 0
         self.sessions = 0  # that were opened
-        self.refusals: collections.Counter[str] = collections.Counter()  # by gRPC's name of the code, in lower case
+        self.refusals: collections.Counter[str] = collections.Counter()  # by why, in lower case
         self.journal: Callable[[], JournalState | None] = lambda: None  # None: there is none
         self._lags: collections.deque[float] = collections.deque(maxlen=LAGS)
+
+    def refuse(self, code: grpc.StatusCode) -> None:
+        """A call, or a request over HTTP: for a reason as gRPC calls it."""
+        self.refusals[code.name.lower()] += 1
 
     def tick(self, late_seconds: float) -> None:
         """Once a second: so much too late."""

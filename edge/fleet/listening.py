@@ -151,12 +151,13 @@ class Crowd:
         self._others = files()
         self._look_at = 0.0
 
-    def tick(self, now: float, calls: int) -> str:
-        """A warning, once in CROWD_SECONDS at most, else empty. `now`: seconds of any steady clock; `calls` that nodes have."""
+    def tick(self, now: float, calls: int, others: int = 0) -> str:
+        """A warning, once in CROWD_SECONDS at most, else empty. `now`: seconds of any steady clock; `calls` that nodes have;
+        `others`: connections beside those that are let in for calls."""
         if now < self._look_at:
             return ""
         self._look_at = now + CROWD_SECONDS
-        taken = self._files() - self._others
+        taken = self._files() - self._others - others
         if taken < CROWDED * self._most:
             return ""
         return (

@@ -112,7 +112,8 @@ def parse_options(argv: Sequence[str] | None, kind: type[Options] = Options) -> 
     parser.option("--speed", "of --replay, in times of the real one (default 1)", type=parse_speed, default="1", metavar="NUMBER")
     about = "a page for browsers, figures for Prometheus and JSON, by HTTP; on this machine alone where HOST is not given"
     parser.option("--http", about, type=parse_http, metavar="[HOST:]PORT")
-    parser.switch("--prometheus-config", "print what Prometheus needs to read this server, by the other options here; and exit")
+    about = "print what Prometheus needs to read this server, by the other options here; and exit"
+    parser.add_argument("--prometheus-config", action="store_true", help=about)  # in the environment it would stop every server
     about = "no screen: is the fleet well? One line and an exit code for monitoring, by how many nodes match (default state:lost)"
     parser.add_argument("--check", action=Once, nargs="?", const="", metavar="FILTER", help=about)  # not from the environment
     parser.option("--warning", "of --check: a warning where more nodes match", type=parse_threshold, metavar="COUNT")

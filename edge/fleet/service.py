@@ -42,7 +42,7 @@ WATCHES_PER_SECOND, WATCHES_OF_ONE = 100, 50  # that begin, steps through the pa
 LOOKS_SECONDS, LOOKS, LOOKS_OF_ONE = 10.0, 60, 20
 PAST_SECONDS = 60.0  # that an answer of the past may take, with all its messages
 TOO_SLOW = End(f"the answer took more than {PAST_SECONDS:g} s", grpc.StatusCode.DEADLINE_EXCEEDED)
-MAX_HEALTH_WATCHES = 16
+MAX_HEALTH_WATCHES, MAX_HEALTH_WATCHES_OF_ONE = 16, 8  # of all, and of one network
 REQUEST_SECONDS = 0.05  # from one message of a viewer that is read to the next
 MAX_WAITING = 800  # calls whose first message has not come, 26 KiB each: of a fleet that comes back some hundreds are on the way
 
@@ -97,7 +97,7 @@ class Service(node_pb2_grpc.NodeServiceServicer):
         self._watches = RateLimit(1, WATCHES_PER_SECOND, WATCHES_OF_ONE)
         self._checks = RateLimit(1, UNARY_PER_SECOND, UNARY_OF_ONE)
         self._health = health.Health()
-        self._watching_health: set[int] = set()  # calls
+        self._watching_health: dict[int, str] = {}  # calls, and the networks that they come from
         self._looks = RateLimit(LOOKS_SECONDS, LOOKS, LOOKS_OF_ONE)
         # Calls by number, and why the server ends those that it ends. A call's frames do not hold its task: the task keeps
         # the error that ended it, and that the frames. Such cycles wait for a garbage collection, with all that they hold.
@@ -242,9 +242,11 @@ class Service(node_pb2_grpc.NodeServiceServicer):
     async def _watch_health(self, context: Any, stream: int, _token_id: str) -> None:
         address = peer_address(context.peer())
         try:
-            if len(self._watching_health) >= MAX_HEALTH_WATCHES:
+            network = network_of(address)
+            most_of_one = list(self._watching_health.values()).count(network) >= MAX_HEALTH_WATCHES_OF_ONE
+            if len(self._watching_health) >= MAX_HEALTH_WATCHES or most_of_one:
                 raise Refused("too many watch the server's health: ask with Check", grpc.StatusCode.RESOURCE_EXHAUSTED)
-            self._watching_health.add(stream)
+            self._watching_health[stream] = network
             await self._health.watch(
                 await self._first_bytes(context, stream, address), functools.partial(self._send, context, stream)
             )
@@ -253,7 +255,7 @@ class Service(node_pb2_grpc.NodeServiceServicer):
                 self._log_refusal("", address, error, is_stranger=True)
             raise
         finally:
-            self._watching_health.discard(stream)
+            self._watching_health.pop(stream, None)
 
     async def _hold_session(self, context: Any, stream: int, token_id: str) -> None:
         """Until the goodbye, or the node half-closes. The first message and the goodbye are answered at once, others at times."""
@@ -382,7 +384,7 @@ class Service(node_pb2_grpc.NodeServiceServicer):
             raise asyncio.CancelledError
 
     def _log_refusal(self, node_id: str, address: str, refused: Refused, is_stranger: bool = False) -> None:
-        self._registry.counters.refusals[refused.end.code.name.lower()] += 1
+        self._registry.counters.refuse(refused.end.code)
         code = "" if refused.end.code in OF_TRUST else f" ({refused.end.code.name})"
         text = f"{address}: {refused.told_here}{code}"
         self._registry.complain("refused", node_id, text, address if is_stranger else "")
@@ -425,7 +427,7 @@ class Service(node_pb2_grpc.NodeServiceServicer):
         self._closing = True
         self._health.end()
         tasks = list(self._streams.values())
-        for stream in self._streams.keys() - self._watching_health:  # these end when they have been told
+        for stream in self._streams.keys() - self._watching_health.keys():  # these end when they have been told
             self._end_stream(stream, GOING_AWAY)
         for stream in self._watching_health:  # if they can be
             asyncio.get_running_loop().call_later(GOODBYE_SECONDS / 4, self._end_stream, stream, GOING_AWAY)

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import binascii
 import collections
+import contextlib
 import email.utils
 import functools
 import ipaddress
@@ -54,14 +55,16 @@ class Gate:
 
     def __init__(self, app: ASGIApp, site: Site) -> None:
         self._app, self._site = app, site
-        self._names = {SERVER_NAME, *(name.lower().rstrip(".") for name in site.names if name)}
+        self._host = socket.gethostname().lower()
+        own = (SERVER_NAME, self._host, f"{self._host}.local", *site.names)
+        self._names = frozenset(name.lower().rstrip(".") for name in own if name)
         self._under_way: collections.Counter[str] = collections.Counter()  # by network
         threading.Thread(target=self._learn_names, name="names", daemon=True).start()
 
     def _learn_names(self) -> None:
-        """What this machine is called. The system may ask others for it, and wait for them."""
-        name = socket.gethostname().lower()
-        self._names |= {name, f"{name}.local", socket.getfqdn().lower().rstrip(".")}
+        """What this machine is called in its network. The system may ask others for it, and wait for them."""
+        with contextlib.suppress(UnicodeError):  # of a name that DNS can't have
+            self._names = self._names | {socket.getfqdn(self._host).lower().rstrip(".")}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request: as the routes do, or with a refusal."""
@@ -109,6 +112,7 @@ class Gate:
             return refusal
         full = self._under_way.total() >= MAX_UNDER_WAY or self._under_way[network] >= MAX_UNDER_WAY_OF_ONE
         if full and path not in BRIEF:
+            self._site.counters.refuse(grpc.StatusCode.RESOURCE_EXHAUSTED)
             return sentence(503, "too many requests are under way: try again in a second", {"retry-after": "1"})
         return None
 
@@ -136,7 +140,7 @@ class Gate:
             scope["state"]["token_id"] = self._site.guard.admit([(AUTHORIZATION, shown)] if shown is not None else [], Role.VIEW)
         except Refused as refused:
             end = refused.end
-            self._site.counters.refusals[end.code.name] += 1
+            self._site.counters.refuse(end.code)
             self._log(scope, refused.told_here)
             is_basic = given != [bearer_of(value) for value in given]  # a browser: it asks again
             status = 401 if is_basic else REFUSED_CODES.get(end.code, 401)

@@ -210,14 +210,18 @@ class Listener:
             except OSError:
                 await asyncio.sleep(LOST_SECONDS)
                 continue
-            self._take(client, str(address[0]).removeprefix("::ffff:"))
+            try:
+                self._take(client, str(address[0]).removeprefix("::ffff:"))
+            except Exception:  # the others must be taken
+                client.close()
+                logging.getLogger(__name__).exception("a connection was not taken")
             await asyncio.sleep(0)  # where more wait, asyncio would take them all before it looks for anything else
 
     def _take(self, client: socket.socket, address: str) -> None:
-        connection = Connection(self._config, self._state, address)
-        if not self._has_place(connection.network):
+        if not self._has_place(network_of(address)):
             client.close()
             return
+        connection = Connection(self._config, self._state, address)
         self.connections.add(connection)
         if hasattr(socket, "TCP_USER_TIMEOUT"):  # one that is gone without a word would keep its place for a quarter of an hour
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * STUCK_SECONDS))
@@ -260,9 +264,12 @@ class Listener:
             await asyncio.sleep(LOOK_SECONDS)
             now = time.monotonic()
             for connection in list(self.connections):
-                token_id = connection.token_id
-                if connection.is_over(now) or (self._guard and token_id and self._guard.tokens.why_over(token_id)):
-                    connection.end()
+                try:
+                    token_id = connection.token_id
+                    if connection.is_over(now) or (self._guard and token_id and self._guard.tokens.why_over(token_id)):
+                        connection.end()
+                except Exception:  # the others must be looked at
+                    logging.getLogger(__name__).exception("a connection was not looked at")
 
 
 async def speaks_plainly(client: socket.socket) -> bool:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import ipaddress
 import pathlib
 import shlex
 from collections.abc import Iterator
 
-from edge.command_line import Endpoint, parse_endpoint
+from edge.command_line import Endpoint
 from edge.credentials import SERVER_NAME, authority_of
 from edge.fleet.certificates import OwnKey, UserFiles, chosen_folder, errors_as_failure
-from edge.fleet.joining import own_addresses
+from edge.fleet.joining import is_near, own_hosts
 from edge.fleet.token_command import entered_as_owner
 from edge.program import Failure, put
 from edge.state_folder import write_private
@@ -50,9 +48,9 @@ def print_config(options: argparse.Namespace) -> int:
 
 def snippet(options: argparse.Namespace) -> Iterator[str]:
     """Its parts, comments first. A secure server's authority is written beside its key. Raises Failure."""
-    target = f"    static_configs:\n      - targets: [{quoted(target_of(options.http))}]\n"
+    target = f"    static_configs:\n      - targets: [{quoted(reached(options.http))}]\n"
     yield HEAD
-    if is_loopback(options.http.host):
+    if is_near(options.http.host):
         yield HERE
     if not options.secure:
         yield JOB + target
@@ -81,17 +79,9 @@ def written_authority(state: pathlib.Path | None) -> pathlib.Path:
     return folder / AUTHORITY_FILE
 
 
-def is_loopback(host: str) -> bool:
-    """Whether other machines can't reach it."""
-    with contextlib.suppress(ValueError):
-        return ipaddress.ip_address(host).is_loopback
-    return host == "localhost"
-
-
-def target_of(listened: Endpoint) -> str:
+def reached(listened: Endpoint) -> str:
     """Where Prometheus reaches it, with its port."""
-    (address, *_) = [*own_addresses([listened]), str(listened)]
-    return str(parse_endpoint(address)._replace(port=listened.port))
+    return str(listened._replace(host=own_hosts(listened.host)[0]))
 
 
 def quoted(text: str) -> str:

@@ -9,7 +9,6 @@ from typing import NamedTuple, Protocol
 from edge.fleet import watch
 from edge.fleet.counters import Counters
 from edge.fleet.guard import Guard
-from edge.fleet.joining import Joining
 from edge.fleet.source import Source
 
 
@@ -31,7 +30,6 @@ class Site(NamedTuple):
     fleet: Fleet
     feed: watch.Feed
     counters: Counters
-    joining: Callable[[], Joining]  # how a box gets in
     guard: Guard | None = None  # None: open to whoever reaches it
     agent: pathlib.Path | None = None  # node.pyz, where it lies beside server.pyz
     is_ready: Callable[[], bool] = lambda: True  # False while the server goes away

@@ -12,7 +12,6 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 import node_pb2 as pb
-from edge.fleet.joining import Joining
 from edge.fleet.lens import count_totals
 from edge.fleet.row import Row, State, hanging_seconds, state_of
 from edge.fleet.watch import Feed
@@ -32,7 +31,7 @@ GIB = 2**30
 
 def text_of(registry: Registry, with_nodes: bool = True, faces: Faces | None = None) -> str:
     """/metrics of a registry."""
-    site = Site(registry, Feed(registry), registry.counters, lambda: Joining(is_secure=False, addresses=()))
+    site = Site(registry, Feed(registry), registry.counters)
 
     async def read() -> str:
         return "".join([text async for text in nodes_and_fleet(site, None, with_nodes, faces or Faces())])

@@ -191,7 +191,7 @@ def test_a_view_token_lets_look_and_nothing_else_does(secure: Serving, tmp_path:
         assert answer.headers["WWW-Authenticate"] == 'Basic realm="edge-compute-node: the view token as password"'
     assert any(line.startswith("refused —: 127.0.0.1: ") for line in secure.events())
     assert "edge1-" not in "".join(secure.events())
-    assert secure.registry.counters.refusals == {"UNAUTHENTICATED": 13, "PERMISSION_DENIED": 2}
+    assert secure.registry.counters.refusals == {"unauthenticated": 13, "permission_denied": 2}
 
 
 # ---- How much at once ----

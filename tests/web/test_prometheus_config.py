@@ -12,7 +12,8 @@ import server
 from edge.command_line import Endpoint
 from edge.credentials import authority_of
 from edge.fleet.certificates import OwnKey
-from edge.web.prometheus_config import AUTHORITY_FILE, TOKEN_FILE, target_of
+from edge.fleet.options import parse_options
+from edge.web.prometheus_config import AUTHORITY_FILE, TOKEN_FILE, reached
 from tests.fixtures.pki import Authority
 
 
@@ -53,7 +54,7 @@ def test_on_all_addresses_it_names_one_that_others_reach(capsys: pytest.CaptureF
     ],
 )
 def test_a_target_has_its_port(listened: Endpoint, target: str) -> None:
-    assert target_of(listened) == target
+    assert reached(listened) == target
 
 
 def test_of_a_secure_server_it_says_how_the_token_comes_there(capsys: pytest.CaptureFixture[str], tmp_path: pathlib.Path) -> None:
@@ -84,6 +85,11 @@ def test_with_certificates_of_ones_own_it_calls_the_server_by_them(
     assert "SUCCESS" in check(tmp_path, config)
     assert "server_name: 'edge.example'" in config and AUTHORITY_FILE not in config and "ca_file, below" not in config
     assert not (tmp_path / AUTHORITY_FILE).exists()
+
+
+def test_the_environment_stops_no_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGE_PROMETHEUS_CONFIG", "1")
+    assert not parse_options([]).prometheus_config
 
 
 def test_what_it_needs_it_says(capsys: pytest.CaptureFixture[str], tmp_path: pathlib.Path) -> None:

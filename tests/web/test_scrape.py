@@ -19,7 +19,6 @@ import pytest
 
 import node_pb2 as pb
 from edge.fleet.counters import Counters
-from edge.fleet.joining import Joining
 from edge.fleet.journal import journal_in
 from edge.fleet.row import Row
 from edge.fleet.watch import Feed
@@ -177,7 +176,7 @@ def counted() -> Counted:
 
 def with_scrapes(registry: Registry, action: Callable[[Scrapes], Coroutine[Any, Any, Any]], kept_seconds: float = 60) -> Any:
     async def run() -> Any:
-        site = Site(registry, Feed(registry), registry.counters, lambda: Joining(is_secure=False, addresses=()))
+        site = Site(registry, Feed(registry), registry.counters)
         return await action(Scrapes(site, kept_seconds))
 
     return asyncio.run(run())
@@ -302,8 +301,7 @@ def test_while_the_server_goes_away_nothing_is_made() -> None:
     registry = counted()
 
     async def ask() -> None:
-        joining = Joining(is_secure=False, addresses=())
-        site = Site(registry, Feed(registry), registry.counters, lambda: joining, is_ready=lambda: False)
+        site = Site(registry, Feed(registry), registry.counters, is_ready=lambda: False)
         with pytest.raises(Busy, match="going away"):
             await Scrapes(site).body(ALL)
 

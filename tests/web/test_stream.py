@@ -22,7 +22,6 @@ from edge.credentials import Role
 from edge.fleet import watch
 from edge.fleet.counters import Counters
 from edge.fleet.guard import Guard
-from edge.fleet.joining import Joining
 from edge.fleet.row import Row
 from edge.fleet.source import EVENTS_KEPT
 from edge.fleet.watch import Feed
@@ -52,7 +51,7 @@ class Looking:
         self.registry = Registry(1.0, 100_000, clock=self.server_clock)
         self.registry.wall = lambda: 1_800_000_000.0 + self.server_clock.now
         self.feed = Feed(self.registry)
-        self.site = Site(self.registry, self.feed, Counters(), lambda: Joining(is_secure=False, addresses=()))
+        self.site = Site(self.registry, self.feed, Counters())
         self.pages = Pages(self.site)
         self.page = Page(self.clock)
         self.begin()
