@@ -179,6 +179,8 @@ def test_a_filter_that_cannot_be_read(serve: Serve, check: Check, text: str, sai
     [
         ("--warning x", "argument --warning: 'x' is no count from 0 to 9999999"),
         ("--critical -1", "argument --critical: '-1' is no count from 0 to 9999999"),
+        ("--warning 5 --critical 2", "argument --warning: 5 is never reached, since more than 2 are critical: give"),
+        ("--check -h200", "argument --check: -h200 reads as an option there: write --check=-h200"),
         ("--json", "argument --json: --check tells how the fleet is in one line: give one of them"),
         ("--record x", "argument --record: --check tells how the fleet is in one line: give one of them"),
         ("--listen a", "argument --listen: it is for a server here, and --check looks at one that runs: give one of them"),

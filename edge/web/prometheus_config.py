@@ -12,7 +12,7 @@ from edge.credentials import SERVER_NAME, authority_of
 from edge.fleet.certificates import OwnKey, UserFiles, chosen_folder, errors_as_failure
 from edge.fleet.joining import is_near, own_hosts
 from edge.fleet.token_command import entered_as_owner
-from edge.program import Failure, put
+from edge.program import put
 from edge.state_folder import write_private
 
 AUTHORITY_FILE = "server-authority.pem"
@@ -40,8 +40,6 @@ scrape_configs:
 
 def print_config(options: argparse.Namespace) -> int:
     """The snippet, on stdout. Raises Failure."""
-    if not options.http:
-        raise Failure("Prometheus reads a server by HTTP: give --http PORT as well, as the server has it")
     put("".join(snippet(options)).rstrip("\n"))
     return 0
 
