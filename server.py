@@ -689,7 +689,7 @@ def run(options: argparse.Namespace, make_registry: Callable[..., Registry] = Re
 
             if guard:
                 try:
-                    guard.set_listening(bound)
+                    guard.set_listening(bound, network.http)
                 except Failure as error:  # a folder that is read-only has all that a server needs
                     registry.complain("warning", "server", f"token list can't tell where this server listens: {error}")
             if screen:

@@ -119,10 +119,14 @@ def test_a_filter_of_what_runs_on_the_nodes(serve: Serve, connect: Connect, chec
     assert (code, line[:54]) == (2, "EDGE CRITICAL - 1 of 1 nodes matches user:ada: box; 1 ")
 
 
-def test_a_server_that_has_just_started(serve: Serve, check: Check) -> None:
+def test_of_a_server_without_a_node_nothing_can_be_told(serve: Serve, check: Check) -> None:
     serving = serve()
-    code, line = check("--attach", serving.address)
-    assert (code, line.partition(" | ")[0]) == (0, "EDGE OK - 0 of 0 nodes online: no node has reported to this server yet")
+    for thresholds in ((), ("--warning", "3"), ("--critical", "3"), ("--check", "state:online")):
+        code, line = check(*thresholds, "--attach", serving.address)
+        assert (code, line.partition(" | ")[0]) == (3, "EDGE UNKNOWN - 0 of 0 nodes: no node has reported to this server yet")
+
+
+def test_a_server_that_has_just_started(serve: Serve, check: Check) -> None:
     serving = serve()
     serving.registry.restore(example_row(0)._replace(session=None, awaited_until=serving.registry.clock() + 60))
     code, line = check("--attach", serving.address)
@@ -139,9 +143,22 @@ def test_names_are_text_alone(serve: Serve, connect: Connect, check: Check) -> N
     assert line.startswith("EDGE CRITICAL - 2 of 2 nodes match state:online: 'b' x=1, a¦lost=99;0;0; 2 online | matching=2;")
 
 
+def test_what_to_do_is_told_to_its_end(serve: Serve, check: Check, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It stands behind the reason, which may be long; and what is cut all the same ends in a sign."""
+    monkeypatch.setenv("EDGE_TOKEN", token_of(Guard(tmp_path / "other"), Role.VIEW).text())
+    address = serve(guard=Guard(tmp_path / "server")).address
+    code, line = check("--attach", address)
+    assert (code, len(line) > 220) == (3, True)
+    assert line.endswith("(if that server was set up anew, take a new token from its own screen, key j; if it has certificates of "
+                         "your own now, add --ca FILE)")  # fmt: skip
+    for length in (799, 800, 801, 5000):
+        said = check_command.Answer(check_command.UNKNOWN, "x" * length).line().removeprefix("EDGE UNKNOWN - ")
+        assert said == ("x" * length if length <= 800 else "x" * 799 + "…")
+
+
 def test_a_line_has_bounds(serve: Serve, check: Check) -> None:
     code, line = check("--check", "x" * 5000, "--attach", serve().address)
-    assert (code, len(line) < 1000) == (0, True)
+    assert (code, len(line) < 1000) == (3, True)
     assert len(check("--check", "state:" + "\n|\x1b" * 3000, "--attach", serve().address)[1]) < 1000
 
 
@@ -162,6 +179,8 @@ def test_a_filter_that_cannot_be_read(serve: Serve, check: Check, text: str, sai
     [
         ("--warning x", "argument --warning: 'x' is no count from 0 to 9999999"),
         ("--critical -1", "argument --critical: '-1' is no count from 0 to 9999999"),
+        ("--warning 5 --critical 2", "argument --warning: 5 is never reached, since more than 2 are critical: give"),
+        ("--check -h200", "argument --check: -h200 reads as an option there: write --check=-h200"),
         ("--json", "argument --json: --check tells how the fleet is in one line: give one of them"),
         ("--record x", "argument --record: --check tells how the fleet is in one line: give one of them"),
         ("--listen a", "argument --listen: it is for a server here, and --check looks at one that runs: give one of them"),
@@ -213,7 +232,7 @@ def test_a_secure_server_wants_a_view_token(
         ("", 3, f"UNKNOWN - {address}: wants a token: "),
         (token_of(guard, Role.NODE).text(), 3, f"UNKNOWN - {address}: "),
         (token_of(other, Role.VIEW).text(), 3, f"UNKNOWN - {address}: "),
-        (token_of(guard, Role.VIEW).text(), 0, "OK - 0 of 0 nodes online"),
+        (token_of(guard, Role.VIEW).text(), 3, "UNKNOWN - 0 of 0 nodes: no node has reported"),
     ):
         monkeypatch.setenv("EDGE_TOKEN", token)
         assert (code, said) == ((found := check("--attach", address))[0], found[1][5 : 5 + len(said)]), found
@@ -242,9 +261,9 @@ def test_this_machines_own_server_by_a_real_process(start: Callable[..., Program
     server = start("server.py", "--listen", "127.0.0.1:0", "--headless", "--no-journal", EDGE_CHECK="state:lost")
     server.line("listening on")
     asked = start("server.py", "--check", "--warning", "0")
-    assert asked.wait() == 0
+    assert asked.wait() == 3
     assert [line.partition(" | ")[0] for line in asked.lines] == [
-        "EDGE OK - 0 of 0 nodes online: no node has reported to this server yet"
+        "EDGE UNKNOWN - 0 of 0 nodes: no node has reported to this server yet"
     ]
     assert server.process.poll() is None
 

@@ -11,6 +11,7 @@ import signal
 import socket
 import ssl
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -54,11 +55,13 @@ def test_a_port_alone_is_for_this_machine_and_its_page_is_told(serve: Callable[.
 @pytest.mark.skipif(not shutil.which("curl"), reason="needs curl")
 def test_a_box_fetches_its_agent_by_the_line_that_is_told(serve: Callable[..., Program], tmp_path: pathlib.Path) -> None:
     program = serve("--http", "0.0.0.0:0")
-    command = program.line(r"^To get node.pyz on a box: (curl -O http://\S+/node.pyz)$")[1]
+    command = program.line(r"^To get node.pyz on a box: (curl -fO http://\S+/node.pyz)$")[1]
     box = tmp_path / "box"
     box.mkdir()
     subprocess.run(shlex.split(command), cwd=box, check=True, capture_output=True)
     assert (box / "node.pyz").read_bytes() == AGENT
+    command = program.line(r"^To check that it came whole: (curl -fO http://\S+/SHA256SUMS && sha256sum --check SHA256SUMS)$")[1]
+    subprocess.run(["sh", "-c", command], cwd=box, check=True, capture_output=True)
 
 
 @pytest.mark.skipif(not shutil.which("curl"), reason="needs curl")
@@ -68,6 +71,8 @@ def test_of_a_secure_server_it_is_fetched_by_its_key_and_the_view_token(
     program = serve("--http", "0.0.0.0:0", "--secure")
     command = program.line(r"^To get node.pyz on a box \(its password is the view token\): (curl .*/node.pyz)$")[1]
     assert program.line(r"^In a browser \(any user name, the view token as password\): https://")
+    listed = [sys.executable, str(ROOT / "server.py"), "token", "list", "--state", str(tmp_path / "state")]
+    assert f": {command}\n" in subprocess.run(listed, check=True, capture_output=True, text=True).stdout  # where a log has none
     token = view_token(tmp_path)
     box = tmp_path / "box"
     box.mkdir()
@@ -108,7 +113,7 @@ def test_with_a_certificate_of_ones_own_it_goes_by_its_name(serve: Callable[...,
     authority = Authority()
     certificate, key = authority.write(tmp_path, "fleet.example", "localhost")
     program = serve("--http", "0.0.0.0:0", "--tls-cert", str(certificate), "--tls-key", str(key))
-    match = program.line(r"curl --cacert FILE -u view -O https://fleet\.example:(\d+)/node\.pyz$")
+    match = program.line(r"curl -f --cacert FILE -u view -O https://fleet\.example:(\d+)/node\.pyz$")
     context = ssl.create_default_context(cadata=authority.pem.decode())
     with context.wrap_socket(socket.create_connection(("127.0.0.1", int(match[1])), 10), server_hostname="localhost") as client:
         client.sendall(b"GET /healthz HTTP/1.1\r\nHost: fleet.example\r\nConnection: close\r\n\r\n")

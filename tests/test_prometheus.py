@@ -19,6 +19,7 @@ import pytest
 
 from bench.generator import Load, Plan
 from bench.processes import free_port
+from edge.web.prometheus_config import JOB
 from tests.fixtures.processes import ROOT, Program, environment, eventually
 from tests.fixtures.prometheus import Prometheus, any_of, as_grafana_asks, need_prometheus, promtool
 from tests.fixtures.sessions import Stream, refusal
@@ -156,6 +157,13 @@ def test_promtool_finds_nothing_in_the_rules_and_each_alert_is_tested_and_told()
         comes = re.findall(rf"alertname: {alert}\s+exp_alerts:", cases)
         stays_away = re.findall(rf"alertname: {alert}, exp_alerts: \[\]", cases)
         assert comes and stays_away and f"`{alert}`" in (DOCS / "prometheus.md").read_text(), alert
+
+
+def test_alerts_are_judged_as_often_as_servers_are_read() -> None:
+    """Each minute, as Prometheus does by itself, `for: 1m` would be two."""
+    for group in RULES.read_text().split("- name: ")[1:]:
+        if "for: 1m" in group:
+            assert "interval: 15s" in group.partition("rules:")[0] and "scrape_interval: 15s" in JOB, group
 
 
 def test_panels_of_the_dashboard_have_their_own_places() -> None:

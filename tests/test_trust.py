@@ -594,6 +594,9 @@ def test_a_box_is_told_the_name_that_stands_in_the_users_certificate(tmp_path: p
         assert guard.joining([address, "10.0.0.6"]).addresses == [shown]
     guard.set_listening([Endpoint("::", 6000)])
     assert elsewhere(guard).listening() == (("server.example", 6000),)  # as `token list` tells it
+    for http, shown in ((Endpoint("::", 8080), "server.example"), (Endpoint("127.0.0.1", 8080), "127.0.0.1")):
+        guard.set_listening([Endpoint("::", 6000)], http)
+        assert elsewhere(guard).http() == (shown, 8080)
     for names, shown in ((("fd00::7", "new.example"), "[fd00::7]:6000"), (("*.example",), "10.0.0.5:6000")):
         for ending, content in zip((".pem", "-key.pem"), authority.issue(*names), strict=True):
             (tmp_path / f"server.example{ending}").write_bytes(content)

@@ -59,7 +59,7 @@ class Answer(NamedTuple):
 
     def line(self) -> str:
         """One line, whatever names and errors there are in it: what stands behind a | is read as figures."""
-        text = " ".join(visible(self.text.replace("\n", " ")).replace("|", "¦").split())
+        text = visible(" ".join(self.text.split()), MAX_TEXT + 1).replace("|", "¦")
         short = text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "…"
         return f"EDGE {self.level.word} - {short}" + f" | {self.figures}" * bool(self.figures)
 
@@ -194,7 +194,7 @@ def judge(attached: Attached, text: str, warning: int | None, critical: int | No
     level = OK
     if critical is not None and len(matching) > critical:
         level = CRITICAL
-    elif silent:
+    elif silent or not rows:  # it may have lost its fleet, or no node finds it
         level = UNKNOWN
     elif warning is not None and len(matching) > warning:
         level = WARNING
@@ -216,7 +216,7 @@ def in_words(matching: Sequence[Entry], text: str, rows: Sequence[Row], totals: 
     """How many match, some of their names, and how many are online."""
     known, online = len(rows), totals.states[State.ONLINE]
     if not known:
-        return "0 of 0 nodes online: no node has reported to this server yet"
+        return "0 of 0 nodes: no node has reported to this server yet"
     parts = [f"{online} of {known} nodes online"]
     if matching:
         names = sorted((entry.id.node_id for entry in matching), key=natural_id)

@@ -15,7 +15,7 @@ import grpc
 from edge.command_line import Endpoint, parse_endpoint
 from edge.credentials import Role
 from edge.fleet.certificates import Client, OwnKey, Told, UserFiles, chosen_folder
-from edge.fleet.joining import Joining, own_addresses
+from edge.fleet.joining import Joining, is_near, own_addresses
 from edge.fleet.row import End, Refused
 from edge.fleet.tokens import Tokens, authorization_of
 from edge.program import Failure
@@ -50,6 +50,7 @@ class Guard:
         self.visitors = Visitors()
         self._own_tls: ssl.SSLContext | None = None  # of the server's own key, for HTTP
         self._bound: Sequence[Endpoint] = ()
+        self._http: Endpoint | None = None
 
     def credentials(self) -> grpc.ServerCredentials:
         """What the server presents. Each connection asks for it, and is counted so."""
@@ -96,7 +97,7 @@ class Guard:
             told += news
             if self._bound:
                 try:
-                    self.set_listening(self._bound)  # a new certificate may have another name
+                    self.set_listening(self._bound, self._http)  # a new certificate may have another name
                 except Failure as error:
                     told.append(Told("warning", str(error)))
         return told
@@ -127,11 +128,11 @@ class Guard:
             if end := self.tokens.why_over(token_id):
                 yield token_id, end
 
-    def set_listening(self, bound: Sequence[Endpoint]) -> None:
-        """Keep where the server is reached, for `token list` to tell. Raises Failure."""
-        self._bound = bound
+    def set_listening(self, bound: Sequence[Endpoint], http: Endpoint | None = None) -> None:
+        """Keep where the server is reached, by nodes and by HTTP, for `token list` to tell. Raises Failure."""
+        self._bound, self._http = bound, http
         told = [Endpoint(self.name, bound[0].port)] if self.name else bound  # another address would not be in the certificate
-        self.tokens.set_listening(told)
+        self.tokens.set_listening(told, http._replace(host=self.name) if self.name and http and not is_near(http.host) else http)
 
     def joining(self, addresses: Sequence[str]) -> Joining:
         """How a box gets in, as of now: tokens come and go. `addresses`: this machine's, for a certificate that names none."""

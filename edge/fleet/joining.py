@@ -11,10 +11,11 @@ import socket
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from edge.command_line import Endpoint, is_ipv6, target_of
+from edge.command_line import Endpoint, is_ipv6, parse_endpoint, target_of
 from edge.credentials import PREFIX
 from edge.protocol import DEFAULT_PORT
 
+AGENT, SUMS = "node.pyz", "SHA256SUMS"  # as they are served
 ADDRESSES_TOLD = 4  # of a machine that has more
 # Interfaces for what runs on this machine: other boxes do not reach them.
 INNER = re.compile(r"docker|br-[0-9a-f]{12}$|veth|virbr|lxc|lxdbr|cni|flannel|cali|cilium|podman|vmnet|vboxnet|vEthernet")
@@ -34,6 +35,7 @@ class Web(NamedTuple):
     page: str  # its address, like http://10.0.0.5:8080/
     has_agent: bool  # node.pyz lies there, and other machines reach it
     pin: str = ""  # of the server's own key, as curl's --pinnedpubkey has it
+    why_no_agent: str = ""  # and what would change that; empty where it has, or nothing would
 
 
 class Joining(NamedTuple):
@@ -62,7 +64,7 @@ def steps(joining: Joining) -> list[Step]:
     found = [Step("On each box:", command)]
     if joining.web and joining.web.has_agent:
         password = " (its password is the view token)" if joining.is_secure else ""
-        found.insert(0, Step(f"To get node.pyz on a box{password}:", fetching(joining, joining.web)))
+        found.insert(0, Step(f"To get node.pyz on a box{password}:", fetching(joining, joining.web, AGENT)))
     if not joining.is_secure:
         found.append(Step("Open to whoever reaches it. To close it: server.pyz --secure"))
     elif joining.node_token:
@@ -83,13 +85,27 @@ def looking(joining: Joining) -> list[Step]:
     return [Step(f"In a browser{password}:", joining.web.page)] if joining.web else []
 
 
-def fetching(joining: Joining, web: Web) -> str:
-    """What to type on a box for its node.pyz. A server's own key is named there, as a token names it: nothing else proves it."""
-    url = shlex.quote(f"{web.page}node.pyz")
+def fetching(joining: Joining, web: Web, name: str) -> str:
+    """What to type on a box for a file. A server's own key is named there, as a token names it: nothing else proves it."""
+    url = shlex.quote(f"{web.page}{name}")
     if not joining.is_secure:
-        return f"curl -O {url}"
-    proof = "--cacert FILE" if joining.needs_ca else f"-k --pinnedpubkey 'sha256//{web.pin}'"
+        return f"curl -fO {url}"
+    proof = "-f --cacert FILE" if joining.needs_ca else f"-fk --pinnedpubkey 'sha256//{web.pin}'"
     return f"curl {proof} -u view -O {url}"
+
+
+def of_agent(joining: Joining) -> list[Step]:
+    """What else there is to know of node.pyz: whether it came whole, or why it doesn't come from here."""
+    if joining.web and joining.web.has_agent:
+        return [Step("To check that it came whole:", f"{fetching(joining, joining.web, SUMS)} && sha256sum --check {SUMS}")]
+    return [Step(joining.web.why_no_agent)] if joining.web and joining.web.why_no_agent else []
+
+
+def unserved(joining: Joining, pin: str) -> list[Step]:
+    """How node.pyz would come from a secure server which has not told where it listens for HTTP, if it does."""
+    web = web_of(Endpoint(parse_endpoint(joining.addresses[0]).host, 0), has_agent=True, is_secure=True, pin=pin)
+    command = fetching(joining, web._replace(page=web.page.replace(":0/", ":PORT/")), AGENT)
+    return [Step("With --http 0.0.0.0:PORT at the server, to get node.pyz on a box (its password is the view token):", command)]
 
 
 def details(joining: Joining) -> list[Step]:
@@ -102,7 +118,7 @@ def details(joining: Joining) -> list[Step]:
         found.append(Step(f"The view token{name} lets a person see the fleet, and report nothing:", joining.view_token))
     if joining.is_secure and joining.is_here:
         found.append(Step("All tokens (new makes one more, revoke ends one):", token_command(joining, "list")))
-    return found
+    return [*found, *of_agent(joining)]  # the last, where there may be no room
 
 
 def named(name: str) -> str:
@@ -129,7 +145,7 @@ def told(joining: Joining, with_tokens: bool = True) -> list[str]:
         found = [Step("What to type and to paste on a box:", token_command(joining, "list")), *looking(joining)]
         return [f"{step.words} {step.text}" for step in found]
     lines: list[str] = []
-    for words, text in [*steps(joining), *elsewhere(joining, ADDRESSES_TOLD - 1)]:
+    for words, text in [*steps(joining), *of_agent(joining), *elsewhere(joining, ADDRESSES_TOLD - 1)]:
         lines += [words, text] if text.startswith(PREFIX) else [f"{words} {text}".rstrip()]
     return lines
 
@@ -160,7 +176,10 @@ def web_of(bound: Endpoint, has_agent: bool, is_secure: bool = False, name: str 
     """What to tell of HTTP where the server is bound to this. `name`: of the user's certificate; `pin`: of its own key."""
     host = name or own_hosts(bound.host)[0]
     page = f"http{'s' if is_secure else ''}://{target_of(str(Endpoint(host, bound.port)))}/"
-    return Web(page, has_agent and not is_near(bound.host), pin)
+    if not has_agent or not is_near(bound.host):
+        return Web(page, has_agent, pin)
+    why = f"No box gets node.pyz from it: this machine alone reaches {bound}. For boxes: --http 0.0.0.0:{bound.port}"
+    return Web(page, False, pin, why)
 
 
 def is_near(host: str) -> bool:

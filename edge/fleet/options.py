@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
+import re
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 
 from edge.command_line import (
+    Endpoint,
     Listed,
     Once,
     Options,
+    is_ipv6,
     no_secret,
     parse_count,
     parse_endpoints,
@@ -22,6 +27,8 @@ from edge.command_line import (
     parse_speed,
     parse_threshold,
 )
+from edge.fleet.joining import is_near, is_wildcard
+from edge.fleet.listening import default_endpoint
 from edge.trust import parse_tokens
 
 OF_A_SERVER = (
@@ -59,6 +66,22 @@ def void_options(options: argparse.Namespace) -> Iterator[tuple[str, str]]:
         yield "--speed", "it is for a recording: give --replay as well"
     if options.no_journal:
         yield "--journal-size", "--no-journal keeps none: give one of them"
+    if not options.http:
+        yield "--prometheus-config", "Prometheus reads a server by HTTP: give --http PORT as well, as the server has it"
+
+
+def is_taken(http: Endpoint, listened: Endpoint) -> bool:
+    """Whether both can't be had. All addresses of IPv6 are those of IPv4, too."""
+    hosts = (http.host, listened.host)
+    takes_all = any(is_wildcard(host) and (is_ipv6(host) or not any(map(is_ipv6, hosts))) for host in hosts)
+    is_localhost = "localhost" in hosts and all(map(is_near, hosts))
+    return http.port == listened.port != 0 and (http.host == listened.host or takes_all or is_localhost)
+
+
+def why_no_filter(words: Sequence[str]) -> str:
+    """Why argparse finds no filter behind --check, where a word there begins as an option does; empty: that is not so."""
+    word = next((word for flag, word in itertools.pairwise(words) if flag == "--check" and re.match("-[^-]", word)), "")
+    return f"{word} reads as an option there: write --check={shlex.quote(word)}" if word not in ("", "-h") else ""
 
 
 def parse_options(argv: Sequence[str] | None, kind: type[Options] = Options) -> argparse.Namespace:
@@ -122,7 +145,10 @@ def parse_options(argv: Sequence[str] | None, kind: type[Options] = Options) -> 
     parser.switch("--headless", "no screen: one plain line an event; by itself where stdout is no terminal")
     parser.switch("--json", "no screen: the whole fleet as one line of JSON each second")
     parser.common()
-    options, unknown = parser.parse_known_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    if why := why_no_filter(words):
+        parser.error(f"argument --check: {why}")
+    options, unknown = parser.parse_known_args(words)
     if unknown:
         told = "token comes first: python3 server.pyz token new|list|revoke [option …]"
         parser.error(told if "token" in unknown else f"unrecognized arguments: {' '.join(unknown)}")
@@ -132,9 +158,16 @@ def parse_options(argv: Sequence[str] | None, kind: type[Options] = Options) -> 
         parser.error(f"argument {given[0]}: {' and '.join(missing)} {'are' if len(missing) > 1 else 'is'} missing")
     if options.attach is not None and options.replay:
         parser.error("argument --replay: it plays a file, and --attach looks at a server: give one of them")
-    flags = {word.partition("=")[0] for word in (sys.argv[1:] if argv is None else argv)}
+    flags = {word.partition("=")[0] for word in words}
     if void := next(((flag, why) for flag, why in void_options(options) if flag in flags), None):
         parser.error(f"argument {void[0]}: {void[1]}")
+    if None not in (options.check, options.warning, options.critical) and options.warning > options.critical:
+        parser.error(f"argument --warning: {options.warning} is never reached, since more than {options.critical} are critical: "
+                     "give --critical the larger count")  # fmt: skip
+    if options.attach is None and options.check is None and not options.replay:
+        for listened in options.listen or [default_endpoint()]:
+            if options.http and is_taken(options.http, listened):
+                parser.error(f"argument --http: --listen has {listened}, for the nodes: give one of them another port")
     options.secure = options.secure or bool(options.tls_cert)
     try:
         options.tokens = [] if options.token_file or options.attach is None else parse_tokens(secret)

@@ -542,7 +542,7 @@ def all_steps(joining: Joining) -> list[Step]:
 
 def joining_text(joining: Joining, text: Sequence[Step], width: int, room: int) -> list[Line]:
     """Steps as lines, at this width, with a blank one between them where there is room. A token is alone in its line; elsewhere a
-    word stands for it, and its name is left out where there is no room."""
+    word stands for it, and its name is left out where there is no room. What can't be wrapped is not shown."""
     lines: list[Line] = []
     width = max(width, MIN_WIDTH)
     for step in text:
@@ -550,12 +550,13 @@ def joining_text(joining: Joining, text: Sequence[Step], width: int, room: int) 
         for name in (joining.node_token_name, joining.view_token_name) if cells(words) > width - 2 else ():
             words = words.replace(named(name), "")
         lines += [[], *([(f" {part}", "")] for part in textwrap.wrap(words, width - 2, break_on_hyphens=False))]
-        if not step.text.startswith(PREFIX):
-            lines += [[(part, "bold")] for part in typed(step.text.replace(joining.node_token or PREFIX, "TOKEN"), width)]
-        elif cells(step.text) <= width:
-            lines.append([(step.text, "bold")])
-        else:
-            narrow = f"Too narrow for its {cells(step.text)} columns: {token_command(joining, 'list')}"
+        is_token = step.text.startswith(PREFIX)
+        shown = [step.text] if is_token else typed(step.text.replace(joining.node_token or PREFIX, "TOKEN"), width)
+        if (widest := max(map(cells, shown), default=0)) <= width:
+            lines += [[(part, "bold")] for part in shown]
+        else:  # nobody is to paste the half of it
+            way = token_command(joining, "list") if joining.is_secure else "make the window wider"
+            narrow = f"Too narrow for its {widest} columns: {way}"
             lines += [[(f" {part}", "bold yellow")] for part in textwrap.wrap(narrow, width - 2)]
     return lines[1:] if len(lines) <= room + 1 else [line for line in lines if line]
 

@@ -21,7 +21,7 @@ from edge.command_line import Once, Options, one_of, parse_path
 from edge.credentials import Role
 from edge.drawing import cells
 from edge.fleet.certificates import KEY_FILE, OwnKey, chosen_folder
-from edge.fleet.joining import own_addresses, told
+from edge.fleet.joining import own_addresses, told, unserved, web_of
 from edge.fleet.listening import default_endpoint
 from edge.fleet.tokens import Tokens, called
 from edge.program import Failure, OutputClosed, main_of, put, time_stamp
@@ -101,7 +101,11 @@ def run(options: argparse.Namespace) -> int:
         revoke(tokens, options.id)
     else:
         addresses = own_addresses(tokens.listening() or [default_endpoint()])
-        put("\n".join([*told(tokens.joining(addresses, str(options.state or ""))), "", *table(tokens, now)]))
+        joining = tokens.joining(addresses, str(options.state or ""))
+        if http := tokens.http():
+            joining = joining._replace(web=web_of(http, has_agent=True, is_secure=True, pin=tokens.pin))
+        lines = [*told(joining), *([] if http else [f"{words} {text}" for words, text in unserved(joining, tokens.pin)])]
+        put("\n".join([*lines, "", *table(tokens, now)]))
     return 0
 
 

@@ -75,6 +75,7 @@ class Kept(NamedTuple):
     names_key: bool = True  # it proves itself by its own key, not by a certificate of the user's
     by_certificates: bool = False  # it lets nodes in by theirs, without a token
     listening: tuple[Endpoint, ...] = ()
+    http: Endpoint | None = None  # the same for HTTP; None: it does not, or is of a version that did not tell
 
 
 class Known(NamedTuple):
@@ -132,13 +133,22 @@ class Tokens:
 
         return next(one for one in self._change_if_new(without).issued if one.id == number)
 
-    def set_listening(self, bound: Sequence[Endpoint]) -> None:
-        """Keep where the server listens, for `token list` to tell. Raises Failure."""
-        self._change_if_new(lambda kept: kept._replace(listening=tuple(bound)))
+    def set_listening(self, bound: Sequence[Endpoint], http: Endpoint | None = None) -> None:
+        """Keep where the server listens, for nodes and for HTTP, for `token list` to tell. Raises Failure."""
+        self._change_if_new(lambda kept: kept._replace(listening=tuple(bound), http=http))
 
     def listening(self) -> Sequence[Endpoint]:
         """Where the server listened when it was started last; empty: it never was."""
         return self._known.kept.listening
+
+    def http(self) -> Endpoint | None:
+        """The same of HTTP."""
+        return self._known.kept.http
+
+    @property
+    def pin(self) -> str:
+        """Of the server's own key, as curl's --pinnedpubkey has it."""
+        return self._key.pin
 
     def joining(self, addresses: Sequence[str], state_folder: str = "") -> Joining:
         """How a box gets in at these addresses, as of now. `state_folder`: that commands have to name; empty: the usual one."""
@@ -325,10 +335,11 @@ def parse(text: str) -> Kept:
     if len({one.id for one in issued}) != len(issued):
         raise ValueError
     listening = tuple(Endpoint(text_of(host), port) for host, port in bound)
-    for host, port in listening:  # they come into commands to paste
+    http = Endpoint(*content["http"]) if content.get("http") is not None else None
+    for host, port in (*listening, *([http] if http else [])):  # they come into commands to paste
         if not re.fullmatch(r"[\w.:%-]{1,255}", host, re.ASCII) or type(port) is not int or not 0 < port < 2**16:
             raise ValueError
-    return Kept(issued, names_key, by_certificates, listening)
+    return Kept(issued, names_key, by_certificates, listening, http)
 
 
 def parse_issued(entry: Any) -> Issued:
@@ -365,6 +376,7 @@ def written(kept: Kept) -> str:
         "names_key": kept.names_key,
         "by_certificates": kept.by_certificates,
         "listening": kept.listening,
+        "http": kept.http,
         "tokens": [{**one._asdict(), "role": one.role.value} for one in kept.issued],
     }
     return json.dumps(content, indent=1) + "\n"

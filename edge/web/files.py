@@ -19,6 +19,7 @@ from edge.web.site import Site
 
 PAGE = pathlib.Path(__file__).with_name("page.html")
 SUMS = "SHA256SUMS"
+MAX_SUMS = 64 * 1024  # characters of it that are read
 ASK_AGAIN = {"cache-control": "no-cache"}  # what is kept elsewhere is used only after asking whether it is still the same
 NO_AGENT = PlainTextResponse("there is no node.pyz beside server.pyz: put it there, and start the server again\n", 404)
 # What the page may do: run its own script, look as its own style says, and ask this server. No frame around it.
@@ -44,12 +45,8 @@ def routes(site: Site) -> list[Route]:
     async def agent(request: Request) -> Response:
         return await asyncio.to_thread(sent, request, site.agent, "application/octet-stream") or NO_AGENT
 
-    async def sums(request: Request) -> Response:
-        if not site.agent:
-            return NO_AGENT
-        if kept := await asyncio.to_thread(sent, request, site.agent.with_name(SUMS), "text/plain"):
-            return kept
-        return await asyncio.to_thread(made.sums, site.agent)
+    async def sums(_request: Request) -> Response:
+        return await asyncio.to_thread(made.sums, site.agent) if site.agent else NO_AGENT
 
     return [
         Route("/", page),
@@ -77,9 +74,11 @@ class Made:
         return Response(content, headers=headers, media_type="text/html")
 
     def sums(self, path: pathlib.Path) -> Response:
-        """The line of a file for sha256sum."""
+        """The line of a file for sha256sum: that in the sums beside it, which tells of a damaged copy; else of what lies there."""
         try:
             stamp = stamp_of(path.stat())
+            if kept := kept_line(path):
+                return PlainTextResponse(kept, headers=ASK_AGAIN)
             if self._sums[0] != stamp:
                 digest = hashlib.sha256()
                 with path.open("rb") as file:
@@ -89,6 +88,19 @@ class Made:
         except OSError:
             return NO_AGENT
         return PlainTextResponse(self._sums[1], headers=ASK_AGAIN)
+
+
+def kept_line(path: pathlib.Path) -> str:
+    """That of a file in the sums beside it; empty where there is none. Those of other files are of what is not served."""
+    sums = path.with_name(SUMS)
+    try:
+        if not sums.is_file():  # a pipe would be waited for
+            return ""
+        with sums.open(errors="replace") as file:
+            found = re.search(rf"(?m)^[0-9a-f]{{64}} [ *]{re.escape(path.name)}$", file.read(MAX_SUMS))
+    except OSError:
+        return ""
+    return f"{found[0]}\n" if found else ""
 
 
 def page_headers(content: bytes) -> dict[str, str]:

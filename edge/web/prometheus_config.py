@@ -12,7 +12,7 @@ from edge.credentials import SERVER_NAME, authority_of
 from edge.fleet.certificates import OwnKey, UserFiles, chosen_folder, errors_as_failure
 from edge.fleet.joining import is_near, own_hosts
 from edge.fleet.token_command import entered_as_owner
-from edge.program import Failure, put
+from edge.program import put
 from edge.state_folder import write_private
 
 AUTHORITY_FILE = "server-authority.pem"
@@ -29,6 +29,11 @@ AUTHORITY = """\
 #     install -m 644 {path} .
 """
 OWN_AUTHORITY = "# Where Prometheus's machine does not know your authority: name its certificates below server_name, as ca_file.\n"
+SECOND = "# A second server is one more target of this job, beside the one below: targets: ['10.0.0.5:9105', '10.1.0.5:9105']\n"
+SECOND_SECURE = """\
+# A second server has {its} of its own, so it is a job of its own: job_name: edge-compute-node-2, with files of its own.
+# EdgeServerDown and EdgeNoScrape in prometheus-rules.yml ask for job="edge-compute-node": write job=~"edge-compute-node.*" there.
+"""
 JOB = """\
 scrape_configs:
   - job_name: edge-compute-node
@@ -40,8 +45,6 @@ scrape_configs:
 
 def print_config(options: argparse.Namespace) -> int:
     """The snippet, on stdout. Raises Failure."""
-    if not options.http:
-        raise Failure("Prometheus reads a server by HTTP: give --http PORT as well, as the server has it")
     put("".join(snippet(options)).rstrip("\n"))
     return 0
 
@@ -53,18 +56,18 @@ def snippet(options: argparse.Namespace) -> Iterator[str]:
     if is_near(options.http.host):
         yield HERE
     if not options.secure:
-        yield JOB + target
+        yield SECOND + JOB + target
         return
     state = f" --state {shlex.quote(str(options.state))}" if options.state else ""
     yield TOKEN.format(command=f"python3 server.pyz token new --role view --note Prometheus{state}", file=TOKEN_FILE)
     if options.tls_cert:
         name = UserFiles(options.tls_cert, options.tls_key, options.client_ca).name
         yield OWN_AUTHORITY
-        tls = [f"server_name: {quoted(name)}"] if name else []
+        its, tls = "a token", [f"server_name: {quoted(name)}"] if name else []
     else:
         yield AUTHORITY.format(path=shlex.quote(str(written_authority(options.state))))
-        tls = [f"ca_file: {AUTHORITY_FILE}", f"server_name: {SERVER_NAME}"]
-    yield JOB + "    scheme: https\n"
+        its, tls = "an authority and a token", [f"ca_file: {AUTHORITY_FILE}", f"server_name: {SERVER_NAME}"]
+    yield SECOND_SECURE.format(its=its) + JOB + "    scheme: https\n"
     yield from ["    tls_config:\n", *(f"      {line}\n" for line in tls)] if tls else ()
     yield f"    authorization:\n      credentials_file: {TOKEN_FILE}\n" + target
 

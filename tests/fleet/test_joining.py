@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pathlib
 import shutil
 import socket
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 from edge.command_line import Endpoint, parse_server
 from edge.fleet.joining import FAR, Web, default_source, own_addresses, told, web_of
 from tests.fixtures.examples import NODE_TOKEN, OPEN, OPEN_WEB, PIN, SECURE, SECURE_WEB, VIEW_TOKEN
+from tests.fixtures.sessions import Serving
 
 NETWORK = ("unshare", "--net", "--uts", "sh", "-ec")
 LO = "ip link set lo up"
@@ -187,16 +189,30 @@ def test_four_addresses_are_told_and_how_many_more_there_are(count: int, said: s
 
 
 def test_what_is_told_of_http_in_plain_lines() -> None:
-    fetch, look = "To get node.pyz on a box: curl -O http://10.0.0.5:8080/node.pyz", "In a browser: http://10.0.0.5:8080/"
-    assert told(OPEN_WEB) == [fetch, f"On each box: {COMMAND}", CLOSE, look, OTHERS]
-    proof = f"-k --pinnedpubkey 'sha256//{PIN}'"
+    fetch, look = "To get node.pyz on a box: curl -fO http://10.0.0.5:8080/node.pyz", "In a browser: http://10.0.0.5:8080/"
+    sums = "To check that it came whole: curl -fO http://10.0.0.5:8080/SHA256SUMS && sha256sum --check SHA256SUMS"
+    assert told(OPEN_WEB) == [fetch, f"On each box: {COMMAND}", CLOSE, look, sums, OTHERS]
+    proof = f"-fk --pinnedpubkey 'sha256//{PIN}'"
     fetch = f"To get node.pyz on a box (its password is the view token): curl {proof} -u view -O https://10.0.0.5:8080/node.pyz"
     look = "In a browser (any user name, the view token as password): https://10.0.0.5:8080/"
     lines = told(SECURE_WEB)
-    assert (lines[0], lines[-2]) == (fetch, look)
+    sums = f"To check that it came whole: curl {proof} -u view -O https://10.0.0.5:8080/SHA256SUMS && sha256sum --check SHA256SUMS"
+    assert (lines[0], lines[-3:-1]) == (fetch, [look, sums])
     assert told(SECURE_WEB, with_tokens=False)[1:] == [look]
-    assert "curl --cacert FILE -u view -O https://10.0.0.5:8080/node.pyz" in told(SECURE_WEB._replace(needs_ca=True))[0]
+    assert "curl -f --cacert FILE -u view -O https://10.0.0.5:8080/node.pyz" in told(SECURE_WEB._replace(needs_ca=True))[0]
     assert not [line for line in told(OPEN_WEB._replace(web=Web("http://127.0.0.1:80/", has_agent=False))) if "curl" in line]
+
+
+@pytest.mark.skipif(not shutil.which("curl"), reason="needs curl")
+def test_an_error_is_no_agent(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """curl would save its sentence as node.pyz, and say nothing."""
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / "server.pyz")])  # there is no node.pyz
+    serving = Serving(http=True)
+    (fetch, *_) = told(OPEN._replace(web=Web(f"{serving.http}/", has_agent=True)))
+    done = subprocess.run(["sh", "-c", fetch.partition(": ")[2]], cwd=tmp_path, check=False, capture_output=True, text=True)
+    assert (done.returncode, "404" in done.stderr) == (22, True)
+    assert not list(tmp_path.iterdir())
+    serving.network.stop()
 
 
 @pytest.mark.parametrize(
@@ -211,8 +227,11 @@ def test_what_is_told_of_http_in_plain_lines() -> None:
     ],
 )
 def test_only_what_others_reach_is_told_to_them(bound: Endpoint, page: str, has_agent: bool) -> None:
-    assert web_of(bound, True) == Web(page, has_agent)
-    assert not web_of(bound, False).has_agent
+    why = "" if has_agent else f"No box gets node.pyz from it: this machine alone reaches {bound}. For boxes: --http 0.0.0.0:8080"
+    assert web_of(bound, True) == Web(page, has_agent, why_no_agent=why)
+    assert web_of(bound, False) == Web(page, False)
+    lines = told(OPEN._replace(web=web_of(bound, True)))
+    assert (why in lines, any("curl" in line for line in lines)) == (not has_agent, has_agent)
 
 
 def test_of_all_addresses_the_likeliest_is_told_and_of_a_certificate_its_name() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 import pytest
 
 from edge.fleet.options import parse_options
@@ -28,12 +30,23 @@ from edge.fleet.options import parse_options
         ("--check --replay x", "argument --replay: --check tells how the fleet is in one line"),
         ("--check --secure", "argument --secure: it is for a server here, and --check looks at one that runs: give one of them"),
         ("--check --ca x", "argument --ca: it is for looking at a server elsewhere: give --attach as well"),
+        ("--prometheus-config", "argument --prometheus-config: Prometheus reads a server by HTTP: give --http PORT as well, as"),
+        ("--prometheus-config --attach a", "argument --prometheus-config: it is for a server here"),
+        ("--check --warning 5 --critical 2", "argument --warning: 5 is never reached, since more than 2 are critical: give --crit"),
+        ("--listen 127.0.0.1:80 --http 127.0.0.1:80", "argument --http: --listen has 127.0.0.1:80, for the nodes: give one of th"),
+        ("--listen a:5,10.0.0.5:80 --http 0.0.0.0:80", "argument --http: --listen has 10.0.0.5:80, for the nodes"),
+        ("--listen 0.0.0.0:80 --http 80", "argument --http: --listen has 0.0.0.0:80, for the nodes"),
+        ("--listen 10.0.0.5:80 --http [::]:80", "argument --http: --listen has 10.0.0.5:80, for the nodes"),
+        ("--listen localhost:80 --http 80", "argument --http: --listen has localhost:80, for the nodes"),
+        ("--http 50051", ":50051, for the nodes: give one of them another port"),
+        ("--check -h200", "argument --check: -h200 reads as an option there: write --check=-h200"),
+        ("--attach a --check '-user:ada for 3m'", "argument --check: -user:ada for 3m reads as an option there: write --check='-u"),
         ("--check --attach a --http 80", "argument --http: it is for a server here, and --attach looks at one elsewhere"),
     ],
 )
 def test_what_another_option_makes_void_is_refused(line: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ending:
-        parse_options(line.split())
+        parse_options(shlex.split(line))
     assert ending.value.code == 2
     assert said in capsys.readouterr().err
 
@@ -53,6 +66,11 @@ def test_what_the_environment_says_for_all_programs_stands_in_nobodys_way(monkey
 
 
 def test_what_fits_is_taken() -> None:
+    assert parse_options(["--check=-h200", "--warning", "2", "--critical", "2"]).check == "-h200"
+    for line in ("127.0.0.1:80 10.0.0.5:80", "127.0.0.1:0 127.0.0.1:0", "0.0.0.0:80 [::1]:80", "[::]:80 81", "localhost:80 a:80"):
+        listen, http = line.split()
+        assert parse_options(["--listen", listen, "--http", http]).http
+    assert parse_options(["--attach", "a", "--check", "--warning", "2", "--critical", "2"]).attach
     assert parse_options(["--attach", "a", "--token-file", "x", "--ca", "y", "--record", "z"]).record
     assert parse_options(["--check", "--attach", "a", "--token-file", "x", "--ca", "y", "--warning", "0"]).check == ""
     assert parse_options(["--check", "state:lost", "--state", "x"]).check == "state:lost"

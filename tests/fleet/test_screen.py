@@ -17,8 +17,10 @@ from typing import Any
 import pytest
 
 import node_pb2 as pb
+from edge.command_line import Endpoint
 from edge.drawing import cells, plain
 from edge.event_log import Event
+from edge.fleet.joining import Web, fetching, web_of
 from edge.fleet.row import Row
 from edge.fleet.source import MayNot
 from edge.hardware.screen import Link
@@ -145,6 +147,30 @@ def test_half_a_token_is_never_shown(size: tuple[int, int]) -> None:
         text = screen.text()
         assert "edge1-" not in text
         assert "Too narrow for its 78 columns: python3 server.pyz token list" in " ".join(text.split())
+
+
+def test_half_a_command_is_never_shown() -> None:
+    """A key can't be wrapped, and a shell would wait for the quote that ends it."""
+    wide = "http://[fd00:1111:2222:3333:4444:5555:6666:7777]:8080/"
+    for width in (50, 55, 56, 57, 80):
+        for joining, way in (
+            (SECURE_WEB, "Too narrow for its 57 columns: python3 server.pyz token list"),
+            (OPEN._replace(web=Web(wide, has_agent=True)), "Too narrow for its 65 columns: make the window wider"),
+        ):
+            text = Screen(example_registry(), width, 90, joining).press("j").text()
+            words = " ".join(re.sub(r" \\\s+", " ", text).split())
+            commands = [fetching(joining, joining.web, name) for name in ("node.pyz", "SHA256SUMS")] if joining.web else []
+            is_narrow = width < int(re.findall(r"\d+", way)[0])
+            assert [command in words for command in commands] == [not is_narrow] * 2
+            assert (way in words) == is_narrow
+            assert ("sha256//" in text) == (joining.is_secure and not is_narrow)
+
+
+def test_how_a_box_joins_says_why_none_gets_its_agent_here() -> None:
+    web = web_of(Endpoint("127.0.0.1", 8080), has_agent=True)
+    words = " ".join(Screen(example_registry(), 80, 45, OPEN._replace(web=web)).press("j").text().split())
+    assert "No box gets node.pyz from it: this machine alone reaches 127.0.0.1:8080. For boxes: --http 0.0.0.0:8080" in words
+    assert "curl" not in words
 
 
 def test_how_a_box_joins_has_all_that_there_is_to_know() -> None:

@@ -129,6 +129,25 @@ def test_list_tells_how_the_server_proves_itself(started: Command) -> None:
     assert "EDGE_TOKEN=" not in out
 
 
+def test_list_tells_how_a_box_gets_its_agent(started: Command) -> None:
+    """Nothing else does, where the server has no screen: the key is not in the log."""
+    proof = f"-fk --pinnedpubkey 'sha256//{started.tokens().pin}' -u view"
+    bound = [Endpoint("10.0.0.5", 6000)]
+    started.tokens().set_listening(bound)
+    words = "With --http 0.0.0.0:PORT at the server, to get node.pyz on a box (its password is the view token): curl"
+    assert f"\n{words} {proof} -O https://10.0.0.5:PORT/node.pyz\n" in started("list")[0]
+    started.tokens().set_listening(bound, Endpoint("10.0.0.5", 8080))
+    out, _ = started("list")
+    assert f"To get node.pyz on a box (its password is the view token): curl {proof} -O https://10.0.0.5:8080/node.pyz\n" in out
+    assert "(any user name, the view token as password): https://10.0.0.5:8080/\n" in out and "PORT" not in out
+    started.tokens().set_listening(bound, Endpoint("127.0.0.1", 8080))
+    out, _ = started("list")
+    assert "this machine alone reaches 127.0.0.1:8080. For boxes: --http 0.0.0.0:8080\n" in out and "curl" not in out
+    Tokens(started.folder, OwnKey(started.folder), names_key=False)
+    started.tokens().set_listening(bound, Endpoint("fleet.example", 8080))
+    assert "curl -f --cacert FILE -u view -O https://fleet.example:8080/node.pyz\n" in started("list")[0]
+
+
 def test_an_expired_one_is_shown_without_its_token(started: Command) -> None:
     issued = started.tokens().issue(Role.NODE, "", 1e9)
     out, _ = started("list")

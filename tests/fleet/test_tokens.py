@@ -431,6 +431,18 @@ def test_where_the_server_listens_is_kept_for_the_command(tokens: Tokens, tmp_pa
     assert not again(tmp_path).listening()
     tokens.set_listening([Endpoint("::", 6000), Endpoint("10.0.0.5", 50051)])
     assert again(tmp_path).listening() == (Endpoint("::", 6000), Endpoint("10.0.0.5", 50051))
+    assert again(tmp_path).http() is None
+    tokens.set_listening([Endpoint("::", 6000), Endpoint("10.0.0.5", 50051)], Endpoint("::", 8080))
+    assert again(tmp_path).http() == Endpoint("::", 8080)
+    content = json.loads((tmp_path / TOKENS_FILE).read_text())
+    damaged: list[Any] = [["a b", 80], ["10.0.0.5", 0], ["10.0.0.5", True], [80, 80], "ab", {}, 7, ["10.0.0.5"]]
+    for http in damaged:
+        with pytest.raises((ValueError, TypeError)):
+            parse(json.dumps({**content, "http": http}))
+    del content["http"]  # of a version that did not tell
+    assert parse(json.dumps(content)).http is None
+    tokens.set_listening([Endpoint("::", 6000), Endpoint("10.0.0.5", 50051)])
+    assert again(tmp_path).http() is None
     before = (tmp_path / TOKENS_FILE).stat()
     tokens.set_listening([Endpoint("::", 6000), Endpoint("10.0.0.5", 50051)])
     again(tmp_path, names_key=True)

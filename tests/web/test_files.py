@@ -106,9 +106,7 @@ def test_a_box_gets_its_agent_from_the_server(serving: Serving, folder: pathlib.
     for name in ("node.pyz", "SHA256SUMS"):
         subprocess.run(["curl", "-sSfO", f"{serving.http}/{name}"], cwd=box, check=True)
     assert (box / "node.pyz").read_bytes() == CONTENT
-    checked = subprocess.run(
-        ["sha256sum", "--check", "--ignore-missing", "SHA256SUMS"], cwd=box, check=True, capture_output=True, text=True
-    )
+    checked = subprocess.run(["sha256sum", "--check", "SHA256SUMS"], cwd=box, check=True, capture_output=True, text=True)
     assert checked.stdout == "node.pyz: OK\n"
     (box / "node.pyz").write_bytes(CONTENT[:100_000])  # broken off
     subprocess.run(["curl", "-sSfC", "-", "-O", f"{serving.http}/node.pyz"], cwd=box, check=True)
@@ -120,6 +118,24 @@ def test_the_checksum_is_of_the_agent_that_lies_there_now(serving: Serving, fold
     (folder / "node.pyz").write_bytes(b"another")
     assert ask(serving.http, "/SHA256SUMS").text == f"{hashlib.sha256(b'another').hexdigest()}  node.pyz\n" != before
     assert ask(serving.http, "/node.pyz").text == "another"
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [b"", b"\xff\n" * 9, f"{'0' * 64}  other.pyz\n{'0' * 64}  xnode.pyz\n{'0' * 64}  node.pyz.old\n".encode(), None],
+    ids=["empty", "garbage", "others", "folder"],
+)
+def test_sums_that_do_not_name_the_agent_are_as_none(serving: Serving, folder: pathlib.Path, kept: bytes | None) -> None:
+    if kept is None:
+        (folder / "SHA256SUMS").mkdir()
+    else:
+        (folder / "SHA256SUMS").write_bytes(kept)
+    assert ask(serving.http, "/SHA256SUMS").text == f"{hashlib.sha256(CONTENT).hexdigest()}  node.pyz\n"
+
+
+def test_the_sums_that_lie_there_tell_of_an_agent_that_is_damaged(serving: Serving, folder: pathlib.Path) -> None:
+    (folder / "SHA256SUMS").write_text(f"{'0' * 64}  server.pyz\n{'1' * 64} *node.pyz\n")
+    assert ask(serving.http, "/SHA256SUMS").text == f"{'1' * 64} *node.pyz\n"
 
 
 @pytest.mark.parametrize("kind", ["gone", "a folder", "nobody's"])

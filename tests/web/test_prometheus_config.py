@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import re
 import shutil
 import subprocess
 
@@ -15,6 +16,7 @@ from edge.fleet.certificates import OwnKey
 from edge.fleet.options import parse_options
 from edge.web.prometheus_config import AUTHORITY_FILE, TOKEN_FILE, reached
 from tests.fixtures.pki import Authority
+from tests.fixtures.processes import ROOT
 
 
 def printed(capsys: pytest.CaptureFixture[str], *options: str) -> str:
@@ -37,6 +39,7 @@ def test_on_this_machine_alone_it_says_so(capsys: pytest.CaptureFixture[str], tm
     assert "SUCCESS" in check(tmp_path, config)
     assert "targets: ['127.0.0.1:9100']" in config and "--http HOST:PORT" in config
     assert "honor_labels: true" in config and "https" not in config
+    assert "# A second server is one more target of this job" in config and "job_name: edge-compute-node-2" not in config
 
 
 def test_on_all_addresses_it_names_one_that_others_reach(capsys: pytest.CaptureFixture[str], tmp_path: pathlib.Path) -> None:
@@ -71,6 +74,12 @@ def test_of_a_secure_server_it_says_how_the_token_comes_there(capsys: pytest.Cap
     assert "SUCCESS" in check(beside, config)
     assert "scheme: https" in config and "server_name: edge-compute-node" in config and f"credentials_file: {TOKEN_FILE}" in config
     assert "edge1-" not in config  # no secret
+    assert "has an authority and a token of its own, so it is a job of its own: job_name: edge-compute-node-2" in config
+    (also,) = re.findall(r'write job=~"(\S+)" there', config)
+    assert all(re.fullmatch(also, name) for name in re.findall(r"job_name: ([\w-]+)", config)), also
+    rules = (ROOT / "docs/prometheus-rules.yml").read_text()
+    asking = [rule.split("\n")[0] for rule in rules.split("- alert: ")[1:] if 'job="edge-compute-node"' in rule]
+    assert f"# {' and '.join(asking)} in prometheus-rules.yml ask" in config
 
 
 def test_with_certificates_of_ones_own_it_calls_the_server_by_them(
@@ -84,6 +93,7 @@ def test_with_certificates_of_ones_own_it_calls_the_server_by_them(
     config = printed(capsys, "--http", "10.0.0.5:9100", *files)
     assert "SUCCESS" in check(tmp_path, config)
     assert "server_name: 'edge.example'" in config and AUTHORITY_FILE not in config and "ca_file, below" not in config
+    assert "A second server has a token of its own" in config
     assert not (tmp_path / AUTHORITY_FILE).exists()
 
 
@@ -93,8 +103,6 @@ def test_the_environment_stops_no_server(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_what_it_needs_it_says(capsys: pytest.CaptureFixture[str], tmp_path: pathlib.Path) -> None:
-    assert server.main(["--prometheus-config"]) == 1
-    assert "give --http PORT as well" in capsys.readouterr().err
     assert server.main(["--http", "9100", "--secure", "--state", str(tmp_path / "none"), "--prometheus-config"]) == 1
     assert "start it with python3 server.pyz --secure" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()  # a slip makes no key
