@@ -145,7 +145,10 @@ class Fleet:
 
 @pytest.fixture(scope="module")
 def fleet() -> Iterator[Fleet]:
-    fleet = Fleet()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("edge.web.stream.LOOKS_OF_ONE", 1000)  # these tests come one upon the other, as no person does
+        patch.setattr("edge.web.stream.LOOKS", 1000)
+        fleet = Fleet()
     yield fleet
     fleet.serving.network.stop()
 
