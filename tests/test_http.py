@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import pathlib
 import re
 import shlex
@@ -13,6 +14,7 @@ import ssl
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable
 from typing import Any
 
@@ -60,6 +62,9 @@ def test_a_box_fetches_its_agent_by_the_line_that_is_told(serve: Callable[..., P
     box.mkdir()
     subprocess.run(shlex.split(command), cwd=box, check=True, capture_output=True)
     assert (box / "node.pyz").read_bytes() == AGENT
+    with urllib.request.urlopen(command.split()[-1].replace("node.pyz", "api/events"), timeout=10) as events:
+        told = next(line for line in events if line.startswith(b"data:"))
+    assert json.loads(told[5:])["server"]["has_agent"]  # the page tells it too
     command = program.line(r"^To check that it came whole: (curl -fO http://\S+/SHA256SUMS && sha256sum --check SHA256SUMS)$")[1]
     subprocess.run(["sh", "-c", command], cwd=box, check=True, capture_output=True)
 

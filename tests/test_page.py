@@ -5,8 +5,11 @@ from __future__ import annotations
 import itertools
 import math
 import pathlib
+import random
+import re
 import signal
 import time
+import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,7 +18,9 @@ import pytest
 import node_pb2 as pb
 from bench.processes import free_port
 from edge.credentials import Role
+from edge.event_log import Event
 from edge.fleet.columns import natural
+from edge.fleet.events import newest_lines
 from edge.fleet.guard import Guard
 from edge.fleet.lens import count_totals
 from edge.fleet.row import Row, Session, hanging_seconds, reason_of, state_of
@@ -29,6 +34,7 @@ from tests.fixtures.sessions import Serving, Stream, opened
 HOSTILE = "<img src=x onerror=document.title='owned'> \N{PILE OF POO} </script>"  # as long as a node's name may be, or nearly
 SESSION = Session(pb.HeartbeatRequest(), "", None)
 PHONE, DESK = (390, 844), (1280, 800)
+YELLOW = "return makePalette().yellow.fill.replaceAll(',', ', ')"
 SHOWN = """
 const rows = [...document.querySelectorAll("#table .row")].filter(row => !row.hidden && row.offsetParent);
 rows.sort((one, other) => one.getAttribute("aria-rowindex") - other.getAttribute("aria-rowindex"));
@@ -139,7 +145,10 @@ class Fleet:
 
 @pytest.fixture(scope="module")
 def fleet() -> Iterator[Fleet]:
-    fleet = Fleet()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("edge.web.stream.LOOKS_OF_ONE", 1000)  # these tests come one upon the other, as no person does
+        patch.setattr("edge.web.stream.LOOKS", 1000)
+        fleet = Fleet()
     yield fleet
     fleet.serving.network.stop()
 
@@ -152,7 +161,7 @@ def test_shows_what_nodes_report(page: Page, fleet: Fleet) -> None:
     assert rows["●Box-10"][:7] == ["host-b", "ONLINE", "—", "—", "—", "—", "—"]  # what is not reported is no zero
     assert [name.lstrip("●")[:6] for name in rows] == [HOSTILE[:6], "Box-9", "Box-10"]  # as people count
     assert not any(row[-1] for row in rows.values())
-    sums = page.shows("#sums", "GPUS\n3", "UTILIZATION\n71%", "MEMORY\n175 GiB\nof 280 GiB", "POWER\n1.0 kW", "80°C")
+    sums = page.shows("#sums", "GPUS\n3\n1 failed", "UTILIZATION\n71%", "MEMORY\n175 GiB\nof 280 GiB", "POWER\n1.0 kW", "80°C")
     assert "Box-9" in sums
     page.shows("header", "open", "● live")
     page.shows("#latest", "joined", "Box-9")
@@ -179,7 +188,7 @@ def test_filters_in_the_servers_language_and_keeps_it_in_the_address(page: Page,
     page.shows("#sums", "NODES\n1\nof 3")
     page.browser.press("/", *"temp>hot -b", "Enter")
     page.shows("#matching", "not understood: temp>hot")
-    assert page.colour("#matching") == page.colour("#matching.yellow")
+    assert page.colour("#matching") == page.browser.run(YELLOW)
     page.browser.press("/", *"rack=a3", "Enter")
     eventually(lambda: list(page.rows()) == ["●Box-9"])
     address = page.browser.run("return location.href")
@@ -193,6 +202,8 @@ def test_filters_in_the_servers_language_and_keeps_it_in_the_address(page: Page,
     assert page.browser.run("return document.querySelector('#filter').value") == "state:online"
     page.browser.press("/", *"nothing is like this", "Enter")
     page.shows("#empty", "Nothing matches the filter")
+    page.browser.press("/", "Enter", "e")  # the focus has left the field, although there is no list
+    page.shows("#events", "Box-10")
 
 
 def test_opens_a_node_by_the_keyboard_alone(page: Page, fleet: Fleet) -> None:
@@ -203,8 +214,11 @@ def test_opens_a_node_by_the_keyboard_alone(page: Page, fleet: Fleet) -> None:
     assert "Box-9" in text and "rack=a3" in text and "load 0.50" in text and "node.py 0.0.9" in text and "127.0.0.1" in text
     assert "4711\tada\t1.0 GiB\t1%\ttrain" in text
     assert page.browser.run("return location.hash") == "#node=Box-9"
-    fleet.send_devices(fleet.full, gpu(None, 70, 87, 350), gpu(91, 105, 80, 650))
-    page.shows("#node", "87°C of 95°C", "utilization\n—")  # it goes on
+    throttled = gpu(None, 70, 87, 350)
+    throttled.throttle_reasons = 0x40
+    fleet.send_devices(fleet.full, throttled, gpu(91, 105, 80, 650))
+    page.shows("#node", "87°C of 95°C", "utilization\n—", "throttle: thermal (hardware)")  # it goes on
+    assert page.colour(".foot") == page.browser.run(YELLOW)
     page.browser.press("Esc")
     page.shows("#table", "Box-10")
     assert page.focus().startswith("table")
@@ -222,6 +236,31 @@ def test_opens_a_node_by_the_keyboard_alone(page: Page, fleet: Fleet) -> None:
     assert page.shows("#events", "Box-10").count("joined") == 1
     page.browser.press("Esc", "Esc")
     page.shows("#table", "Box-10")
+
+
+def test_a_node_that_is_opened_and_closed_is_one_step_back(page: Page, fleet: Fleet) -> None:
+    page.open(fleet.http)
+    page.shows("#table", "Box-10")
+    steps = page.browser.run("return history.length")
+    for _ in range(3):
+        page.browser.press("Down", "Enter")
+        page.shows("#node", "← Back")
+        page.browser.press("Esc")
+        page.shows("#table", "Box-10")
+        assert page.focus().startswith("table")
+    assert page.browser.run("return history.length") == steps + 1
+    page.open(f"{fleet.http}/#node=Box-9")  # a bookmark: there is nothing to go back to
+    page.shows("#node", "GPU 1")
+    assert page.focus().startswith("← Back")
+    page.browser.press("Enter")
+    page.shows("#table", "Box-10")
+
+
+def test_an_address_may_say_anything(page: Page, fleet: Fleet) -> None:
+    page.open(f"{fleet.http}/#sort=constructor&metric=toString&view=__proto__")
+    page.shows("#table", "Box-10")
+    page.open(f"{fleet.http}/#view=grid&metric=constructor")
+    page.shows("#metric", "by utilization")
 
 
 def test_all_that_can_be_pressed_is_reached_by_tab_and_seen(page: Page, fleet: Fleet) -> None:
@@ -244,7 +283,7 @@ def test_hostile_names_are_text(page: Page, fleet: Fleet) -> None:
     assert "<b>bold</b>�evil" in page.rows()[name][0]
     page.browser.run("document.querySelector('#to-grid').click()")
     page.browser.press("Home")
-    page.shows("#cell", "onerror")
+    page.shows("#cell", "onerror", "✗1 failed")
     page.browser.press("Enter")
     page.shows("#node", HOSTILE, "<script>alert(1)</script>", "x=<i>", "GPU 0 · <u>GPU</u>", "✗ <img src=x onerror=alert(2)>")
     assert page.browser.run("return document.querySelectorAll('img, u, #node dd *, #node h2 *, #node h3 *').length") == 0
@@ -260,6 +299,27 @@ def test_nothing_is_wider_than_a_phone(page: Page, fleet: Fleet, view: str) -> N
     widths = "const root = document.documentElement; return [root.scrollWidth, document.body.scrollWidth, innerWidth]"
     assert page.browser.run(widths) == [PHONE[0]] * 3
     assert not page.browser.run("const node = document.querySelector('#node'); return node.scrollWidth > node.clientWidth")
+    cut = "return [...document.querySelectorAll('.row .number')].filter(one => one.scrollWidth > one.clientWidth).length"
+    assert page.browser.run(cut) == 0
+
+
+def test_what_a_phone_has_no_keys_for_has_buttons(page: Page, fleet: Fleet) -> None:
+    page.browser.size(*PHONE)
+    page.open(f"{fleet.http}/#view=events&events=box-9+joined")
+    page.shows("#events", "joined\nBox-9\nedge-01")  # and why
+    page.browser.run("document.querySelector('#clear').click()")
+    page.shows("#events", "Box-10")
+    assert not page.text("#clear")
+    page.browser.run("document.querySelector('#help').click()")
+    script = "const box = document.querySelector('dialog button').getBoundingClientRect(); return [box.top, box.bottom]"
+    assert all(0 < edge < PHONE[1] for edge in page.browser.run(script))
+
+
+def test_a_low_window_is_for_the_table(page: Page, fleet: Fleet) -> None:
+    page.browser.size(1280, 400)
+    page.open(fleet.http)
+    page.shows("#table", "Box-10")
+    assert page.browser.run("return document.querySelector('#table').clientHeight") > 200
 
 
 def test_dark_light_and_a_button_that_overrides(page: Page, fleet: Fleet) -> None:
@@ -276,15 +336,105 @@ def test_dark_light_and_a_button_that_overrides(page: Page, fleet: Fleet) -> Non
     assert page.colour("body", "backgroundColor") == light
 
 
+@pytest.mark.parametrize("scheme", ["dark", "light"])
+def test_colours_can_be_read(page: Page, fleet: Fleet, scheme: str) -> None:
+    page.browser.prefer(scheme)
+    page.open(f"{fleet.http}/#view=grid")
+    page.shows("#states", "3 online")
+    palette = page.browser.run("return makePalette()")
+    for ramp in palette["ramps"].values():
+        assert len({look["ink"] for look in ramp}) == 1  # neighbours look alike
+        assert min(contrast(look["fill"], look["ink"]) for look in ramp) >= 4.5
+    assert contrast(palette["red"]["fill"], palette["red"]["ink"]) >= 4.5
+    panel = page.colour("#grid", "backgroundColor")
+    for name in ("green", "cyan", "blue", "violet", "yellow", "red", "dim", "grey"):
+        assert contrast(page.browser.run(f"return `rgb(${{colourOf('{name}')}})`"), panel) >= 4.5, name
+
+
+def contrast(one: str, other: str) -> float:
+    """Of two colours, as WCAG has it."""
+
+    def luminance(colour: str) -> float:
+        values = [int(colour[at : at + 2], 16) for at in (1, 3, 5)] if colour[0] == "#" else map(int, re.findall(r"\d+", colour))
+        linear = [part / 12.92 if (part := value / 255) <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for value in values]
+        return sum(map(float.__mul__, linear, (0.2126, 0.7152, 0.0722))) + 0.05
+
+    darker, lighter = sorted(map(luminance, (one, other)))
+    return lighter / darker
+
+
+def test_the_grid_tells_what_the_mouse_is_on_and_names_by_their_ends(page: Page, fleet: Fleet) -> None:
+    page.open(f"{fleet.http}/#view=grid&match=box-9")
+    page.shows("#matching", "1 of 3")
+    page.browser.run("canvas.dispatchEvent(new MouseEvent('mousemove', {clientX: 100, clientY: 250}))")
+    page.shows("#cell", "Box-9", "util 71%")
+    page.browser.run("fleet.version = 0; stream.reopen()")  # another snapshot, of other objects
+    fleet.send_devices(fleet.full, gpu(50, 70, 61, 350), gpu(60, 105, 80, 650))
+    page.shows("#cell", "Box-9", "util 55%")
+    fleet.send_devices(fleet.full, gpu(50, 70, 61, 350), gpu(91, 105, 80, 650))
+    page.shows("#cell", "Box-9", "util 71%")
+    script = "const paint = canvas.getContext('2d'); paint.font = '12px monospace'; return fitName(paint, arguments[0], 60)"
+    name = page.browser.run(script, "Cluster-West-00092")
+    assert name.startswith("…")
+    assert "Cluster-West-00092".endswith(name[1:])
+    assert name.endswith("0092")
+    assert page.browser.run(script, "Box-9") == "Box-9"
+
+
+def test_events_are_grouped_as_on_the_screen(page: Page, fleet: Fleet) -> None:
+    chance = random.Random(1)
+    kinds, texts, names = ("late", "lost", "joined"), ("why", "other"), [f"Box-{number}" for number in range(9)]
+    events = [Event(1e9 + at // 9 + at % 9 / 10, *map(chance.choice, (kinds, names, texts))) for at in range(200)]
+    events += [Event(1e9 + 50, "refused", "Box-1", "wrong token") for _ in range(5)]  # one node, that says the same
+    page.open(f"{fleet.http}/#view=events")
+    page.shows("#events", "Box-10")
+    script = "fleet.events = arguments[0]; return shownEvents()"
+    lines = page.browser.run(script, [in_the_pages_words(event) for event in events])
+    wanted = list(newest_lines(events))
+    assert any(line.node_ids for line in wanted)
+    for line, told in zip(wanted, lines, strict=True):
+        first, nodes = line.first, len(line.node_ids)
+        assert (told["unix_milliseconds"], told["kind"]) == (round(1000 * first.time), first.kind)
+        assert told.get("count", 1) == line.number
+        assert told["node_id"] == (f"{nodes} nodes" if nodes > 1 else first.node_id)
+        said = [line.said] * bool(line.said) + [", ".join(line.node_ids)] * (nodes > 1)
+        assert told["text"] == (" · ".join(said) if nodes else first.text)
+
+
+def in_the_pages_words(event: Event) -> dict[str, Any]:
+    words = f"{event.kind} {event.node_id} {event.text}".lower()
+    return {**event._asdict(), "unix_milliseconds": round(1000 * event.time), "words": words}
+
+
+def test_what_is_read_of_the_events_stays_where_it_is(page: Page, fleet: Fleet) -> None:
+    page.open(f"{fleet.http}/#view=events")
+    page.shows("#events", "Box-10")
+    script = """
+        const made = (at) => ({unix_milliseconds: 1000 * at, kind: "late", node_id: `n${at}`, text: "", words: `late n${at}`});
+        const top = () => read[Math.floor(eventsBox.scrollTop / eventList.height)].node_id;
+        fleet.events = Array.from({length: EVENTS_KEPT}, (_, at) => made(at));
+        draw();
+        eventsBox.scrollTop = 2605;
+        const before = top();
+        fleet.events = [...fleet.events.slice(3), made(9001), made(9002), made(9003)]; // as many are kept as before
+        draw();
+        return [before, top()];
+    """
+    before, after = page.browser.run(script)
+    assert before == after == "n1899"
+
+
 def test_an_empty_fleet_says_how_a_box_joins(page: Page) -> None:
     serving = Serving(http=True)
     try:
         page.open(serving.http)
         page.shows("#empty", "No node reports here yet", "python3 node.pyz --server ")
         page.browser.run("fleet.server.has_agent = true; changed()")  # as where node.pyz lies beside server.pyz
-        page.shows("#empty", f"curl -O {serving.http}/node.pyz")
-        stream = Stream(serving.address, "first")
-        page.shows("#table", "first", "ONLINE")
+        page.shows("#empty", f"curl -fO {serving.http}/node.pyz")
+        stream = Stream(serving.address, "..")  # any name: a browser must not take it for a way
+        page.shows("#table", "..", "ONLINE")
+        page.browser.press("Down", "Enter")
+        page.shows("#node", "ONLINE", "Address\n127.0.0.1")
         stream.close()
     finally:
         serving.network.stop()
@@ -385,6 +535,36 @@ def test_a_page_that_nobody_looks_at_rests(page: Page, fleet: Fleet) -> None:
     eventually(lambda: page.browser.run("return fleet.version") > since)
 
 
+def test_a_page_that_is_opened_in_the_background_rests_too(page: Page, fleet: Fleet) -> None:
+    script = """
+        Object.defineProperty(document, "hidden", {configurable: true, get: () => true});
+        const set = setTimeout;
+        setTimeout = (does, milliseconds) => set(does, milliseconds === 60000 ? 300 : milliseconds);
+        window.show = () => { delete document.hidden; document.dispatchEvent(new Event("visibilitychange")); };
+    """
+    added = page.browser.command("Page.addScriptToEvaluateOnNewDocument", source=script)
+    try:
+        page.open(fleet.http)
+        eventually(lambda: page.browser.run("return stream.isIdle"))
+        page.browser.run("show()")
+        page.shows("#link", "● live")
+    finally:
+        page.browser.command("Page.removeScriptToEvaluateOnNewDocument", identifier=added["identifier"])
+
+
+def test_what_does_not_fit_is_said_and_locks_nobody_out(page: Page, fleet: Fleet) -> None:
+    page.open(fleet.http)
+    page.shows("#link", "● live")
+    page.browser.run("window.taken = take; take = () => { throw new Error('why') }; stream.reopen()")
+    page.shows("#stale", "this page and its server do not fit: reload this page (why)")
+    viewers = f"{fleet.http}/metrics/fleet"
+    eventually(lambda: b"\nedge_server_viewers 0\n" in urllib.request.urlopen(viewers).read())  # it holds no place
+    page.browser.run("take = taken; stream.wake()")
+    page.shows("#link", "● live")
+    page.browser.run("fleet.server = {...fleet.server, version: '9.9.9'}; changed()")  # as of a server that starts anew
+    page.shows("footer", "do not fit any more: reload this page")
+
+
 def test_values_are_written_as_on_the_screen(page: Page, fleet: Fleet) -> None:
     page.open(fleet.http)
     numbers = [
@@ -480,18 +660,29 @@ def test_what_is_old_is_grey_and_a_restart_is_a_clean_beginning(page: Page) -> N
         page.shows("#states", "? 2 unheard")
         assert [row[-1] for row in page.rows().values()] == [True, True]
         page.shows("#link", "no news")
+        page.browser.press("/", *"box", "Enter")  # nobody knows what this matches, and that is said; asked anew once it is late
+        page.shows("#matching", "asking …")
+        eventually(lambda: page.browser.run("return matching.aborter !== null"))
+        assert page.browser.run("const was = matching.aborter; matching.tick(clock() + 11000); return was.signal.aborted")
+        page.browser.press("Enter")
+        page.shows("#node", "the server has not answered for ")
+        page.browser.press("Esc")
+        page.shows("#table", "Box-1")
+        page.browser.press("Esc")
         age = seconds_of(page.rows()["?Box-1"][-2])
         eventually(lambda: seconds_of(page.rows()["?Box-1"][-2]) > age)
         server.process.send_signal(signal.SIGCONT)
         page.shows("#states", "● 1 online")
         eventually(lambda: not page.text("#stale"))
 
+        sparks = page.browser.run("return derived.shown[0].sparks.length")
         server.kill()  # and one that starts again: another epoch, and other numbers
         page.shows("#stale", "no news from the server for ", "the server does not answer")
         programs.append(serve(port, http))
         page.shows("#states", "● 1 online", seconds=30)
         eventually(lambda: list(page.rows()) == ["●Box-1"])
         assert page.browser.run("return window.isTheSame") is True
+        assert page.browser.run("return derived.shown[0].sparks.length") >= sparks > 1
         page.shows("#link", "● live")
     finally:
         for program in programs:

@@ -31,7 +31,7 @@ CHUNK_CHARACTERS = 2**16  # of a fleet, that are sent at once
 
 
 def routes(site: Site) -> list[Route]:
-    """`/api/fleet`, `/api/nodes/ID`, `/api/match`, `/api/events`."""
+    """`/api/fleet`, `/api/nodes/ID` (or `?id=ID`: a browser makes another path of `..`), `/api/match`, `/api/events`."""
     pages, answers = Pages(site), Answers(site.fleet)
 
     async def fleet(request: Request) -> Response:
@@ -48,7 +48,7 @@ def routes(site: Site) -> list[Route]:
         return Stream(functools.partial(put_all, fleet_pieces(rows, site.fleet.clock(), site.fleet.wall())), JSON)
 
     async def node(request: Request) -> Response:
-        node_id = request.path_params["node_id"]
+        node_id = request.path_params.get("node_id") or request.query_params.get("id", "")
         (row,) = site.fleet.rows([node_id])
         if not row:
             return sentence(404, f"there is no node {node_id!r} here: /api/fleet has all")
@@ -68,6 +68,7 @@ def routes(site: Site) -> list[Route]:
     return [
         Route("/api/fleet", fleet),
         Route("/api/nodes/{node_id:path}", node),
+        Route("/api/nodes", node),
         Route("/api/match", match),
         Route("/api/events", events),
     ]

@@ -133,7 +133,14 @@ def test_one_device_is_the_first_and_a_box_without_one_has_its_host_alone() -> N
 @pytest.mark.parametrize("node_id", ["a b", "rack/7", "50%", "ä♥", "日本", "a?b#c", "\\", "fleet", "a+b", "//x", "x/", "é&é=1"])
 def test_a_node_is_found_by_any_name_that_it_may_have(serving: Serving, node_id: str) -> None:
     serving.registry.restore(example_row(1)._replace(node_id=node_id))
-    assert json.loads(ask(serving.http, f"/api/nodes/{quote(node_id, safe='')}").text)["node_id"] == node_id
+    for path in ("/api/nodes/", "/api/nodes?id="):
+        assert json.loads(ask(serving.http, f"{path}{quote(node_id, safe='')}").text)["node_id"] == node_id
+
+
+@pytest.mark.parametrize("node_id", [".", "..", "/"])
+def test_a_node_whose_name_is_a_way_in_paths_is_found_by_a_question(serving: Serving, node_id: str) -> None:
+    serving.registry.restore(example_row(1)._replace(node_id=node_id))
+    assert json.loads(ask(serving.http, f"/api/nodes?id={quote(node_id, safe='')}").text)["node_id"] == node_id
 
 
 @pytest.mark.parametrize("node_id", ["nobody", "Node-1000 ", "é" * 100, "%1b[31m", "%ff%fe", "%00"])
