@@ -42,12 +42,18 @@ CLOSING = {"connection": "close"}
 FREE = ("/healthz",)  # without a token
 BRIEF = ("/healthz", "/readyz")  # answered at once, whatever else is under way
 OWN = ("/api/", "/metrics")  # no page of another site reads these
+NOTHING_HERE = "there is nothing here: the page is at /, the fleet as JSON at /api/fleet, Prometheus reads /metrics"
 REFUSED_CODES = {grpc.StatusCode.PERMISSION_DENIED: 403}  # of a token; else 401
 
 
 def sentence(status: int, text: str, headers: Mapping[str, str] | None = None) -> PlainTextResponse:
     """An answer that says what is wrong, and what to do."""
     return PlainTextResponse(f"{visible(text, 500)}\n", status, headers)
+
+
+async def nothing_here(scope: Scope, receive: Receive, send: Send) -> None:
+    """The answer where no route fits."""
+    await sentence(404, NOTHING_HERE)(scope, receive, send)
 
 
 class Gate:
@@ -102,6 +108,8 @@ class Gate:
             return sentence(413, "a request with a body is not taken here: write a filter into the address, as ?match=…", CLOSING)
         if not path.startswith("/"):
             return sentence(400, "this server is no proxy: ask it for a path, like /metrics", CLOSING)
+        if path.endswith("\n"):  # where a route's pattern ends, one more line may
+            return nothing_here
         if len(scope["query_string"]) > MAX_QUERY_BYTES:
             return sentence(414, f"more than {MAX_QUERY_BYTES} bytes after the ?: give a shorter filter")
         if "host" in headers and (refusal := self._why_not_host(scope, headers["host"])):
@@ -121,13 +129,12 @@ class Gate:
         match = re.fullmatch(r"(\[[^\[\]]+\]|[^:\[\]]*)(:\d*)?", asked)
         name = match[1].lower().rstrip(".") if match else ""
         certified = self._site.guard.names if self._site.guard else ()
-        if is_address(name) or name == "localhost" or name.endswith(".localhost") or name in {*self._names, *certified}:
+        is_name = re.fullmatch(r"[\w.-]+", name, re.ASCII) is not None
+        known = {"localhost", *self._names, *certified}
+        if is_address(name) or name in known or (is_name and (name.endswith(".localhost") or wildcard_of(name) in certified)):
             return None
-        if f"*.{name.partition('.')[2]}" in certified:
-            return None
-        known = visible(name, 63) if re.fullmatch(r"[\w.-]+", name, re.ASCII) else "NAME"
         self._log(scope, f"HTTP asked for as {visible(asked, 63)}, which this server is not known as")
-        address = Endpoint(known, scope["server"][1] if scope["server"] else 0)
+        address = Endpoint(visible(name, 63) if is_name else "NAME", scope["server"][1] if scope["server"] else 0)
         text = f"this server is not known by this name: ask it by its address, or give it the name: --http {address}"
         return sentence(421, text)
 
@@ -196,11 +203,17 @@ def address_of(scope: Scope) -> str:
 @functools.lru_cache(maxsize=1000)
 def is_address(host: str) -> bool:
     """Whether this is an address rather than a name, an IPv6 one in brackets: it leads to who has it, whoever wrote it."""
-    is_ipv6 = host.startswith("[")
+    in_brackets = re.fullmatch(r"\[([^%]+)(?:%[\w.-]+)?\]", unquote(host), re.ASCII)  # with the zone that it may have
     try:
-        return ipaddress.ip_address(unquote(host.strip("[]")).partition("%")[0]).version == (6 if is_ipv6 else 4)
+        ip = ipaddress.ip_address(in_brackets[1] if in_brackets else host)
     except ValueError:
         return False
+    return ip.version == (6 if in_brackets else 4)
+
+
+def wildcard_of(name: str) -> str:
+    """By which a certificate has a name and those beside it."""
+    return f"*.{name.partition('.')[2]}"
 
 
 def bearer_of(value: str) -> str:

@@ -19,7 +19,6 @@ from typing import Any, cast
 import h11
 import uvicorn
 from starlette.routing import Router
-from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
@@ -27,7 +26,7 @@ from edge.command_line import Endpoint
 from edge.fleet.admission import network_of
 from edge.fleet.listening import HTTP_CONNECTIONS, listening_socket
 from edge.web import api, files, scrape
-from edge.web.gate import ALWAYS, PIECE_BYTES, Gate, sentence
+from edge.web.gate import ALWAYS, PIECE_BYTES, Gate, nothing_here, sentence
 from edge.web.site import Site
 
 CONNECTIONS_OF_ONE, CONNECTIONS_OF_THIS_MACHINE = 64, 128  # of a network; of HTTP_CONNECTIONS in all
@@ -40,12 +39,6 @@ STUCK_SECONDS = 30.0  # that a client may take nothing of what was written
 LOOK_SECONDS = 1.0  # from one look at all connections to the next
 LEAVING_SECONDS = 0.3  # that answers under way have when the server goes
 LOST_SECONDS = 1.0  # till the next try, where a connection can't be accepted: no file may be opened
-NOTHING_HERE = "there is nothing here: the page is at /, the fleet as JSON at /api/fleet, Prometheus reads /metrics"
-
-
-async def nothing_here(scope: Scope, receive: Receive, send: Send) -> None:
-    """The answer where no route fits."""
-    await sentence(404, NOTHING_HERE)(scope, receive, send)
 
 
 class Connection(H11Protocol):

@@ -297,7 +297,10 @@ def test_what_is_no_request_is_refused_in_a_sentence_and_is_no_news(
     assert not serving.events()
 
 
-@pytest.mark.parametrize("path", ["/nothing\0", "/%00", "/../../etc/passwd", "//evil.example/", "/%2e%2e/node.pyz", "/healthz/"])
+@pytest.mark.parametrize(
+    "path",
+    ["/nothing\0", "/%00", "/../../etc/passwd", "//evil.example/", "/%2e%2e/node.pyz", "/healthz/", "/healthz%0a", "/metrics%0A"],
+)
 def test_odd_paths_lead_nowhere(serve: Callable[..., Serving], path: str) -> None:
     answer = said(serve().http, b"GET %b HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n" % path.encode())
     assert answer[:12] in (b"HTTP/1.1 404", b"HTTP/1.1 400")
