@@ -11,6 +11,7 @@ import contextlib
 import ipaddress
 import logging
 import math
+import re
 import socket
 import sys
 import time
@@ -32,7 +33,8 @@ from edge.web.site import Site
 CONNECTIONS_OF_ONE, CONNECTIONS_OF_THIS_MACHINE = 64, 128  # of a network; of HTTP_CONNECTIONS in all
 MAX_REQUEST_BYTES = 16 * 1024  # of a request's line and headers
 MAX_REQUEST_LINES = 128  # each costs more than its bytes do
-READ_BYTES = 1024  # read at once of what has come: what is more than a request comes after its answer
+HEAD_END = re.compile(rb"\n\r?\n")  # of a request's line and headers, as h11 has it
+READ_BYTES = 1024  # read at once of what has come
 FIRST_REQUEST_SECONDS = 10.0  # from the connection to a request that is whole, TLS included
 KEEP_ALIVE_SECONDS = 30.0  # from an answer to the next request that is whole
 STUCK_SECONDS = 30.0  # that a client may take nothing of what was written
@@ -51,7 +53,6 @@ class Connection(H11Protocol):
         self._request_due = self.idle_since + FIRST_REQUEST_SECONDS
         self._stuck_since = math.inf
         self._unread = b""
-        self._lines = 0  # of the request that comes
         self.opening: asyncio.Task[None] | None = None  # until its handshake is over
 
     # ---- What the listener asks ----
@@ -84,20 +85,28 @@ class Connection(H11Protocol):
         transport.set_write_buffer_limits(PIECE_BYTES)
 
     def data_received(self, data: bytes) -> None:
-        """h11 takes a request of any size, if it comes at once, and all that was sent after it."""
+        """h11 takes a request of any size, if it comes at once, and all that was sent after it: so it is given one at a time."""
         self._unread += data
         self._read()
 
     def _read(self) -> None:
         while self._unread and self.is_idle and not self.transport.is_closing():
-            data, self._unread = self._unread[:READ_BYTES], self._unread[READ_BYTES:]
-            self._lines += data.partition(b"\r\n\r\n")[0].count(b"\n")
-            if self._lines > MAX_REQUEST_LINES:
+            begun = self.conn.trailing_data[0]  # what h11 has of it
+            if not begun and self._unread.startswith(b"\r\n"):  # an empty line may come before a request (RFC 9112, 2.2)
+                self._unread = self._unread[2:]
+            head = begun + self._unread[:READ_BYTES]
+            if end := HEAD_END.search(head):
+                head = head[: end.end()]
+            if len(head) > MAX_REQUEST_BYTES:
+                kib = MAX_REQUEST_BYTES // 1024
+                self._refuse(431, f"the request has more than {kib} KiB of headers: send fewer, or shorter ones")
+                return
+            if head.rstrip().count(b"\n") > MAX_REQUEST_LINES:
                 self._refuse(431, f"more than {MAX_REQUEST_LINES} headers: send fewer")
                 return
-            super().data_received(data)
-            if not self.is_idle:
-                self._lines = 0
+            data, self._unread = head[len(begun) :], self._unread[len(head) - len(begun) :]
+            if data:  # to h11, nothing is the end
+                super().data_received(data)
         if self._unread:
             self.flow.pause_reading()
 
@@ -121,10 +130,7 @@ class Connection(H11Protocol):
         error = sys.exc_info()[1]
         if error:
             error.__traceback__ = None  # its frames hold it, and this connection
-        if getattr(error, "error_status_hint", 400) == 431:
-            self._refuse(431, f"the request has more than {MAX_REQUEST_BYTES // 1024} KiB of headers: send fewer, or shorter ones")
-        else:
-            self._refuse(400, "this is no request of HTTP/1.1: is it meant for this port, or for https?")
+        self._refuse(400, "this is no request of HTTP/1.1: is it meant for this port, or for https?")
 
     def _refuse(self, status: int, text: str) -> None:
         """Of what can't be read: no route is asked, and nothing more is heard."""

@@ -264,6 +264,14 @@ def test_many_requests_at_once_are_answered_one_by_one(serve: Callable[..., Serv
     assert answer.count(b"HTTP/1.1 200 OK") == len(numbers)
 
 
+def test_an_empty_line_before_a_request_is_nothing_and_two_are_no_request(serve: Callable[..., Serving]) -> None:
+    serving = serve()
+    answer = said(serving.http, b"\r\n" + HEALTH + b"\r\n" + HEALTH, b"\r\n", HEALTH, b"\r\n\r\n" + HEALTH)
+    assert answer.count(b"HTTP/1.1 200 ") == 3
+    assert answer.count(b"HTTP/1.1 ") == 4
+    assert b"HTTP/1.1 400 " in answer
+
+
 STRANGE = {
     "tls": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(500),
     "http2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
