@@ -14,7 +14,7 @@ import logging
 import re
 import socket
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from urllib.parse import unquote
 
 import grpc
@@ -30,7 +30,8 @@ from edge.text import visible
 from edge.web.site import Site
 
 MAX_QUERY_BYTES = 2048
-MAX_UNDER_WAY, MAX_UNDER_WAY_OF_ONE = 32, 24  # requests: of all, and of one network
+MAX_UNDER_WAY = 32  # requests of all; and of one network,
+MAX_UNDER_WAY_OF_ONE, MAX_UNDER_WAY_OF_THIS_MACHINE = 12, 24
 PIECE_BYTES = 64 * 1024  # of an answer: what a client has not taken yet is not copied for it
 ALWAYS = {
     "x-content-type-options": "nosniff",
@@ -40,7 +41,7 @@ ALWAYS = {
 CHALLENGE = {"www-authenticate": f'Basic realm="{SERVER_NAME}: the view token as password"'}
 CLOSING = {"connection": "close"}
 FREE = ("/healthz",)  # without a token
-BRIEF = ("/healthz", "/readyz")  # answered at once, whatever else is under way
+PLACELESS = ("/healthz", "/readyz", "/api/events")  # answered at once, whatever else is under way; streams have places of their own
 OWN = ("/api/", "/metrics")  # no page of another site reads these
 NOTHING_HERE = "there is nothing here: the page is at /, the fleet as JSON at /api/fleet, Prometheus reads /metrics"
 REFUSED_CODES = {grpc.StatusCode.PERMISSION_DENIED: 403}  # of a token; else 401
@@ -59,12 +60,13 @@ async def nothing_here(scope: Scope, receive: Receive, send: Send) -> None:
 class Gate:
     """Stands before all routes. In the event loop."""
 
-    def __init__(self, app: ASGIApp, site: Site) -> None:
-        self._app, self._site = app, site
+    def __init__(self, app: ASGIApp, site: Site, end: Callable[[Scope], object]) -> None:
+        """`end`: closes the connection of a request, whatever has not been sent."""
+        self._app, self._site, self._end = app, site, end
         self._host = socket.gethostname().lower()
         own = (SERVER_NAME, self._host, f"{self._host}.local", *site.names)
         self._names = frozenset(name.lower().rstrip(".") for name in own if name)
-        self._under_way: collections.Counter[str] = collections.Counter()  # by network
+        self._under_way: dict[asyncio.Task[object], tuple[str, Scope]] = {}  # with the network; who came first is first
         threading.Thread(target=self._learn_names, name="names", daemon=True).start()
 
     def _learn_names(self) -> None:
@@ -77,10 +79,9 @@ class Gate:
         answer = Answer(scope, receive, send)
         network = network_of(address_of(scope))
         app = self._refusal(scope, network) or self._app
-        self._under_way[network] += 1
         try:
             await app(scope, answer.receive, answer.send)
-        except asyncio.CancelledError:  # the server goes away, and has closed the connection
+        except asyncio.CancelledError:  # the server goes away, or another has its place; and the connection is closed
             return
         except Exception as error:
             if answer.is_begun:  # uvicorn tells of it, and closes the connection
@@ -89,9 +90,7 @@ class Gate:
             text = "this can't be answered, by a fault of the server: its events say what it is (please report it)"
             await sentence(500, text)(scope, receive, answer.send)
         finally:
-            self._under_way[network] -= 1
-            if not self._under_way[network]:
-                del self._under_way[network]
+            self._under_way.pop(own_task(), None)
 
     def _refusal(self, scope: Scope, network: str) -> ASGIApp | None:
         """Instead of an answer; None where there is to be one. Then the request's state has the `token_id` that let it in."""
@@ -118,11 +117,24 @@ class Gate:
             return sentence(403, "another site's page may not ask for this: write the address where addresses are written")
         if self._site.guard and path not in FREE and (refusal := self._why_not_let_in(scope)):
             return refusal
-        full = self._under_way.total() >= MAX_UNDER_WAY or self._under_way[network] >= MAX_UNDER_WAY_OF_ONE
-        if full and path not in BRIEF:
+        if path not in PLACELESS and not self._takes_place(scope, network):
             self._site.counters.refuse(grpc.StatusCode.RESOURCE_EXHAUSTED)
             return sentence(503, "too many requests are under way: try again in a second", {"retry-after": "1"})
         return None
+
+    def _takes_place(self, scope: Scope, network: str) -> bool:
+        """Whether one more may be under way from there, and then it is. Where all places are taken, the network that has most
+        gives one: who reads slowly shuts nobody out."""
+        counts = collections.Counter(network for network, _ in self._under_way.values())
+        if counts[network] >= (MAX_UNDER_WAY_OF_THIS_MACHINE if is_loopback(network) else MAX_UNDER_WAY_OF_ONE):
+            return False
+        if len(self._under_way) >= MAX_UNDER_WAY:
+            longest, (_, its_scope) = max(self._under_way.items(), key=lambda one: counts[one[1][0]])
+            del self._under_way[longest]
+            self._end(its_scope)
+            longest.cancel()
+        self._under_way[own_task()] = network, scope
+        return True
 
     def _why_not_host(self, scope: Scope, asked: str) -> ASGIApp | None:
         """Of a page elsewhere whose name leads here (DNS rebinding), the browser tells that name: it must be one of ours."""
@@ -193,6 +205,20 @@ class Answer:
             await self._send({**message, "body": bytes(body[start:end]), "more_body": more_body or end < len(body)})
             if end < len(body):
                 await asyncio.sleep(0)
+
+
+def own_task() -> asyncio.Task[object]:
+    """That which runs."""
+    task = asyncio.current_task()
+    assert task
+    return task
+
+
+def is_loopback(address: str) -> bool:
+    """Whether it is of this machine; an IPv6 network of one is not."""
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(address.partition("/")[0]).is_loopback or address == "::/64"
+    return False
 
 
 def address_of(scope: Scope) -> str:

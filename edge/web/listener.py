@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
-import ipaddress
 import logging
 import math
 import re
@@ -20,6 +19,7 @@ from typing import Any, cast
 import h11
 import uvicorn
 from starlette.routing import Router
+from starlette.types import Scope
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
@@ -27,7 +27,7 @@ from edge.command_line import Endpoint
 from edge.fleet.admission import network_of
 from edge.fleet.listening import HTTP_CONNECTIONS, listening_socket
 from edge.web import api, files, scrape
-from edge.web.gate import ALWAYS, PIECE_BYTES, Gate, nothing_here, sentence
+from edge.web.gate import ALWAYS, PIECE_BYTES, Gate, is_loopback, nothing_here, sentence
 from edge.web.site import Site
 
 CONNECTIONS_OF_ONE, CONNECTIONS_OF_THIS_MACHINE = 64, 128  # of a network; of HTTP_CONNECTIONS in all
@@ -149,7 +149,7 @@ class Listener:
     def __init__(self, site: Site) -> None:
         self._guard = site.guard
         routes = [*files.routes(site), *api.routes(site), *scrape.routes(site)]
-        app = Gate(Router(routes, redirect_slashes=False, default=nothing_here), site)
+        app = Gate(Router(routes, redirect_slashes=False, default=nothing_here), site, self._end)
         self._config = uvicorn.Config(
             app,
             http="h11",
@@ -164,6 +164,14 @@ class Listener:
         logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # what clients do wrong is no news
         self._state = ServerState()
         self.connections = cast("set[Connection]", self._state.connections)
+
+    def _end(self, scope: Scope) -> None:
+        """Of a request that is under way, the connection."""
+        for connection in self.connections:
+            if connection.cycle and connection.cycle.scope is scope:
+                connection.cycle.disconnected = True
+                connection.end()
+                return
 
     async def start(self, endpoint: Endpoint) -> Endpoint:
         """Listen; returns where, with the real port. Raises Failure."""
@@ -270,10 +278,3 @@ async def speaks_plainly(client: socket.socket) -> bool:
     finally:
         loop.remove_reader(client)
     return client.recv(1, socket.MSG_PEEK).isalpha()
-
-
-def is_loopback(address: str) -> bool:
-    """Whether it is of this machine; an IPv6 network of one is not."""
-    with contextlib.suppress(ValueError):
-        return ipaddress.ip_address(address.partition("/")[0]).is_loopback or address == "::/64"
-    return False

@@ -15,7 +15,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from edge.credentials import Role
 from edge.fleet.guard import Guard
-from edge.web.gate import MAX_UNDER_WAY, MAX_UNDER_WAY_OF_ONE, PIECE_BYTES, Answer, Gate, is_address
+from edge.web.gate import MAX_UNDER_WAY, MAX_UNDER_WAY_OF_ONE, PIECE_BYTES, Answer, Gate, is_address, is_loopback
 from tests.fixtures.pki import Authority
 from tests.fixtures.processes import eventually
 from tests.fixtures.sessions import Serving
@@ -124,14 +124,14 @@ def test_a_refused_name_is_told_once(serving: Serving) -> None:
 
 
 def test_names_that_it_is_given_are_its_own() -> None:
-    gate = Gate(PlainTextResponse("yes"), site_of(names=["Fleet.Example.", ""]))
+    gate = Gate(PlainTextResponse("yes"), site_of(names=["Fleet.Example.", ""]), print)
     assert asyncio.run(status_of(gate, host="fleet.example:8080")) == 200
     assert asyncio.run(status_of(gate, host="another.example")) == 421
 
 
 def test_the_names_of_its_certificate_are_its_own(tmp_path: pathlib.Path) -> None:
     files = Authority().write(tmp_path, "first.example", "Second.example", "*.many.example")
-    gate = Gate(PlainTextResponse("yes"), site_of(guard=Guard(tmp_path / "state", *files)))
+    gate = Gate(PlainTextResponse("yes"), site_of(guard=Guard(tmp_path / "state", *files)), print)
     for host, status in (("second.example", 401), ("a.many.example:8080", 401), ("many.example", 421), ("a.b.many.example", 421)):
         assert asyncio.run(status_of(gate, host=host, scheme="https")) == status
 
@@ -145,6 +145,11 @@ def test_what_an_address_is() -> None:
     assert all(map(is_address, ("10.0.0.1", "[::1]", "[fe80::1%25eth0]")))
     assert not any(map(is_address, ("::1", "[10.0.0.1]", "", "10.0.0", "1.2.3.4.5", "[]")))
     assert not any(map(is_address, ("1.2.3.4%x", "[fe80::1%25]", "[fe80::1%25a b]")))
+
+
+def test_what_is_of_this_machine() -> None:
+    assert all(map(is_loopback, ("127.0.0.9", "::/64")))
+    assert not any(map(is_loopback, ("fe80::/64", "10.0.0.1", "")))
 
 
 # ---- Pages of other sites ----
@@ -228,26 +233,34 @@ async def status_of(gate: Gate, **about: str) -> int:
     return status
 
 
-def test_requests_under_way_are_bounded_and_no_network_takes_all_places() -> None:
+def test_requests_under_way_are_bounded_and_who_has_most_gives_a_place() -> None:
     async def play() -> None:
-        over = asyncio.Event()
+        over, ended = asyncio.Event(), list[Scope]()
 
         async def slow(scope: Scope, receive: Receive, send: Send) -> None:
-            if scope["path"] == "/slow":
+            if scope["path"] in ("/slow", "/api/events"):
                 await over.wait()
             await PlainTextResponse("yes")(scope, receive, send)
 
-        gate = Gate(slow, site_of())
+        gate = Gate(slow, site_of(), ended.append)
         first = [asyncio.create_task(status_of(gate, path="/slow")) for _ in range(MAX_UNDER_WAY_OF_ONE)]
         await asyncio.sleep(0)
         assert await status_of(gate) == 503
         assert await status_of(gate, path="/healthz") == 200
-        rest = MAX_UNDER_WAY - MAX_UNDER_WAY_OF_ONE
-        others = [asyncio.create_task(status_of(gate, path="/slow", address="10.0.0.8")) for _ in range(rest)]
+        rest = range(MAX_UNDER_WAY - MAX_UNDER_WAY_OF_ONE)
+        others = [asyncio.create_task(status_of(gate, path="/slow", address=f"10.0.1.{number // 2}")) for number in rest]
+        streams = [asyncio.create_task(status_of(gate, path="/api/events", address="10.0.0.8")) for _ in range(20)]
         await asyncio.sleep(0)
-        assert await status_of(gate, address="10.0.0.9") == 503
+        assert not ended
+        for number in range(3):
+            assert await status_of(gate, address="10.0.0.9") == 200
+            assert await status_of(gate, address="10.0.0.9") == 200  # the place that was made is enough
+            others.append(asyncio.create_task(status_of(gate, path="/slow", address=f"10.0.2.{number}")))
+            await asyncio.sleep(0)
+        assert [scope["state"]["address"] for scope in ended] == ["10.0.0.7"] * 3
         over.set()
-        assert set(await asyncio.gather(*first, *others)) == {200}
+        assert set(await asyncio.gather(*first[3:], *others, *streams)) == {200}
+        assert {(await asyncio.wait([task]))[0].pop().exception() is not None for task in first[:3]} == {True}
         assert await status_of(gate) == 200
         assert not gate._under_way
 

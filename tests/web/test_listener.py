@@ -25,7 +25,7 @@ from edge.credentials import Role
 from edge.fleet.guard import Guard
 from edge.fleet.listening import HTTP_CONNECTIONS
 from edge.program import Failure
-from edge.web.listener import CONNECTIONS_OF_THIS_MACHINE, Connection, Listener, is_loopback
+from edge.web.listener import CONNECTIONS_OF_THIS_MACHINE, Connection, Listener
 from edge.web.site import Site
 from tests.fixtures.pki import Authority
 from tests.fixtures.processes import eventually
@@ -138,6 +138,32 @@ def test_a_client_that_takes_nothing_is_cut_and_one_that_waits_for_an_answer_is_
     eventually(lambda: not connections(serving))
 
 
+def test_who_reads_slowly_makes_a_place_for_others(
+    serve: Callable[..., Serving], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("edge.web.gate.MAX_UNDER_WAY", 5)
+    serving = serve()
+    port = int(serving.http.rpartition(":")[2])
+    slow = []
+    for path, number in (("/big", 3), ("/silent", 2), ("/big", 2), ("/stream", 2), ("/big", 2)):
+        client = socket.create_connection(("127.0.0.1", port), 10, (f"127.0.0.{number}", 0))
+        client.sendall(b"GET %b HTTP/1.1\r\nHost: localhost\r\n\r\n" % path.encode())
+        slow.append(client)
+        eventually(lambda: sum(not connection.is_idle for connection in connections(serving)) == len(slow))
+    for number in range(3):
+        assert ask(serving.http, f"/count/{number}").status == 200
+        eventually(lambda: len(connections(serving)) == 4)  # one was ended, and one is enough for all these
+    assert is_closed(slow[1])  # of the address that has most, the first
+    waiting = [get(serving.http, "/silent")]
+    for client in slow[2], slow[3]:
+        eventually(lambda: sum(not connection.is_idle for connection in connections(serving)) == 5)
+        waiting.append(get(serving.http, "/silent"))
+        assert b"HTTP/1.1 200 " in heard(client)[:20]
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+    for client in (*slow, *waiting):
+        client.close()
+
+
 def test_idle_and_slow_clients_take_no_place_from_others_and_heartbeats_are_taken(serve: Callable[..., Serving]) -> None:
     serving = serve()
     idle = [connected(serving.http) for _ in range(200)]
@@ -197,11 +223,6 @@ def test_connections_are_bounded_in_all(serve: Callable[..., Serving]) -> None:
     assert len(connections(serving)) <= HTTP_CONNECTIONS
     for client in (small, *many):
         client.close()
-
-
-def test_what_is_of_this_machine() -> None:
-    assert all(map(is_loopback, ("127.0.0.9", "::/64")))
-    assert not any(map(is_loopback, ("fe80::/64", "10.0.0.1", "")))
 
 
 def test_many_who_come_at_once_are_taken_one_by_one() -> None:
