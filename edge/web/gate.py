@@ -36,6 +36,7 @@ PIECE_BYTES = 64 * 1024  # of an answer: what a client has not taken yet is not 
 ALWAYS = {
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
+    "cross-origin-resource-policy": "same-origin",
     "cache-control": "no-store",
 }  # of each answer that does not say otherwise
 CHALLENGE = {"www-authenticate": f'Basic realm="{SERVER_NAME}: the view token as password"'}
@@ -113,7 +114,7 @@ class Gate:
             return sentence(414, f"more than {MAX_QUERY_BYTES} bytes after the ?: give a shorter filter")
         if "host" in headers and (refusal := self._why_not_host(scope, headers["host"])):
             return refusal
-        if headers.get("sec-fetch-site") == "cross-site" and path.startswith(OWN):
+        if path.startswith(OWN) and is_foreign(scope["scheme"], headers):
             return sentence(403, "another site's page may not ask for this: write the address where addresses are written")
         if self._site.guard and path not in FREE and (refusal := self._why_not_let_in(scope)):
             return refusal
@@ -205,6 +206,12 @@ class Answer:
             await self._send({**message, "body": bytes(body[start:end]), "more_body": more_body or end < len(body)})
             if end < len(body):
                 await asyncio.sleep(0)
+
+
+def is_foreign(scheme: str, headers: Mapping[str, str]) -> bool:
+    """Whether a browser asks for a page of another site, or of another port or scheme of this one."""
+    own = f"{scheme}://{headers.get('host', '')}".lower()
+    return headers.get("sec-fetch-site", "").lower() in ("cross-site", "same-site") or headers.get("origin", own).lower() != own
 
 
 def own_task() -> asyncio.Task[object]:

@@ -157,8 +157,14 @@ def test_what_is_of_this_machine() -> None:
 
 def test_no_page_of_another_site_reads_the_fleet(serving: Serving) -> None:
     for path in ("/api/match", "/metrics", "/metrics/fleet"):
-        answer = ask(serving.http, path, Sec_Fetch_Site="cross-site")
-        assert (answer.status, answer.text[:17]) == (403, "another site's pa")
+        for headers in (
+            {"Sec_Fetch_Site": "cross-site"}, {"Sec_Fetch_Site": "Cross-Site"}, {"Sec_Fetch_Site": "same-site"},
+            {"Origin": "http://evil.example"}, {"Origin": "null"}, {"Origin": serving.http + "1"},
+            {"Origin": serving.http.replace("http:", "https:")}, {"Origin": serving.http, "Sec_Fetch_Site": "cross-site"},
+        ):  # fmt: skip
+            answer = ask(serving.http, path, "GET", None, **headers)
+            assert (answer.status, answer.text[:17]) == (403, "another site's pa")
+        assert ask(serving.http, path, Origin=serving.http.upper(), Sec_Fetch_Site="same-origin").status == 200
     assert ask(serving.http, "/", Sec_Fetch_Site="cross-site").status == 200
     assert ask(serving.http, "/api/match", Sec_Fetch_Site="same-origin").status == 200
 
@@ -168,6 +174,7 @@ def test_every_answer_has_the_headers_that_keep_it_where_it_belongs(serving: Ser
         headers = ask(serving.http, path).headers
         assert headers["X-Content-Type-Options"] == "nosniff"
         assert headers["Referrer-Policy"] == "no-referrer"
+        assert headers["Cross-Origin-Resource-Policy"] == "same-origin"
         assert headers["Cache-Control"] == ("no-cache" if path == "/" else "no-store")
         assert headers["Date"].endswith(" GMT")
         assert "Server" not in headers
