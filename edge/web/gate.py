@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from edge.command_line import Endpoint
 from edge.credentials import AUTHORIZATION, SERVER_NAME, Role
-from edge.fleet.admission import network_of
+from edge.fleet.admission import RateLimit, network_of
 from edge.fleet.row import Refused
 from edge.fleet.tokens import authorization_of
 from edge.text import visible
@@ -32,6 +32,7 @@ from edge.web.site import Site
 MAX_QUERY_BYTES = 2048
 MAX_UNDER_WAY = 32  # requests of all; and of one network,
 MAX_UNDER_WAY_OF_ONE, MAX_UNDER_WAY_OF_THIS_MACHINE = 12, 24
+REQUESTS_A_SECOND, REQUESTS_A_SECOND_OF_ONE, REQUESTS_A_SECOND_OF_THIS_MACHINE = 400, 50, 200  # as cheap as they may be
 PIECE_BYTES = 64 * 1024  # of an answer: what a client has not taken yet is not copied for it
 ALWAYS = {
     "x-content-type-options": "nosniff",
@@ -58,6 +59,20 @@ async def nothing_here(scope: Scope, receive: Receive, send: Send) -> None:
     await sentence(404, NOTHING_HERE)(scope, receive, send)
 
 
+class Pace:
+    """How many there may be in a second: of all networks elsewhere, and of each; and of this machine, whose addresses are one."""
+
+    def __init__(self, site: Site, times: int = 1) -> None:
+        """`times`: as many as requests."""
+        self._clock = site.fleet.clock
+        self._others = RateLimit(1, times * REQUESTS_A_SECOND, times * REQUESTS_A_SECOND_OF_ONE)
+        self._own = RateLimit(1, times * REQUESTS_A_SECOND_OF_THIS_MACHINE, times * REQUESTS_A_SECOND_OF_THIS_MACHINE)
+
+    def takes(self, network: str) -> bool:
+        """Whether there may be one more; then it counts."""
+        return (self._own if is_loopback(network) else self._others).takes(network, self._clock())
+
+
 class Gate:
     """Stands before all routes. In the event loop."""
 
@@ -67,6 +82,7 @@ class Gate:
         self._host = socket.gethostname().lower()
         own = (SERVER_NAME, self._host, f"{self._host}.local", *site.names)
         self._names = frozenset(name.lower().rstrip(".") for name in own if name)
+        self._pace = Pace(site)
         self._under_way: dict[asyncio.Task[object], tuple[str, Scope]] = {}  # with the network; who came first is first
         threading.Thread(target=self._learn_names, name="names", daemon=True).start()
 
@@ -95,6 +111,9 @@ class Gate:
 
     def _refusal(self, scope: Scope, network: str) -> ASGIApp | None:
         """Instead of an answer; None where there is to be one. Then the request's state has the `token_id` that let it in."""
+        if not self._pace.takes(network):
+            self._site.counters.refuse(grpc.StatusCode.RESOURCE_EXHAUSTED)
+            return sentence(429, "too many requests in a second: ask less often", {"retry-after": "1", **CLOSING})
         method, path = scope["method"], scope["path"]
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         if self._site.guard and scope["scheme"] != "https":  # whatever it shows, others have read it as well
@@ -221,6 +240,7 @@ def own_task() -> asyncio.Task[object]:
     return task
 
 
+@functools.lru_cache(maxsize=1000)
 def is_loopback(address: str) -> bool:
     """Whether it is of this machine; an IPv6 network of one is not."""
     with contextlib.suppress(ValueError):

@@ -27,10 +27,11 @@ from edge.command_line import Endpoint
 from edge.fleet.admission import network_of
 from edge.fleet.listening import HTTP_CONNECTIONS, listening_socket
 from edge.web import api, files, scrape
-from edge.web.gate import ALWAYS, PIECE_BYTES, Gate, is_loopback, nothing_here, sentence
+from edge.web.gate import ALWAYS, PIECE_BYTES, Gate, Pace, is_loopback, nothing_here, sentence
 from edge.web.site import Site
 
 CONNECTIONS_OF_ONE, CONNECTIONS_OF_THIS_MACHINE = 64, 128  # of a network; of HTTP_CONNECTIONS in all
+CONNECTIONS_A_REQUEST = 2  # in a second: who has asked too often is told so, and beyond that he is not
 MAX_REQUEST_BYTES = 16 * 1024  # of a request's line and headers
 MAX_REQUEST_LINES = 128  # each costs more than its bytes do
 HEAD_END = re.compile(rb"\n\r?\n")  # of a request's line and headers, as h11 has it
@@ -148,6 +149,7 @@ class Listener:
 
     def __init__(self, site: Site) -> None:
         self._guard = site.guard
+        self._pace = Pace(site, CONNECTIONS_A_REQUEST)
         routes = [*files.routes(site), *api.routes(site), *scrape.routes(site)]
         app = Gate(Router(routes, redirect_slashes=False, default=nothing_here), site, self._end)
         self._config = uvicorn.Config(
@@ -215,7 +217,8 @@ class Listener:
             await asyncio.sleep(0)  # where more wait, asyncio would take them all before it looks for anything else
 
     def _take(self, client: socket.socket, address: str) -> None:
-        if not self._has_place(network_of(address)):
+        network = network_of(address)
+        if not self._pace.takes(network) or not self._has_place(network):
             client.close()
             return
         connection = Connection(self._config, self._state, address)

@@ -18,7 +18,7 @@ from edge.fleet.guard import Guard
 from edge.web.gate import MAX_UNDER_WAY, MAX_UNDER_WAY_OF_ONE, PIECE_BYTES, Answer, Gate, is_address, is_loopback
 from tests.fixtures.pki import Authority
 from tests.fixtures.processes import eventually
-from tests.fixtures.sessions import Serving
+from tests.fixtures.sessions import Clock, Serving
 from tests.fixtures.web import ask, basic, said, site_of
 
 
@@ -272,6 +272,26 @@ def test_requests_under_way_are_bounded_and_who_has_most_gives_a_place() -> None
         assert not gate._under_way
 
     asyncio.run(play())
+
+
+def test_requests_in_a_second_are_bounded_of_one_network_and_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edge.web.gate.REQUESTS_A_SECOND", 120)
+    site = site_of()
+    site.fleet.clock = clock = Clock()
+    gate = Gate(PlainTextResponse("yes"), site, print)
+
+    async def answers(count: int, address: str) -> list[int]:
+        return [await status_of(gate, path="/healthz", address=address) for _ in range(count)]
+
+    assert asyncio.run(answers(51, "10.0.0.7")) == [200] * 50 + [429]
+    assert asyncio.run(answers(50, "2001:db8::1")) == [200] * 50
+    assert asyncio.run(answers(1, "2001:db8::2")) == [429]
+    assert asyncio.run(answers(21, "10.0.0.8")) == [200] * 20 + [429]
+    assert asyncio.run(answers(200, "127.0.0.1")) == [200] * 200
+    assert asyncio.run(answers(1, "127.0.0.2")) == [429]
+    clock.now += 1
+    assert asyncio.run(answers(1, "10.0.0.7")) == [200]
+    assert site.counters.refusals == {"resource_exhausted": 4}
 
 
 def test_an_answer_goes_in_pieces_and_to_head_goes_none() -> None:
