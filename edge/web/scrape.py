@@ -76,8 +76,7 @@ class Scrapes:
         """Raises NotUnderstood or Busy. One who goes away meanwhile stops nothing for the others."""
         task = self._tasks.get(question)
         if not (task and task.done()):
-            making = sum(not one.done() for one in self._tasks.values())  # some of these for nobody any more
-            if max(self._waiting, making) >= MAX_WAITING:
+            if self._waiting >= MAX_WAITING:
                 raise Busy(TOO_MANY)
             task = task or self._begin(question)
             self._waiting += 1
