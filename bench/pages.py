@@ -14,18 +14,17 @@ from bench.figures import WINDOW_SECONDS, Figure, say
 from bench.generator import Load, Plan
 from bench.processes import Program, free_port, headless
 from bench.scale import Cost, measure
+from bench.watch import SETTLE_SECONDS, Looker
 
 PAGES = 5
-SETTLE_SECONDS = 3.0  # until all have the whole fleet
 READ_BYTES = 2**16
 
 
-class Reader:
+class Reader(Looker):
     """A page that counts what comes, and does nothing with it."""
 
     def __init__(self, port: int) -> None:
-        self.bytes = 0
-        self.started, self.whole_at, self.whole_bytes = time.monotonic(), 0.0, 0
+        super().__init__()
         self._answer = urlopen(f"http://127.0.0.1:{port}/api/events")
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
@@ -38,12 +37,6 @@ class Reader:
                 if not self.whole_at and b'"beats"' in tail + data:
                     self.whole_at, self.whole_bytes = time.monotonic(), self.bytes
                 tail = data[-10:]
-
-    def wait_until_whole(self, seconds: float = 60) -> None:
-        """Until it knows the fleet, and what changes."""
-        give_up_at = time.monotonic() + seconds
-        while not self.whole_at and time.monotonic() < give_up_at:
-            time.sleep(0.05)
 
 
 def pages(options: argparse.Namespace) -> Iterator[Figure]:

@@ -30,6 +30,7 @@ from edge.fleet.row import Session
 from edge.protocol import server_options
 
 END_KEY, HOME_KEY = b"\x1b[F", b"\x1b[H"
+LATE_SECONDS = 0.02  # of a heartbeat's way into the registry
 
 
 class Cost(NamedTuple):
@@ -141,7 +142,8 @@ def time_heartbeats(program: Program, load: Load, path: pathlib.Path) -> Iterato
 
 
 def latencies_while(program: Program, path: pathlib.Path, action: Callable[[], object]) -> dict[str, float]:
-    """How long heartbeats took into the registry of `serve_timed` meanwhile, in seconds by percentile; and their count."""
+    """How long heartbeats took into the registry of `serve_timed` meanwhile, in seconds by percentile; their count; and which
+    part of them took longer than LATE_SECONDS."""
     path.unlink(missing_ok=True)
     program.process.send_signal(signal.SIGUSR1)
     action()
@@ -222,4 +224,5 @@ class TimedRegistry(server.Registry):
         delattr(self, "heartbeat")
         latencies = self._latencies
         result = {"count": len(latencies), **{str(percent): percentile(latencies, percent) for percent in (50, 99, 100)}}
+        result["late"] = sum(one > LATE_SECONDS for one in latencies) / max(len(latencies), 1)
         self._path.write_text(json.dumps(result), encoding="utf-8")

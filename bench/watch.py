@@ -22,12 +22,26 @@ STALL_SECONDS = 60.0
 SETTLE_SECONDS = 3.0  # until all have the whole fleet
 
 
-class Watcher:
+class Looker:
+    """One who looks at the fleet, and counts what comes."""
+
+    def __init__(self) -> None:
+        self.bytes = self.whole_bytes = 0
+        self.started, self.whole_at = time.monotonic(), 0.0
+
+    def wait_until_whole(self, seconds: float = 60) -> None:
+        """Until it knows the fleet, and what changes."""
+        give_up_at = time.monotonic() + seconds
+        while not self.whole_at and time.monotonic() < give_up_at:
+            time.sleep(0.05)
+
+
+class Watcher(Looker):
     """A viewer that counts what comes, and may stop to read."""
 
     def __init__(self, port: int) -> None:
-        self.bytes = self.versions = self.whole_bytes = 0
-        self.started, self.whole_at = time.monotonic(), 0.0
+        super().__init__()
+        self.versions = 0
         self.reads = threading.Event()
         self.reads.set()
         options = (
@@ -49,12 +63,6 @@ class Watcher:
                 if not self.whole_at and pb.WatchUpdate.FromString(raw).beats.number_steps:
                     self.whole_at, self.whole_bytes = time.monotonic(), self.bytes
                 self.versions += 1
-
-    def wait_until_whole(self, seconds: float = 60) -> None:
-        """Until it knows the fleet, and what changes."""
-        give_up_at = time.monotonic() + seconds
-        while not self.whole_at and time.monotonic() < give_up_at:
-            time.sleep(0.05)
 
     def close(self) -> None:
         self.reads.set()

@@ -59,7 +59,7 @@ class Messages:
 class Entry:
     """One entry at one moment: made once a frame, and once for each look through the whole fleet. It parses what one asks for."""
 
-    __slots__ = ("_messages", "_state", "_vitals", "id", "now", "row")
+    __slots__ = ("_messages", "_searched_text", "_state", "_vitals", "id", "now", "row")
 
     def __init__(self, entry_id: EntryId, row: Row, messages: Messages, now: float) -> None:
         self.id = entry_id
@@ -68,6 +68,7 @@ class Entry:
         self._messages = messages
         self._vitals: Vitals | None = row.vitals if entry_id.device == WHOLE_NODE else None
         self._state: State | None = None
+        self._searched_text: str | None = None
 
     @property
     def name(self) -> str:
@@ -94,6 +95,14 @@ class Entry:
     def devices(self) -> Sequence[pb.DeviceInfo]:
         """All of the node, or the one that the entry stands for."""
         return self.info.devices if self.id.device == WHOLE_NODE else self.info.devices[self.id.device : self.id.device + 1]
+
+    @property
+    def searched_text(self) -> str:
+        """What a word of a filter is looked for in, in lower case."""
+        if self._searched_text is None:
+            info, row, names = self.info, self.row, (device.name for device in self.devices)
+            self._searched_text = " ".join((row.node_id, info.hostname, row.address, info.host.model, *names)).lower()
+        return self._searched_text
 
     @property
     def vitals(self) -> Vitals:

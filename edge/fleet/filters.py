@@ -98,12 +98,6 @@ FIELDS: dict[str, Callable[[Entry], Iterable[str]]] = {
 PROCESS_FIELDS = ("user", "process")  # those that what runs on a node is read for
 
 
-def searched_text(entry: Entry) -> str:
-    """What a word of a filter is looked for in."""
-    info, row = entry.info, entry.row
-    return " ".join((row.node_id, info.hostname, row.address, info.host.model, *(device.name for device in entry.devices))).lower()
-
-
 # ---- How it is read ----
 
 SIGN, NUMBER = "|".join(COMPARE), r"-?\d+(?:\.\d+)?"
@@ -186,7 +180,7 @@ def parse_plain(term: str, labels: Collection[str]) -> Test[Entry] | None:
     is_named = ":" in term and name.isalpha() and not wanted.startswith(":")
     if set("<>=") & set(term) or is_named:
         return None
-    return lambda entry: term in searched_text(entry)
+    return lambda entry: term in entry.searched_text
 
 
 def asks_for_processes(text: str) -> bool:

@@ -135,6 +135,7 @@ class Totals(NamedTuple):
     with_energy: int = 0  # nodes that report it, of those with GPUs
     with_gpus: int = 0
     outdated: int = 0  # agents that are online and older than this program
+    failed: int = 0  # GPUs that are not read
 
 
 def count_totals(rows: Iterable[Row], now: float) -> Totals:
@@ -147,7 +148,7 @@ def count_totals(rows: Iterable[Row], now: float) -> Totals:
 def counting(rows: Iterable[Row], now: float) -> Iterator[Totals | None]:
     """The same a row at a time: nothing for each, and the totals at the end."""
     states: dict[State, int] = dict.fromkeys(State, 0)
-    gpus = milliwatts = with_power = joules = with_energy = with_gpus = outdated = 0
+    gpus = milliwatts = with_power = joules = with_energy = with_gpus = outdated = failed = 0
     # With GPUs and without: utilization, of how many; memory used and in all, of how many.
     sums = {True: [0.0, 0, 0, 0, 0], False: [0.0, 0, 0, 0, 0]}
     heat, hottest = -math.inf, None
@@ -166,6 +167,7 @@ def counting(rows: Iterable[Row], now: float) -> Iterator[Totals | None]:
         if hanging_seconds(row, now) is not None:
             continue
         gpus += len(row.capacities.devices)
+        failed += vitals.errors
         part = sums[vitals.devices > 0]
         part[2] += vitals.memory_used_bytes
         part[3] += vitals.memory_total_bytes
@@ -181,7 +183,7 @@ def counting(rows: Iterable[Row], now: float) -> Iterator[Totals | None]:
     yield Totals(
         states, gpus, utilization / readings if readings else None, int(used), int(total),
         milliwatts if with_power else None, int(with_memory), with_power, hottest,
-        joules if with_energy else None, with_energy, with_gpus, outdated,
+        joules if with_energy else None, with_energy, with_gpus, outdated, failed,
     )  # fmt: skip
 
 

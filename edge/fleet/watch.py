@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
-import copy
-import itertools
+import functools
 import logging
 import secrets
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
@@ -134,7 +133,7 @@ class Feed:
         self._free: list[int] = []  # numbers
         self._versions: collections.deque[Published] = collections.deque()  # the last ones, self.version being the last of all
         self._removals = 0  # in these
-        self._shared: dict[tuple[int, int], Iterator[bytes]] = {}  # sums, by what they start from: of this version; each is copied
+        self._shared: dict[tuple[int, int], Sequence[Callable[[], bytes]]] = {}  # sums of this version, by what they start from
 
     def viewers(self) -> int:
         """How many there are."""
@@ -265,8 +264,9 @@ class Feed:
         if self._remembers(base):
             version = self.version
             if (base, known) not in self._shared:
-                (self._shared[base, known],) = itertools.tee(self._sum(base, known), 1)
-            yield from copy.copy(self._shared[base, known])
+                self._shared[base, known] = self._sum(base, known)
+            for piece in self._shared[base, known]:
+                yield piece()
             viewer.version = version
         else:  # it took too long: all anew
             viewer.version = 0
@@ -296,23 +296,28 @@ class Feed:
                 yield seen
             number += 1
 
-    def _sum(self, base: int, known: int) -> Iterator[bytes]:
+    def _sum(self, base: int, known: int) -> Sequence[Callable[[], bytes]]:
         """What changed since version `base`; of nodes that were sent whole since, up to version `known`, their readings alone. In
-        pieces where it is much, so that heartbeats come in between: whoever is the first to take one has it made for all."""
+        pieces where it is much, so that heartbeats come in between: whoever is the first to take one has it made for all. One that
+        could not be made is made anew for the next who takes it."""
         version, changed = self.version, [seen for seen in self._slots if seen and seen.changed_at > base]
         versions = [self._versions[at - version - 1] for at in range(base + 1, version + 1)]
         first = {"removed": [number for one in versions for number in one.removed]}
         last = {"version": version, "events": messages_of(self._events(base, version))}  # with the version: so none comes twice
-        for start in range(0, max(len(changed), 1), CHANGES_A_MESSAGE):
-            piece, now = changed[start : start + CHANGES_A_MESSAGE], self._fleet.clock()
-            beats = [(seen.number, seen.row) for seen in piece if seen.whole_at <= known and seen.row.sample_at is not None]
-            yield self._update(
+
+        def piece(start: int) -> bytes:
+            part, now = changed[start : start + CHANGES_A_MESSAGE], self._fleet.clock()
+            beats = [(seen.number, seen.row) for seen in part if seen.whole_at <= known and seen.row.sample_at is not None]
+            return self._update(
                 now,
-                rows=[seen.message(known, now) for seen in piece if seen.whole_at > known],
+                rows=[seen.message(known, now) for seen in part if seen.whole_at > known],
                 beats=beats_of(beats, now) if beats else None,
                 **(first if not start else {}),
                 **(last if start + CHANGES_A_MESSAGE >= len(changed) else {}),
             )
+
+        starts = range(0, max(len(changed), 1), CHANGES_A_MESSAGE)
+        return [functools.cache(functools.partial(piece, start)) for start in starts]
 
     def _events(self, base: int, version: int) -> list[Event]:
         """Those of the versions after `base`; 0: those before any others."""

@@ -15,14 +15,15 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from edge import history
+from edge.fleet.admission import network_of
 from edge.fleet.export import fleet_pieces, row_json
 from edge.fleet.moments import spacing_seconds
 from edge.fleet.row import Row
-from edge.web.gate import sentence
-from edge.web.selection import Selection, select
+from edge.web.gate import address_of, sentence
+from edge.web.selection import Busy, Selection, select
 from edge.web.site import Fleet, Site
 from edge.web.slices import sliced
-from edge.web.stream import Pages, Put, Stream
+from edge.web.stream import Pages, Put, Stream, later
 
 JSON = "application/json"
 SERIES = {"utilization_percent": history.UTILIZATION, "memory_percent": history.MEMORY, "temperature_celsius": history.TEMPERATURE}
@@ -35,9 +36,13 @@ def routes(site: Site) -> list[Route]:
 
     async def fleet(request: Request) -> Response:
         text = request.query_params.get("match", "")
-        chosen = await select(site.fleet, text) if text else Selection(site.fleet.snapshot(), ())
+        try:
+            network = network_of(address_of(request.scope))
+            chosen = await select(site.fleet, text, network) if text else Selection(site.fleet.snapshot(), ())
+        except Busy as error:
+            return later(error)
         if chosen.not_understood:
-            return sentence(400, f"the filter can't be read at: {', '.join(chosen.not_understood)}")
+            return sentence(400, chosen.why_not)
         names = [row.node_id for row in chosen.rows]
         rows = (row for node_id in names for row in site.fleet.rows([node_id]) if row)  # one who reads slowly holds no rows
         return Stream(functools.partial(put_all, fleet_pieces(rows, site.fleet.clock(), site.fleet.wall())), JSON)
@@ -51,7 +56,11 @@ def routes(site: Site) -> list[Route]:
         return Response("".join(pieces), media_type=JSON)
 
     async def match(request: Request) -> Response:
-        return Response(await answers.to(request.query_params.get("match", "")), media_type=JSON)
+        try:
+            answer = await answers.to(request.query_params.get("match", ""), network_of(address_of(request.scope)))
+        except Busy as error:
+            return later(error)
+        return Response(answer, media_type=JSON)
 
     async def events(request: Request) -> Response:
         return pages.answer(request)
@@ -105,37 +114,35 @@ def series_of(row: Row, device: int) -> dict[str, list[int | None]]:
 
 # ---- Which nodes a filter chooses ----
 
-ANSWER_SECONDS = 1.0  # that an answer is good for; and
-ANSWER_TIMES = 20  # as long as it took to make: so pages that ask all the time take a twentieth of a processor at most
+ANSWER_SECONDS = 1.0  # that an answer is good for, at least
 ANSWERS_KEPT = 16
 
 
 class Answers:
-    """The nodes of filters: made one after the other, and shared by all who ask the same."""
+    """The nodes of filters: shared by all who ask the same."""
 
     def __init__(self, fleet: Fleet, clock: Callable[[], float] = time.monotonic) -> None:
         self._fleet, self._clock = fleet, clock
-        self._making = asyncio.Lock()
+        self._making: dict[str, asyncio.Task[bytes]] = {}
         self._kept: dict[str, tuple[float, bytes]] = {}  # by filter: until when it is good, and the answer; the oldest first
 
-    async def to(self, text: str) -> bytes:
-        """The answer to a filter, as it is sent."""
-        if not (answer := self._known(text)):
-            async with self._making:
-                answer = self._known(text) or await self._make(text)  # who waited may find it made
-        return answer
-
-    def _known(self, text: str) -> bytes:
+    async def to(self, text: str, network: str = "") -> bytes:
+        """The answer to a filter, as it is sent. `network`: of who asks. Raises Busy."""
         until, answer = self._kept.get(text, (0.0, b""))
-        return answer if self._clock() < until else b""
+        if self._clock() < until:
+            return answer
+        making = self._making.get(text)
+        if not making:
+            making = self._making[text] = asyncio.create_task(self._make(text, network))
+            making.add_done_callback(lambda _: self._making.pop(text))
+        return await asyncio.shield(making)
 
-    async def _make(self, text: str) -> bytes:
-        began = self._clock()
-        chosen = await select(self._fleet, text)
+    async def _make(self, text: str, network: str) -> bytes:
+        chosen = await select(self._fleet, text, network)
         told: dict[str, Any] = {"node_ids": [row.node_id for row in chosen.rows], "not_understood": chosen.not_understood}
-        answer, now = json.dumps(told).encode(), self._clock()
+        answer = json.dumps(told).encode()
         self._kept.pop(text, None)
-        self._kept[text] = now + max(ANSWER_SECONDS, ANSWER_TIMES * (now - began)), answer
+        self._kept[text] = self._clock() + max(ANSWER_SECONDS, chosen.rest_seconds), answer
         if len(self._kept) > ANSWERS_KEPT:
             del self._kept[next(iter(self._kept))]
         return answer

@@ -349,31 +349,30 @@ def one(name: str, about: str, value: float | None, kind: str = "gauge") -> Sing
     return Single(name, about, [("", value)], kind)
 
 
-def fleet_lines(totals: Totals, failed_gpus: int) -> Iterator[str]:
+def fleet_families(totals: Totals) -> list[Single]:
     """What the screen's header says."""
     states = [(f'{{state="{state.value.lower()}"}}', count) for state, count in totals.states.items()]
     watts = None if totals.milliwatts is None else totals.milliwatts / 1000
-    has_memory = totals.with_memory > 0
+    used, size = (totals.memory_used_bytes, totals.memory_total_bytes) if totals.with_memory else (None, None)
     hottest = totals.hottest.vitals.celsius if totals.hottest else None
-    for single in (
+    return [
         Single("edge_fleet_nodes", "Nodes, by what they are.", states),
         one("edge_fleet_gpus", "GPUs of the nodes that are online and read; so it is with all sums here.", totals.gpus),
-        one("edge_fleet_failed_gpus", "Those of them that are not read.", failed_gpus),
+        one("edge_fleet_failed_gpus", "Those of them that are not read.", totals.failed),
         one("edge_fleet_utilization_ratio", "Mean of all GPUs; of the processors where no node has a GPU.", totals.utilization),
-        one("edge_fleet_memory_used_bytes", "Memory in use, of the GPUs.", totals.memory_used_bytes if has_memory else None),
-        one("edge_fleet_memory_size_bytes", "Memory of these GPUs.", totals.memory_total_bytes if has_memory else None),
+        one("edge_fleet_memory_used_bytes", "Memory in use, of the GPUs; of the hosts where no node has a GPU.", used),
+        one("edge_fleet_memory_size_bytes", "All of that memory.", size),
         one("edge_fleet_power_watts", "That the GPUs draw.", watts),
         one("edge_fleet_hottest_celsius", "Temperature of the hottest GPU.", hottest),
         one("edge_fleet_outdated_agents", "Agents that are online, and older than this server.", totals.outdated),
-    ):
-        yield single.text()
+    ]
 
 
-def server_lines(site: Site, sessions: int, open_files: int) -> Iterator[str]:
+def server_families(site: Site, sessions: int, open_files: int) -> list[Single]:
     """What the server counts of itself. `sessions`: that nodes have now; `open_files`: of this process; 0 is not known."""
     counters = site.counters
     refusals = [(f'{{reason="{reason}"}}', count) for reason, count in sorted(counters.refusals.items())]
-    for single in (
+    return [
         Single("edge_server_info", "This server.", [(f'{{version="{shown(VERSION)}"}}', 1)]),
         one("edge_server_heartbeats_total", "Heartbeats that were taken.", counters.heartbeats, "counter"),
         one("edge_server_sessions", "Nodes that have a session.", sessions),
@@ -383,13 +382,12 @@ def server_lines(site: Site, sessions: int, open_files: int) -> Iterator[str]:
         one("edge_server_viewers", "Who looks at the fleet just now.", site.feed.viewers()),
         one("edge_server_nodes_limit", "Nodes that it takes at most.", site.fleet.max_nodes),
         one("edge_server_heartbeat_interval_seconds", "That nodes are told to keep.", site.fleet.cadence_seconds()),
-        *journal_lines(counters.journal()),
-        *process_lines(counters.started, open_files),
-    ):
-        yield single.text()
+        *journal_families(counters.journal()),
+        *process_families(counters.started, open_files),
+    ]
 
 
-def journal_lines(state: JournalState | None) -> list[Single]:
+def journal_families(state: JournalState | None) -> list[Single]:
     """None: there is no journal."""
     if not state:
         return []
@@ -401,7 +399,7 @@ def journal_lines(state: JournalState | None) -> list[Single]:
     ]
 
 
-def process_lines(started: float, open_files: int) -> list[Single]:
+def process_families(started: float, open_files: int) -> list[Single]:
     """What all programs tell Prometheus of themselves."""
     return [
         one("process_start_time_seconds", "Start of this process, since the epoch.", started),

@@ -38,7 +38,9 @@ HEAD_END = re.compile(rb"\n\r?\n")  # of a request's line and headers, as h11 ha
 READ_BYTES = 1024  # read at once of what has come
 FIRST_REQUEST_SECONDS = 10.0  # from the connection to a request that is whole, TLS included
 KEEP_ALIVE_SECONDS = 30.0  # from an answer to the next request that is whole
-STUCK_SECONDS = 30.0  # that a client may take nothing of what was written
+STUCK_SECONDS = 30.0  # that a client may take nothing of what was written; and
+PATIENCE_SECONDS = 60.0  # that it may be waited for in all, while
+TAKEN_SECONDS = 5.0  # of these it has back with each buffer that it takes: so it may be as slow as 10 kB/s
 LOOK_SECONDS = 1.0  # from one look at all connections to the next
 LEAVING_SECONDS = 0.3  # that answers under way have when the server goes
 LOST_SECONDS = 1.0  # till the next try, where a connection can't be accepted: no file may be opened
@@ -53,6 +55,7 @@ class Connection(H11Protocol):
         self.idle_since = time.monotonic()  # when it was accepted, or answered last
         self._request_due = self.idle_since + FIRST_REQUEST_SECONDS
         self._stuck_since = math.inf
+        self._patience_seconds = PATIENCE_SECONDS
         self._unread = b""
         self.opening: asyncio.Task[None] | None = None  # until its handshake is over
 
@@ -69,8 +72,12 @@ class Connection(H11Protocol):
         return "" if self.is_idle else self.cycle.scope["state"].get("token_id", "")
 
     def is_over(self, now: float) -> bool:
-        """Whether it has taken more time than it has."""
-        return now > self._stuck_since + STUCK_SECONDS or (self.is_idle and now > self._request_due)
+        """Whether it has taken more time than it has; or its answer was given up."""
+        if self.is_idle:
+            return now > min(self._request_due, self._stuck_since + STUCK_SECONDS)
+        state = self.cycle.scope["state"]
+        patience = STUCK_SECONDS if "is_endless" in state else min(STUCK_SECONDS, self._patience_seconds)
+        return "is_left" in state or now > self._stuck_since + patience
 
     def end(self) -> None:
         """At once: what was not sent is not."""
@@ -114,6 +121,7 @@ class Connection(H11Protocol):
     def on_response_complete(self) -> None:
         self.idle_since = time.monotonic()
         self._request_due = self.idle_since + KEEP_ALIVE_SECONDS
+        self._patience_seconds = PATIENCE_SECONDS
         super().on_response_complete()
         if not self.transport.is_closing():
             self.loop.call_soon(self._read)
@@ -123,6 +131,8 @@ class Connection(H11Protocol):
         super().pause_writing()
 
     def resume_writing(self) -> None:
+        waited = time.monotonic() - self._stuck_since
+        self._patience_seconds = min(self._patience_seconds - waited + TAKEN_SECONDS, PATIENCE_SECONDS)
         self._stuck_since = math.inf
         super().resume_writing()
 

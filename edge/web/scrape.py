@@ -3,32 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextlib
 import functools
 import re
 import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response, StreamingResponse
+from starlette.responses import Response
 from starlette.routing import Route
 
+from edge.fleet.admission import network_of
 from edge.fleet.lens import counting
 from edge.fleet.listening import open_files
-from edge.fleet.row import Row, State, hanging_seconds, state_of
-from edge.text import visible
-from edge.web.exposition import CONTENT_TYPE, NODES_A_BLOCK, Block, Faces, fleet_lines, node_lines, server_lines
-from edge.web.selection import select
+from edge.fleet.row import Row
+from edge.web.exposition import CONTENT_TYPE, NODES_A_BLOCK, Block, Faces, Single, fleet_families, node_lines, server_families
+from edge.web.gate import address_of, sentence
+from edge.web.selection import Busy, select
 from edge.web.site import Site
 from edge.web.slices import sliced
+from edge.web.stream import Put, Stream, later
 
 KEPT_SECONDS = 1.0  # a body, for who asks again
 MAX_BODIES = 4  # at once, those that are still being sent among them
-MAX_WAITING = 16  # who wait until theirs is made
-SEND_SECONDS = 60.0  # that a body may take on its way: who reads more slowly is left
+BODIES_OF_ONE = 2  # of a network, without a filter: /metrics and /metrics/fleet never give way to who asks with one
 GZIP = 16 + zlib.MAX_WBITS  # as zlib calls the format
-BUSY_SECONDS = 2  # from then on it is worth asking again
 LEVEL = 1  # a tenth as many bytes, in a third of the time that a better one takes
 CHUNK_BYTES = 2**17  # of what is unpacked at once
 WANTS_GZIP = re.compile(r"(?:^|[\s,])gzip\s*(?:$|,|;(?!\s*q=0(?:\.0*)?\s*(?:,|$)))", re.IGNORECASE)
@@ -45,19 +46,16 @@ class NotUnderstood(Exception):
     """A filter that can't be read; the text says what to do."""
 
 
-class Busy(Exception):
-    """There is no answer just now; the text says why."""
-
-
-TOO_MANY, GOING_AWAY = "too many ask at once", "this server is going away"
+TOO_MANY, GOING_AWAY = "too many ask for figures at once", "this server is going away"
 
 
 class Body:
     """An answer, packed, in pieces."""
 
-    def __init__(self, question: Question, packed: Sequence[bytes]) -> None:
+    def __init__(self, question: Question, network: str, packed: Sequence[bytes]) -> None:
         self.question, self.packed = question, packed
-        self.readers = 0
+        self.network = network  # of who asked first
+        self.readers: set[asyncio.Task[Any]] = set()  # that send it
         self.is_kept = True  # for who asks again
 
 
@@ -69,25 +67,16 @@ class Scrapes:
         self._faces = Faces()
         self._tasks: dict[Question, asyncio.Task[Body]] = {}
         self._bodies: dict[Body, None] = {}  # that are kept or being sent, the oldest first
-        self._turn = asyncio.Lock()
-        self._waiting = 0
+        self._turn, self._turn_of_filters = asyncio.Lock(), asyncio.Lock()
 
-    async def body(self, question: Question) -> Body:
-        """Raises NotUnderstood or Busy. One who goes away meanwhile stops nothing for the others."""
-        task = self._tasks.get(question)
-        if not (task and task.done()):
-            if self._waiting >= MAX_WAITING:
-                raise Busy(TOO_MANY)
-            task = task or self._begin(question)
-            self._waiting += 1
-            try:
-                await asyncio.wait([task])
-            finally:
-                self._waiting -= 1
+    async def body(self, question: Question, network: str = "") -> Body:
+        """`network`: of who asks. Raises NotUnderstood or Busy. One who goes away meanwhile stops nothing for the others."""
+        task = self._tasks.get(question) or self._begin(question, network)
+        await asyncio.wait([task])
         return task.result()
 
-    def _begin(self, question: Question) -> asyncio.Task[Body]:
-        task = self._tasks[question] = asyncio.create_task(self._make(question))
+    def _begin(self, question: Question, network: str) -> asyncio.Task[Body]:
+        task = self._tasks[question] = asyncio.create_task(self._make(question, network))
         task.add_done_callback(functools.partial(self._made, question))
         return task
 
@@ -108,47 +97,80 @@ class Scrapes:
         if not body.is_kept and not body.readers:
             self._bodies.pop(body, None)
 
-    async def _make(self, question: Question) -> Body:
+    async def _make(self, question: Question, network: str) -> Body:
+        if not question.match:
+            return await self._make_of(None, question, network)
+        chosen = await select(self._site.fleet, question.match, network)
+        if chosen.not_understood:
+            raise NotUnderstood(chosen.why_not)
+        names = [row.node_id for row in chosen.rows]
+        del chosen
+        async with self._turn_of_filters:  # so one at most comes before those who ask without
+            return await self._make_of(names, question, network)
+
+    async def _make_of(self, names: Sequence[str] | None, question: Question, network: str) -> Body:
         async with self._turn:
-            self._make_room()
+            self._make_room(question)
             pieces = []
-            async with contextlib.aclosing(packed(nodes_and_fleet(self._site, question, self._faces))) as answer:
+            text = nodes_and_fleet(self._site, names, question.with_nodes, self._faces)
+            async with contextlib.aclosing(packed(text)) as answer:
                 async for piece in answer:
                     pieces.append(piece)
                     if not self._site.is_ready():
                         raise Busy(GOING_AWAY)
-            body = Body(question, pieces)
+            body = Body(question, network, pieces)
             self._bodies[body] = None
             return body
 
-    def _make_room(self) -> None:
-        """Raises Busy where all there may be are being sent."""
-        if len(self._bodies) >= MAX_BODIES:
-            idle = next((body for body in self._bodies if not body.readers), None)
-            if not idle:
-                raise Busy(TOO_MANY)
-            self._forget(idle)
+    def _make_room(self, question: Question) -> None:
+        """Where there is no place, one that nobody reads makes it; else one that is being sent, whose readers are left: the oldest
+        of the network that has most, and one without a filter only where there is no other. Raises Busy where none may."""
+        bodies = self._bodies
+        if len(bodies) < MAX_BODIES:
+            return
+        counts = collections.Counter(body.network for body in bodies)
+        rivals = [one for one in bodies if not one.readers] or [
+            one for one in bodies if one.question.match or not question.match or counts[one.network] > BODIES_OF_ONE
+        ]
+        if not rivals:
+            raise Busy(TOO_MANY)
+        body = min(rivals, key=lambda one: (not one.question.match, -counts[one.network]))
+        self._forget(body)
+        bodies.pop(body, None)
+        for reader in body.readers:
+            reader.cancel()
 
-    async def pieces(self, body: Body, is_packed: bool) -> AsyncIterator[bytes]:
-        """A body on its way to one reader."""
-        body.readers += 1
+    async def tell(self, body: Body, is_packed: bool, put: Put) -> None:
+        """A body to one reader."""
+        body.readers.add(this_task())
         self._bodies[body] = None
-        end = asyncio.get_running_loop().time() + SEND_SECONDS
-        unpack = zlib.decompressobj(GZIP)
         try:
-            async for piece in sliced(body.packed):
-                if asyncio.get_running_loop().time() > end:
-                    raise TimeoutError(f"who asked for the figures has not read them in {SEND_SECONDS:g} s")
-                if is_packed:
-                    yield piece
-                    continue
-                text = unpack.decompress(piece, CHUNK_BYTES)
-                while text:
-                    yield text
-                    text = unpack.decompress(unpack.unconsumed_tail, CHUNK_BYTES)
+            async with contextlib.aclosing(pieces_of(body, is_packed)) as pieces:
+                async for piece in pieces:
+                    await put(piece)
         finally:
-            body.readers -= 1
+            body.readers.discard(this_task())  # a name for it here would be a circle, by the traceback of its end
             self._let_go(body)
+
+
+def this_task() -> asyncio.Task[Any]:
+    """That runs just now."""
+    task = asyncio.current_task()
+    assert task
+    return task
+
+
+async def pieces_of(body: Body, is_packed: bool) -> AsyncGenerator[bytes, None]:
+    """As they are sent."""
+    unpack = zlib.decompressobj(GZIP)
+    async for piece in sliced(body.packed):
+        if is_packed:
+            yield piece
+            continue
+        text = unpack.decompress(piece, CHUNK_BYTES)
+        while text:
+            yield text
+            text = unpack.decompress(unpack.unconsumed_tail, CHUNK_BYTES)
 
 
 async def packed(lines: AsyncIterator[str]) -> AsyncGenerator[bytes, None]:
@@ -160,22 +182,15 @@ async def packed(lines: AsyncIterator[str]) -> AsyncGenerator[bytes, None]:
     yield pack.flush()
 
 
-async def nodes_and_fleet(site: Site, question: Question, faces: Faces) -> AsyncIterator[str]:
-    """All lines, a little at a time. Raises NotUnderstood."""
+async def nodes_and_fleet(site: Site, names: Sequence[str] | None, with_nodes: bool, faces: Faces) -> AsyncIterator[str]:
+    """All lines, a little at a time; of some nodes, where these are named."""
     rows: list[Row] = site.fleet.snapshot()
     now = site.fleet.clock()
     sessions = sum(row.session is not None for row in rows)
     faces.keep(rows)
-    if question.match:
-        chosen = await select(site.fleet, question.match)
-        if chosen.not_understood:
-            told = ", ".join(visible(term) for term in chosen.not_understood)
-            raise NotUnderstood(
-                f"the filter can't be read at: {told}; the help of the screen, by ? after /, tells how it is written"
-            )
-        rows = list(chosen.rows)
-        del chosen
-    if question.with_nodes:
+    if names is not None:
+        rows = [row for row in site.fleet.rows(names) if row]
+    if with_nodes:
         blocks = [Block()]
         async for row in sliced(rows):
             blocks[-1].add(row, faces.of(row), now)
@@ -187,17 +202,14 @@ async def nodes_and_fleet(site: Site, question: Question, faces: Faces) -> Async
             yield text
         async for _ in sliced(range(len(blocks))):  # to let go of all at once takes 20 ms of ten thousand nodes
             blocks.pop()
-    failed = 0
-    async for row in sliced(rows):
-        if state_of(row, now) is State.ONLINE and hanging_seconds(row, now) is None:
-            failed += row.vitals.errors
+    singles: list[Single] = []
     async for totals in sliced(counting(rows, now)):
-        for text in fleet_lines(totals, failed) if totals else ():
-            yield text
+        singles += fleet_families(totals) if totals else ()
     async for _ in sliced(range(len(rows))):  # most are of the past by now, and go with this list
         rows.pop()
-    for text in server_lines(site, sessions, await asyncio.to_thread(open_files)):
-        yield text
+    singles += server_families(site, sessions, await asyncio.to_thread(open_files))
+    for single in singles:
+        yield single.text()
 
 
 def routes(site: Site) -> list[Route]:
@@ -207,14 +219,14 @@ def routes(site: Site) -> list[Route]:
     async def answer(request: Request, with_nodes: bool) -> Response:
         match = " ".join(request.query_params.get("match", "").split())
         try:
-            body = await scrapes.body(Question(match, with_nodes))
+            body = await scrapes.body(Question(match, with_nodes), network_of(address_of(request.scope)))
         except NotUnderstood as error:
-            return PlainTextResponse(f"{error}\n", 400)
+            return sentence(400, str(error))
         except Busy as error:
-            return PlainTextResponse(f"{error}: ask again in {BUSY_SECONDS} s\n", 503, {"Retry-After": str(BUSY_SECONDS)})
+            return later(error)
         is_packed = bool(WANTS_GZIP.search(request.headers.get("accept-encoding", "")))
-        headers = {"Content-Type": CONTENT_TYPE, "Vary": "Accept-Encoding", **({"Content-Encoding": "gzip"} if is_packed else {})}
-        return StreamingResponse(scrapes.pieces(body, is_packed), headers=headers)
+        headers = {"Vary": "Accept-Encoding", **({"Content-Encoding": "gzip"} if is_packed else {})}
+        return Stream(functools.partial(scrapes.tell, body, is_packed), CONTENT_TYPE, headers)
 
     async def metrics(request: Request) -> Response:
         return await answer(request, with_nodes=True)

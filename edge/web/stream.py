@@ -8,7 +8,7 @@ import functools
 import itertools
 import json
 import re
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from starlette.requests import Request
@@ -63,22 +63,23 @@ class Pages:
                 raise Refused(f"{MAX_PAGES_OF_ONE} pages of {network} look already: that is all there may be of one network")
             viewer = self._site.feed.join(pb.WatchRequest(epoch=epoch, version=version), is_local=False)
         except Refused as error:
-            return sentence(503, f"{error}: try again", {"retry-after": str(RETRY_SECONDS)})
+            return later(error)
         self._pages[network] += 1
-        return Stream(functools.partial(self._tell, viewer), "text/event-stream", functools.partial(self._leave, viewer, network))
+        request.scope["state"]["is_endless"] = True
+        return Stream(functools.partial(self._tell, viewer, network), "text/event-stream")
 
-    def _leave(self, viewer: Viewer, network: str) -> None:
-        self._site.feed.leave(viewer)
-        self._pages[network] -= 1
-        self._pages += collections.Counter()  # those alone that have some
-
-    async def _tell(self, viewer: Viewer, put: Put) -> None:
+    async def _tell(self, viewer: Viewer, network: str, put: Put) -> None:
         async def write(message: bytes) -> None:
             await put(await self.event(message))
             await put(b"")  # it waits until the message is taken: what a page misses meanwhile comes as one sum
 
-        await put(f"retry: {1000 * RETRY_SECONDS}\n\n".encode())
-        await self._site.feed.follow(viewer, write)
+        try:
+            await put(f"retry: {1000 * RETRY_SECONDS}\n\n".encode())
+            await self._site.feed.follow(viewer, write)
+        finally:
+            self._site.feed.leave(viewer)
+            self._pages[network] -= 1
+            self._pages += collections.Counter()  # those alone that have some
 
     async def event(self, message: bytes) -> bytes:
         """A WatchUpdate as it is sent. Those who are told the same share it, also while it is made."""
@@ -102,31 +103,42 @@ class Stream(Response):
     Starlette's own leaves a circle of references with each, which would wait for a garbage collection with all that it holds.
     """
 
-    def __init__(self, tell: Callable[[Put], Awaitable[None]], media_type: str, end: Callable[[], object] = int) -> None:
-        """`tell` puts its pieces; each waits until those before are taken. `end`: called when it is over, however that came."""
-        self._tell, self._end, self.media_type = tell, end, media_type
+    def __init__(self, tell: Callable[[Put], Awaitable[None]], media_type: str, headers: Mapping[str, str] | None = None) -> None:
+        """`tell` puts its pieces; each waits until those before are taken. Once this is called, it begins in any case, and is
+        cancelled when its client is gone. Where others cancel it, the client is left: the answer can't be whole."""
+        self._tell, self.media_type = tell, media_type
         self.status_code, self.background = 200, None
-        self.init_headers()
+        self.init_headers(headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         tasks = asyncio.create_task(self._send(send)), asyncio.create_task(until_gone(receive))
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            if tasks[0].done():
+            if tasks[0].cancelled():
+                scope["state"]["is_left"] = True  # the listener ends the connection
+                await tasks[1]
+            elif tasks[0].done():
                 tasks[0].result()
         finally:
-            self._end()
             for task in tasks:
                 task.cancel()
 
     async def _send(self, send: Send) -> None:
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        head = [{"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}]
 
         async def put(piece: bytes) -> None:
+            while head:
+                await send(head.pop())
             await send({"type": "http.response.body", "body": piece, "more_body": True})
 
         await self._tell(put)
+        await put(b"")
         await send({"type": "http.response.body"})
+
+
+def later(why: Exception) -> Response:
+    """For who is not answered just now."""
+    return sentence(503, f"{why}: try again in {RETRY_SECONDS} s", {"retry-after": str(RETRY_SECONDS)})
 
 
 async def until_gone(receive: Receive) -> None:

@@ -16,6 +16,7 @@ from edge.fleet.mirror import Mirror
 from edge.fleet.row import Refused, Row, Vitals
 from edge.fleet.source import EVENTS_KEPT
 from edge.fleet.watch import Feed, Viewer, frames_since
+from edge.fleet.wire import beats_of
 from edge.protocol import MAX_UPDATE_BYTES
 from server import Registry
 from tests.fixtures.examples import example_row
@@ -120,6 +121,29 @@ def test_a_large_sum_comes_in_pieces_each_made_once(monkeypatch: pytest.MonkeyPa
     assert [list(update.removed) for update in updates] == [[4], [], []]
     assert [len(update.events) for update in updates] == [0, 0, 1]
     assert [viewer.version for viewer in viewers] == [2, 2]
+
+
+def test_a_piece_that_can_not_be_made_leaves_nobody_with_a_version_they_do_not_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "CHANGES_A_MESSAGE", 2)
+    fleet = Fleet("a", "b", "c")
+    first, second = Looking(fleet), Looking(fleet)
+    for viewer in (first, second):
+        viewer.take_all()
+    for node_id in "abc":
+        fleet.put(node_id, 7)
+    fleet.publish()
+    assert first.take() and second.take()  # a piece of two
+
+    def fail(*_: object) -> pb.Beats:
+        monkeypatch.setattr(watch, "beats_of", beats_of)
+        raise ValueError("of its own")
+
+    monkeypatch.setattr(watch, "beats_of", fail)
+    with pytest.raises(ValueError, match="of its own"):
+        first.take()
+    second.take_all()
+    assert second.viewer.version == fleet.feed.version and second.knows() == told_of(fleet.registry.snapshot())
+    assert first.viewer.version < fleet.feed.version
 
 
 def test_who_lags_gets_the_sum_of_what_it_missed() -> None:

@@ -19,7 +19,7 @@ from edge.panels import THROTTLE_WORDS
 from edge.program import VERSION
 from edge.protocol import ThrottleReason, reported
 from edge.web.exposition import Faces
-from edge.web.scrape import Question, nodes_and_fleet
+from edge.web.scrape import nodes_and_fleet
 from edge.web.site import Site
 from server import Registry
 from tests.fixtures.examples import NOW, example_registry, shared_registry
@@ -29,12 +29,12 @@ Readings = dict[tuple[str, frozenset[tuple[str, str]]], float]
 GIB = 2**30
 
 
-def text_of(registry: Registry, question: Question = Question("", True), faces: Faces | None = None) -> str:  # noqa: B008
+def text_of(registry: Registry, with_nodes: bool = True, faces: Faces | None = None) -> str:
     """/metrics of a registry."""
     site = Site(registry, Feed(registry), registry.counters)
 
     async def read() -> str:
-        return "".join([text async for text in nodes_and_fleet(site, question, faces or Faces())])
+        return "".join([text async for text in nodes_and_fleet(site, None, with_nodes, faces or Faces())])
 
     return asyncio.run(read())
 
@@ -183,19 +183,21 @@ def test_all_values_are_those_of_the_rows() -> None:
 
 def test_the_sums_are_those_of_the_header() -> None:
     registry = example_registry()
-    found, totals = readings_of(text_of(registry, Question("", False))), count_totals(registry.snapshot(), NOW)
+    row = next(row for row in registry.snapshot() if state_of(row, NOW) is State.ONLINE)
+    registry.restore(row._replace(vitals=row.vitals._replace(errors=2)))
+    found, totals = readings_of(text_of(registry, with_nodes=False)), count_totals(registry.snapshot(), NOW)
     assert not of(found, "edge_node_up")
     assert {dict(labels)["state"]: value for labels, value in of(found, "edge_fleet_nodes").items()} == {
         state.value.lower(): count for state, count in totals.states.items()
     }
     assert found[line("edge_fleet_gpus")] == totals.gpus
-    assert found[line("edge_fleet_failed_gpus")] == found[line("edge_fleet_outdated_agents")] == 0
+    assert found[line("edge_fleet_failed_gpus")] == totals.failed == 2 and found[line("edge_fleet_outdated_agents")] == 0
     assert found[line("edge_fleet_utilization_ratio")] == pytest.approx(totals.utilization, abs=1e-6)
     assert found[line("edge_fleet_memory_used_bytes")] == totals.memory_used_bytes
     assert found[line("edge_fleet_memory_size_bytes")] == totals.memory_total_bytes
     assert found[line("edge_fleet_power_watts")] == (totals.milliwatts or 0) / 1000
     assert totals.hottest and found[line("edge_fleet_hottest_celsius")] == totals.hottest.vitals.celsius
-    nobody = readings_of(text_of(Registry(1.0, 10, clock=Clock()), Question("", False)))
+    nobody = readings_of(text_of(Registry(1.0, 10, clock=Clock()), with_nodes=False))
     assert nobody[line("edge_fleet_gpus")] == 0 and not of(nobody, "edge_fleet_utilization_ratio")
     assert nobody[line("edge_server_info", version=VERSION)] == 1
 

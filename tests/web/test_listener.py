@@ -166,6 +166,22 @@ def test_who_reads_slowly_makes_a_place_for_others(
         client.close()
 
 
+def test_a_client_that_takes_little_at_a_time_is_cut_without_a_word(
+    serve: Callable[..., Serving], caplog: pytest.LogCaptureFixture
+) -> None:
+    serving = serve(PATIENCE_SECONDS=1.0, TAKEN_SECONDS=0.001, LOOK_SECONDS=0.05)
+    client, taken = get(serving.http, "/big"), 0
+    with contextlib.suppress(ConnectionError):
+        while part := client.recv(2**20):  # a megabyte a tenth of a second: it never waits for STUCK_SECONDS
+            taken += len(part)
+            time.sleep(0.1)
+    assert 0 < taken < len(BIG)
+    client.close()
+    assert not caplog.records
+    assert len(ask(serving.http, "/big").text) == len(BIG)  # who reads as it comes has all of it
+    eventually(lambda: not connections(serving))
+
+
 def test_idle_and_slow_clients_take_no_place_from_others_and_heartbeats_are_taken(serve: Callable[..., Serving]) -> None:
     serving = serve()
     idle = [connected(serving.http) for _ in range(200)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 
 import pytest
 
@@ -12,7 +12,7 @@ import node_pb2 as pb
 from edge import history
 from edge.fleet.extremes import after
 from edge.fleet.lens import Lens, Ui
-from edge.web.selection import select
+from edge.web.selection import Busy, Selection, select
 from server import Registry
 from tests.fixtures.examples import shared_registry
 
@@ -67,6 +67,65 @@ def test_the_nodes_come_by_their_names_whatever_order_they_came_in() -> None:
     for row in rows:
         registry.restore(row)
     assert chosen(registry, "")[0] == sorted(row.node_id for row in rows)
+
+
+# ---- In turn ----
+
+
+class Processor:
+    """A filter is said to take this much of it, for each ten nodes; and what was slept."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+        self.now, self.slept, sleep = 0.0, list[float](), asyncio.sleep
+
+        def thread_time() -> float:
+            self.now += seconds
+            return self.now
+
+        async def note(wanted: float) -> None:
+            self.slept.append(wanted)
+            await sleep(0)
+
+        monkeypatch.setattr("time.thread_time", thread_time)
+        monkeypatch.setattr("edge.web.selection.asyncio.sleep", note)
+        monkeypatch.setattr("edge.web.selection.sliced", all_at_once)
+        monkeypatch.setattr("time.monotonic", lambda: 1000.0)
+
+
+async def all_at_once(items: Iterable[int]) -> AsyncIterator[int]:
+    for item in items:
+        yield item
+
+
+@pytest.mark.parametrize(("seconds", "rest"), [(0.01, 0.6), (0.2, 10.0)])  # the fleet of the tests is three times ten nodes
+def test_filters_take_a_twentieth_of_the_processor_all_together(
+    monkeypatch: pytest.MonkeyPatch, seconds: float, rest: float
+) -> None:
+    registry, processor = shared_registry(), Processor(monkeypatch, seconds)
+
+    async def run() -> list[float]:
+        await asyncio.gather(*(select(registry, f"x{number}", f"network-{number % 3}") for number in range(12)))
+        await select(registry, "")
+        return processor.slept
+
+    waits = [round(max(one, 0.0), 3) for one in asyncio.run(run())]
+    assert waits == [round(max(number * rest - 10, 0.0), 3) for number in range(13)]  # ten seconds of it are saved up
+
+
+def test_those_who_wait_for_their_turn_are_so_many_at_most_and_of_one_network_fewer() -> None:
+    registry = shared_registry()
+
+    async def run() -> None:
+        async def ask(number: int, network: str) -> Selection:
+            return await select(registry, f"x{number}", network)
+
+        asked = [asyncio.create_task(ask(number, "greedy")) for number in range(8)]
+        asked += [asyncio.create_task(ask(number, "other")) for number in range(8)]
+        done = await asyncio.gather(*asked, return_exceptions=True)
+        assert [isinstance(one, Busy) for one in done] == 2 * ([False] * 6 + [True] * 2)
+        assert not (await ask(0, "greedy")).not_understood
+
+    asyncio.run(run())
 
 
 @pytest.mark.parametrize("text", [" ".join("abcde" * 21), "a|" * 100, f"user:{'a,' * 100}"])

@@ -347,7 +347,7 @@ def test_pages_have_some_of_the_places_of_viewers_elsewhere(serving: Serving, fo
     with pytest.raises(HTTPError) as error:
         urlopen(f"{serving.http}/api/events")
     assert (error.value.code, error.value.headers["retry-after"]) == (503, "2")
-    assert error.value.read() == b"10 pages look already: that is all there may be: try again\n"
+    assert error.value.read() == b"10 pages look already: that is all there may be: try again in 2 s\n"
     sources[0].close()
     eventually(lambda: feed.viewers() == MAX_PAGES - 1)
     follow(serving).read()
@@ -373,16 +373,16 @@ def test_pages_of_one_network_have_some_of_the_places_of_pages() -> None:
 
         said = asyncio.Queue[Message]()
         streams = [comes("10.0.0.7") for _ in range(MAX_PAGES_OF_ONE)]
-        full = b"6 pages of 10.0.0.7 look already: that is all there may be of one network: try again\n"
+        full = b"6 pages of 10.0.0.7 look already: that is all there may be of one network: try again in 2 s\n"
         assert comes("10.0.0.7") == full
         other = comes("10.0.0.8")
         assert isinstance(other, asyncio.Task)
-        await asyncio.sleep(0)
         for stream in (*streams, other):
             assert isinstance(stream, asyncio.Task)
+            assert await said.get()  # each has begun
             stream.cancel()
-            await asyncio.wait([stream])
-        assert not looking.pages._pages
+        while looking.pages._pages:
+            await asyncio.sleep(0)
         assert looking.feed.viewers() == 0
 
     asyncio.run(play())
