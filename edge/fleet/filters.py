@@ -240,7 +240,7 @@ def parse_comparison(
     if duration is None:
         return compared
     column, seconds = HISTORIES.get(word), float(duration) * DURATIONS[duration_unit]
-    if column is None or quantity is not QUANTITIES[word][0] or compare is operator.ne or seconds > MOST_SECONDS:
+    if column is None or quantity is not QUANTITIES[word][0] or compare is operator.ne or not 0 < seconds <= MOST_SECONDS:
         return None
 
     def compared_for(entry: Entry) -> bool:

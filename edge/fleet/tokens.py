@@ -216,6 +216,7 @@ class Tokens:
         if authorization is None:
             raise Refused(f"this server wants a token: {SHOW}", grpc.StatusCode.UNAUTHENTICATED, "no token")
         scheme, _, text = authorization[:MAX_AUTHORIZATION].partition(" ")
+        text = text.strip()  # there may be more than one blank before it
         is_bearer, digest = scheme.lower() == "bearer", digest_of(text)
         if is_bearer and digest not in self._known.by_digest:
             self._follow()  # it may just have been made

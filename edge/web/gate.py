@@ -14,7 +14,7 @@ import logging
 import re
 import socket
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from urllib.parse import unquote
 
 import grpc
@@ -23,25 +23,29 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from edge.command_line import Endpoint
 from edge.credentials import AUTHORIZATION, SERVER_NAME, Role
-from edge.fleet.admission import network_of
+from edge.fleet.admission import RateLimit, network_of
 from edge.fleet.row import Refused
 from edge.fleet.tokens import authorization_of
 from edge.text import visible
 from edge.web.site import Site
 
 MAX_QUERY_BYTES = 2048
-MAX_UNDER_WAY, MAX_UNDER_WAY_OF_ONE = 32, 24  # requests: of all, and of one network
+MAX_UNDER_WAY = 32  # requests of all; and of one network,
+MAX_UNDER_WAY_OF_ONE, MAX_UNDER_WAY_OF_THIS_MACHINE = 12, 24
+REQUESTS_A_SECOND, REQUESTS_A_SECOND_OF_ONE, REQUESTS_A_SECOND_OF_THIS_MACHINE = 400, 50, 200  # as cheap as they may be
 PIECE_BYTES = 64 * 1024  # of an answer: what a client has not taken yet is not copied for it
 ALWAYS = {
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
+    "cross-origin-resource-policy": "same-origin",
     "cache-control": "no-store",
 }  # of each answer that does not say otherwise
 CHALLENGE = {"www-authenticate": f'Basic realm="{SERVER_NAME}: the view token as password"'}
 CLOSING = {"connection": "close"}
 FREE = ("/healthz",)  # without a token
-BRIEF = ("/healthz", "/readyz")  # answered at once, whatever else is under way
+PLACELESS = ("/healthz", "/readyz", "/api/events")  # answered at once, whatever else is under way; streams have places of their own
 OWN = ("/api/", "/metrics")  # no page of another site reads these
+NOTHING_HERE = "there is nothing here: the page is at /, the fleet as JSON at /api/fleet, Prometheus reads /metrics"
 REFUSED_CODES = {grpc.StatusCode.PERMISSION_DENIED: 403}  # of a token; else 401
 
 
@@ -50,15 +54,36 @@ def sentence(status: int, text: str, headers: Mapping[str, str] | None = None) -
     return PlainTextResponse(f"{visible(text, 500)}\n", status, headers)
 
 
+async def nothing_here(scope: Scope, receive: Receive, send: Send) -> None:
+    """The answer where no route fits."""
+    await sentence(404, NOTHING_HERE)(scope, receive, send)
+
+
+class Pace:
+    """How many there may be in a second: of all networks elsewhere, and of each; and of this machine, whose addresses are one."""
+
+    def __init__(self, site: Site, times: int = 1) -> None:
+        """`times`: as many as requests."""
+        self._clock = site.fleet.clock
+        self._others = RateLimit(1, times * REQUESTS_A_SECOND, times * REQUESTS_A_SECOND_OF_ONE)
+        self._own = RateLimit(1, times * REQUESTS_A_SECOND_OF_THIS_MACHINE, times * REQUESTS_A_SECOND_OF_THIS_MACHINE)
+
+    def takes(self, network: str) -> bool:
+        """Whether there may be one more; then it counts."""
+        return (self._own if is_loopback(network) else self._others).takes(network, self._clock())
+
+
 class Gate:
     """Stands before all routes. In the event loop."""
 
-    def __init__(self, app: ASGIApp, site: Site) -> None:
-        self._app, self._site = app, site
+    def __init__(self, app: ASGIApp, site: Site, end: Callable[[Scope], object]) -> None:
+        """`end`: closes the connection of a request, whatever has not been sent."""
+        self._app, self._site, self._end = app, site, end
         self._host = socket.gethostname().lower()
         own = (SERVER_NAME, self._host, f"{self._host}.local", *site.names)
         self._names = frozenset(name.lower().rstrip(".") for name in own if name)
-        self._under_way: collections.Counter[str] = collections.Counter()  # by network
+        self._pace = Pace(site)
+        self._under_way: dict[asyncio.Task[object], tuple[str, Scope]] = {}  # with the network; who came first is first
         threading.Thread(target=self._learn_names, name="names", daemon=True).start()
 
     def _learn_names(self) -> None:
@@ -71,10 +96,9 @@ class Gate:
         answer = Answer(scope, receive, send)
         network = network_of(address_of(scope))
         app = self._refusal(scope, network) or self._app
-        self._under_way[network] += 1
         try:
             await app(scope, answer.receive, answer.send)
-        except asyncio.CancelledError:  # the server goes away, and has closed the connection
+        except asyncio.CancelledError:  # the server goes away, or another has its place; and the connection is closed
             return
         except Exception as error:
             if answer.is_begun:  # uvicorn tells of it, and closes the connection
@@ -83,12 +107,13 @@ class Gate:
             text = "this can't be answered, by a fault of the server: its events say what it is (please report it)"
             await sentence(500, text)(scope, receive, answer.send)
         finally:
-            self._under_way[network] -= 1
-            if not self._under_way[network]:
-                del self._under_way[network]
+            self._under_way.pop(own_task(), None)
 
     def _refusal(self, scope: Scope, network: str) -> ASGIApp | None:
         """Instead of an answer; None where there is to be one. Then the request's state has the `token_id` that let it in."""
+        if not self._pace.takes(network):
+            self._site.counters.refuse(grpc.StatusCode.RESOURCE_EXHAUSTED)
+            return sentence(429, "too many requests in a second: ask less often", {"retry-after": "1", **CLOSING})
         method, path = scope["method"], scope["path"]
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         if self._site.guard and scope["scheme"] != "https":  # whatever it shows, others have read it as well
@@ -102,32 +127,46 @@ class Gate:
             return sentence(413, "a request with a body is not taken here: write a filter into the address, as ?match=…", CLOSING)
         if not path.startswith("/"):
             return sentence(400, "this server is no proxy: ask it for a path, like /metrics", CLOSING)
+        if path.endswith("\n"):  # where a route's pattern ends, one more line may
+            return nothing_here
         if len(scope["query_string"]) > MAX_QUERY_BYTES:
             return sentence(414, f"more than {MAX_QUERY_BYTES} bytes after the ?: give a shorter filter")
         if "host" in headers and (refusal := self._why_not_host(scope, headers["host"])):
             return refusal
-        if headers.get("sec-fetch-site") == "cross-site" and path.startswith(OWN):
+        if path.startswith(OWN) and is_foreign(scope["scheme"], headers):
             return sentence(403, "another site's page may not ask for this: write the address where addresses are written")
         if self._site.guard and path not in FREE and (refusal := self._why_not_let_in(scope)):
             return refusal
-        full = self._under_way.total() >= MAX_UNDER_WAY or self._under_way[network] >= MAX_UNDER_WAY_OF_ONE
-        if full and path not in BRIEF:
+        if path not in PLACELESS and not self._takes_place(scope, network):
             self._site.counters.refuse(grpc.StatusCode.RESOURCE_EXHAUSTED)
             return sentence(503, "too many requests are under way: try again in a second", {"retry-after": "1"})
         return None
+
+    def _takes_place(self, scope: Scope, network: str) -> bool:
+        """Whether one more may be under way from there, and then it is. Where all places are taken, the network that has most
+        gives one: who reads slowly shuts nobody out."""
+        counts = collections.Counter(network for network, _ in self._under_way.values())
+        if counts[network] >= (MAX_UNDER_WAY_OF_THIS_MACHINE if is_loopback(network) else MAX_UNDER_WAY_OF_ONE):
+            return False
+        if len(self._under_way) >= MAX_UNDER_WAY:
+            longest, (_, its_scope) = max(self._under_way.items(), key=lambda one: counts[one[1][0]])
+            del self._under_way[longest]
+            self._end(its_scope)
+            longest.cancel()
+        self._under_way[own_task()] = network, scope
+        return True
 
     def _why_not_host(self, scope: Scope, asked: str) -> ASGIApp | None:
         """Of a page elsewhere whose name leads here (DNS rebinding), the browser tells that name: it must be one of ours."""
         match = re.fullmatch(r"(\[[^\[\]]+\]|[^:\[\]]*)(:\d*)?", asked)
         name = match[1].lower().rstrip(".") if match else ""
         certified = self._site.guard.names if self._site.guard else ()
-        if is_address(name) or name == "localhost" or name.endswith(".localhost") or name in {*self._names, *certified}:
+        is_name = re.fullmatch(r"[\w.-]+", name, re.ASCII) is not None
+        known = {"localhost", *self._names, *certified}
+        if is_address(name) or name in known or (is_name and (name.endswith(".localhost") or wildcard_of(name) in certified)):
             return None
-        if f"*.{name.partition('.')[2]}" in certified:
-            return None
-        known = visible(name, 63) if re.fullmatch(r"[\w.-]+", name, re.ASCII) else "NAME"
         self._log(scope, f"HTTP asked for as {visible(asked, 63)}, which this server is not known as")
-        address = Endpoint(known, scope["server"][1] if scope["server"] else 0)
+        address = Endpoint(visible(name, 63) if is_name else "NAME", scope["server"][1] if scope["server"] else 0)
         text = f"this server is not known by this name: ask it by its address, or give it the name: --http {address}"
         return sentence(421, text)
 
@@ -188,6 +227,27 @@ class Answer:
                 await asyncio.sleep(0)
 
 
+def is_foreign(scheme: str, headers: Mapping[str, str]) -> bool:
+    """Whether a browser asks for a page of another site, or of another port or scheme of this one."""
+    own = f"{scheme}://{headers.get('host', '')}".lower()
+    return headers.get("sec-fetch-site", "").lower() in ("cross-site", "same-site") or headers.get("origin", own).lower() != own
+
+
+def own_task() -> asyncio.Task[object]:
+    """That which runs."""
+    task = asyncio.current_task()
+    assert task
+    return task
+
+
+@functools.lru_cache(maxsize=1000)
+def is_loopback(address: str) -> bool:
+    """Whether it is of this machine; an IPv6 network of one is not."""
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(address.partition("/")[0]).is_loopback or address == "::/64"
+    return False
+
+
 def address_of(scope: Scope) -> str:
     """Of who asks, without the port; as a gRPC call's is told."""
     return str(scope["state"]["address"])
@@ -196,11 +256,17 @@ def address_of(scope: Scope) -> str:
 @functools.lru_cache(maxsize=1000)
 def is_address(host: str) -> bool:
     """Whether this is an address rather than a name, an IPv6 one in brackets: it leads to who has it, whoever wrote it."""
-    is_ipv6 = host.startswith("[")
+    in_brackets = re.fullmatch(r"\[([^%]+)(?:%[\w.-]+)?\]", unquote(host), re.ASCII)  # with the zone that it may have
     try:
-        return ipaddress.ip_address(unquote(host.strip("[]")).partition("%")[0]).version == (6 if is_ipv6 else 4)
+        ip = ipaddress.ip_address(in_brackets[1] if in_brackets else host)
     except ValueError:
         return False
+    return ip.version == (6 if in_brackets else 4)
+
+
+def wildcard_of(name: str) -> str:
+    """By which a certificate has a name and those beside it."""
+    return f"*.{name.partition('.')[2]}"
 
 
 def bearer_of(value: str) -> str:

@@ -8,9 +8,9 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
-import ipaddress
 import logging
 import math
+import re
 import socket
 import sys
 import time
@@ -19,7 +19,7 @@ from typing import Any, cast
 import h11
 import uvicorn
 from starlette.routing import Router
-from starlette.types import Receive, Scope, Send
+from starlette.types import Scope
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
@@ -27,13 +27,15 @@ from edge.command_line import Endpoint
 from edge.fleet.admission import network_of
 from edge.fleet.listening import HTTP_CONNECTIONS, listening_socket
 from edge.web import api, files, scrape
-from edge.web.gate import ALWAYS, PIECE_BYTES, Gate, sentence
+from edge.web.gate import ALWAYS, PIECE_BYTES, Gate, Pace, is_loopback, nothing_here, sentence
 from edge.web.site import Site
 
 CONNECTIONS_OF_ONE, CONNECTIONS_OF_THIS_MACHINE = 64, 128  # of a network; of HTTP_CONNECTIONS in all
+CONNECTIONS_A_REQUEST = 2  # in a second: who has asked too often is told so, and beyond that he is not
 MAX_REQUEST_BYTES = 16 * 1024  # of a request's line and headers
 MAX_REQUEST_LINES = 128  # each costs more than its bytes do
-READ_BYTES = 1024  # read at once of what has come: what is more than a request comes after its answer
+HEAD_END = re.compile(rb"\n\r?\n")  # of a request's line and headers, as h11 has it
+READ_BYTES = 1024  # read at once of what has come
 FIRST_REQUEST_SECONDS = 10.0  # from the connection to a request that is whole, TLS included
 KEEP_ALIVE_SECONDS = 30.0  # from an answer to the next request that is whole
 STUCK_SECONDS = 30.0  # that a client may take nothing of what was written; and
@@ -42,12 +44,6 @@ TAKEN_SECONDS = 5.0  # of these it has back with each buffer that it takes: so i
 LOOK_SECONDS = 1.0  # from one look at all connections to the next
 LEAVING_SECONDS = 0.3  # that answers under way have when the server goes
 LOST_SECONDS = 1.0  # till the next try, where a connection can't be accepted: no file may be opened
-NOTHING_HERE = "there is nothing here: the page is at /, the fleet as JSON at /api/fleet, Prometheus reads /metrics"
-
-
-async def nothing_here(scope: Scope, receive: Receive, send: Send) -> None:
-    """The answer where no route fits."""
-    await sentence(404, NOTHING_HERE)(scope, receive, send)
 
 
 class Connection(H11Protocol):
@@ -61,7 +57,6 @@ class Connection(H11Protocol):
         self._stuck_since = math.inf
         self._patience_seconds = PATIENCE_SECONDS
         self._unread = b""
-        self._lines = 0  # of the request that comes
         self.opening: asyncio.Task[None] | None = None  # until its handshake is over
 
     # ---- What the listener asks ----
@@ -98,20 +93,28 @@ class Connection(H11Protocol):
         transport.set_write_buffer_limits(PIECE_BYTES)
 
     def data_received(self, data: bytes) -> None:
-        """h11 takes a request of any size, if it comes at once, and all that was sent after it."""
+        """h11 takes a request of any size, if it comes at once, and all that was sent after it: so it is given one at a time."""
         self._unread += data
         self._read()
 
     def _read(self) -> None:
         while self._unread and self.is_idle and not self.transport.is_closing():
-            data, self._unread = self._unread[:READ_BYTES], self._unread[READ_BYTES:]
-            self._lines += data.partition(b"\r\n\r\n")[0].count(b"\n")
-            if self._lines > MAX_REQUEST_LINES:
+            begun = self.conn.trailing_data[0]  # what h11 has of it
+            if not begun and self._unread.startswith(b"\r\n"):  # an empty line may come before a request (RFC 9112, 2.2)
+                self._unread = self._unread[2:]
+            head = begun + self._unread[:READ_BYTES]
+            if end := HEAD_END.search(head):
+                head = head[: end.end()]
+            if len(head) > MAX_REQUEST_BYTES:
+                kib = MAX_REQUEST_BYTES // 1024
+                self._refuse(431, f"the request has more than {kib} KiB of headers: send fewer, or shorter ones")
+                return
+            if head.rstrip().count(b"\n") > MAX_REQUEST_LINES:
                 self._refuse(431, f"more than {MAX_REQUEST_LINES} headers: send fewer")
                 return
-            super().data_received(data)
-            if not self.is_idle:
-                self._lines = 0
+            data, self._unread = head[len(begun) :], self._unread[len(head) - len(begun) :]
+            if data:  # to h11, nothing is the end
+                super().data_received(data)
         if self._unread:
             self.flow.pause_reading()
 
@@ -138,10 +141,7 @@ class Connection(H11Protocol):
         error = sys.exc_info()[1]
         if error:
             error.__traceback__ = None  # its frames hold it, and this connection
-        if getattr(error, "error_status_hint", 400) == 431:
-            self._refuse(431, f"the request has more than {MAX_REQUEST_BYTES // 1024} KiB of headers: send fewer, or shorter ones")
-        else:
-            self._refuse(400, "this is no request of HTTP/1.1: is it meant for this port, or for https?")
+        self._refuse(400, "this is no request of HTTP/1.1: is it meant for this port, or for https?")
 
     def _refuse(self, status: int, text: str) -> None:
         """Of what can't be read: no route is asked, and nothing more is heard."""
@@ -159,8 +159,9 @@ class Listener:
 
     def __init__(self, site: Site) -> None:
         self._guard = site.guard
+        self._pace = Pace(site, CONNECTIONS_A_REQUEST)
         routes = [*files.routes(site), *api.routes(site), *scrape.routes(site)]
-        app = Gate(Router(routes, redirect_slashes=False, default=nothing_here), site)
+        app = Gate(Router(routes, redirect_slashes=False, default=nothing_here), site, self._end)
         self._config = uvicorn.Config(
             app,
             http="h11",
@@ -175,6 +176,14 @@ class Listener:
         logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # what clients do wrong is no news
         self._state = ServerState()
         self.connections = cast("set[Connection]", self._state.connections)
+
+    def _end(self, scope: Scope) -> None:
+        """Of a request that is under way, the connection."""
+        for connection in self.connections:
+            if connection.cycle and connection.cycle.scope is scope:
+                connection.cycle.disconnected = True
+                connection.end()
+                return
 
     async def start(self, endpoint: Endpoint) -> Endpoint:
         """Listen; returns where, with the real port. Raises Failure."""
@@ -218,7 +227,8 @@ class Listener:
             await asyncio.sleep(0)  # where more wait, asyncio would take them all before it looks for anything else
 
     def _take(self, client: socket.socket, address: str) -> None:
-        if not self._has_place(network_of(address)):
+        network = network_of(address)
+        if not self._pace.takes(network) or not self._has_place(network):
             client.close()
             return
         connection = Connection(self._config, self._state, address)
@@ -281,10 +291,3 @@ async def speaks_plainly(client: socket.socket) -> bool:
     finally:
         loop.remove_reader(client)
     return client.recv(1, socket.MSG_PEEK).isalpha()
-
-
-def is_loopback(address: str) -> bool:
-    """Whether it is of this machine; an IPv6 network of one is not."""
-    with contextlib.suppress(ValueError):
-        return ipaddress.ip_address(address.partition("/")[0]).is_loopback or address == "::/64"
-    return False

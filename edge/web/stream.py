@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import functools
 import itertools
 import json
@@ -23,12 +24,13 @@ from edge.fleet.watch import Feed, Viewer
 from edge.fleet.wire import KELVIN, event_of, milliseconds
 from edge.protocol import hangs_after_seconds, late_after_seconds, lost_after_seconds
 from edge.text import visible
-from edge.web.gate import address_of, sentence
+from edge.web.gate import address_of, is_loopback, sentence
 from edge.web.site import Site
 from edge.web.slices import sliced
 
 RETRY_SECONDS = 2
 MADE_KEPT = 16  # messages in JSON: the pieces of what those who keep up are told, and of what those who come are
+MAX_PAGES, MAX_PAGES_OF_ONE = 10, 6  # of the viewers' places elsewhere: the others are kept for those by gRPC. This machine: all
 SEEN = re.compile(r"(\d{1,19})-(\d{1,19})")  # the id of a message: the epoch and the version that it completes
 PLAIN_COLUMNS = ("heartbeat_age_milliseconds", "sample_lag_milliseconds", "memory_used_mebibytes")
 OFFSETS = {  # what columns of Beats have added to them, so that 0 is "not reported"
@@ -43,6 +45,7 @@ class Pages:
 
     def __init__(self, site: Site) -> None:
         self._site = site
+        self._pages: collections.Counter[str] = collections.Counter()  # by network
         self._looks = RateLimit(LOOKS_SECONDS, LOOKS, LOOKS_OF_ONE)
         self._made: dict[bytes, asyncio.Task[bytes]] = {}  # the newest messages, as they are sent
 
@@ -50,16 +53,22 @@ class Pages:
         """A stream, from where the page was; or why there is none."""
         seen = SEEN.fullmatch(request.headers.get("last-event-id") or request.query_params.get("since", ""))
         epoch, version = map(int, seen.groups()) if seen else (0, 0)
+        network = network_of(address_of(request.scope))
         try:
-            if not self._looks.takes(network_of(address_of(request.scope)), self._site.fleet.clock()):
+            if not self._looks.takes(network, self._site.fleet.clock()):
                 raise Refused("too many come to look, in these seconds")
+            if self._pages.total() >= MAX_PAGES:
+                raise Refused(f"{MAX_PAGES} pages look already: that is all there may be")
+            if self._pages[network] >= MAX_PAGES_OF_ONE and not is_loopback(network):
+                raise Refused(f"{MAX_PAGES_OF_ONE} pages of {network} look already: that is all there may be of one network")
             viewer = self._site.feed.join(pb.WatchRequest(epoch=epoch, version=version), is_local=False)
         except Refused as error:
             return later(error)
+        self._pages[network] += 1
         request.scope["state"]["is_endless"] = True
-        return Stream(functools.partial(self._tell, viewer), "text/event-stream")
+        return Stream(functools.partial(self._tell, viewer, network), "text/event-stream")
 
-    async def _tell(self, viewer: Viewer, put: Put) -> None:
+    async def _tell(self, viewer: Viewer, network: str, put: Put) -> None:
         async def write(message: bytes) -> None:
             await put(await self.event(message))
             await put(b"")  # it waits until the message is taken: what a page misses meanwhile comes as one sum
@@ -69,6 +78,8 @@ class Pages:
             await self._site.feed.follow(viewer, write)
         finally:
             self._site.feed.leave(viewer)
+            self._pages[network] -= 1
+            self._pages += collections.Counter()  # those alone that have some
 
     async def event(self, message: bytes) -> bytes:
         """A WatchUpdate as it is sent. Those who are told the same share it, also while it is made."""

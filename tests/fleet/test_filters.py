@@ -238,6 +238,8 @@ def test_a_while_that_cannot_be_read_restricts_nothing(text: str) -> None:
         ("-age>3 for 5m", "not understood: -age>3 for 5m (for works with util, mem, temp) "),
         ("util<95 for 60d", "not understood: util<95 for 60d (for goes back 45d12h at most) "),
         ("util<5 for", "not understood: util<5 for "),
+        ("util>0 for 0m", "not understood: util>0 for 0m "),
+        ("util>0 for -5m", "not understood: util>0 for -5m "),
         ("util<5kg for 30m", "not understood: util<5kg for 30m "),
         ("util<95 for 30d", "`for` asks of nodes that are online, and have been observed all that time."),
     ],

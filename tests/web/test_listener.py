@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextlib
 import gc
 import logging
@@ -25,11 +26,12 @@ from edge.credentials import Role
 from edge.fleet.guard import Guard
 from edge.fleet.listening import HTTP_CONNECTIONS
 from edge.program import Failure
-from edge.web.listener import CONNECTIONS_OF_THIS_MACHINE, Connection, Listener, is_loopback
+from edge.web.gate import REQUESTS_A_SECOND_OF_THIS_MACHINE
+from edge.web.listener import CONNECTIONS_OF_THIS_MACHINE, Connection, Listener
 from edge.web.site import Site
 from tests.fixtures.pki import Authority
 from tests.fixtures.processes import eventually
-from tests.fixtures.sessions import Serving, Stream
+from tests.fixtures.sessions import Clock, Serving, Stream
 from tests.fixtures.web import ask, connected, heard, said, site_of, trusting
 
 HEALTH = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -138,6 +140,32 @@ def test_a_client_that_takes_nothing_is_cut_and_one_that_waits_for_an_answer_is_
     eventually(lambda: not connections(serving))
 
 
+def test_who_reads_slowly_makes_a_place_for_others(
+    serve: Callable[..., Serving], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("edge.web.gate.MAX_UNDER_WAY", 5)
+    serving = serve()
+    port = int(serving.http.rpartition(":")[2])
+    slow = []
+    for path, number in (("/big", 3), ("/silent", 2), ("/big", 2), ("/stream", 2), ("/big", 2)):
+        client = socket.create_connection(("127.0.0.1", port), 10, (f"127.0.0.{number}", 0))
+        client.sendall(b"GET %b HTTP/1.1\r\nHost: localhost\r\n\r\n" % path.encode())
+        slow.append(client)
+        eventually(lambda: sum(not connection.is_idle for connection in connections(serving)) == len(slow))
+    for number in range(3):
+        assert ask(serving.http, f"/count/{number}").status == 200
+        eventually(lambda: len(connections(serving)) == 4)  # one was ended, and one is enough for all these
+    assert is_closed(slow[1])  # of the address that has most, the first
+    waiting = [get(serving.http, "/silent")]
+    for client in slow[2], slow[3]:
+        eventually(lambda: sum(not connection.is_idle for connection in connections(serving)) == 5)
+        waiting.append(get(serving.http, "/silent"))
+        assert b"HTTP/1.1 200 " in heard(client)[:20]
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+    for client in (*slow, *waiting):
+        client.close()
+
+
 def test_a_client_that_takes_little_at_a_time_is_cut_without_a_word(
     serve: Callable[..., Serving], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -215,9 +243,27 @@ def test_connections_are_bounded_in_all(serve: Callable[..., Serving]) -> None:
         client.close()
 
 
-def test_what_is_of_this_machine() -> None:
-    assert all(map(is_loopback, ("127.0.0.9", "::/64")))
-    assert not any(map(is_loopback, ("fe80::/64", "10.0.0.1", "")))
+def test_who_asks_again_and_again_is_told_so_and_then_is_not_let_in() -> None:
+    async def play() -> None:
+        site = site_of(is_ready=lambda: True)
+        site.fleet.clock = Clock()
+        listener = Listener(site)
+        endpoint = await listener.start(Endpoint("127.0.0.1", 0))
+
+        async def asks() -> bytes:
+            reader, writer = await asyncio.open_connection(*endpoint)
+            writer.write(HEALTH.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+            with contextlib.suppress(ConnectionResetError), contextlib.closing(writer):
+                return (await reader.read())[9:12]
+            return b""
+
+        most = REQUESTS_A_SECOND_OF_THIS_MACHINE
+        assert collections.Counter([await asks() for _ in range(2 * most + 5)]) == {b"200": most, b"429": most, b"": 5}
+        site.fleet.clock.now += 1
+        assert await asks() == b"200"
+        await listener.stop()
+
+    asyncio.run(play())
 
 
 def test_many_who_come_at_once_are_taken_one_by_one() -> None:
@@ -267,17 +313,25 @@ def test_a_connection_that_is_over_leaves_no_cycle(serve: Callable[..., Serving]
 
 def test_many_requests_at_once_are_answered_one_by_one(serve: Callable[..., Serving]) -> None:
     serving = serve()
-    numbers = range(500)
+    numbers = range(150)
     asked = b"".join(b"GET /count/%d HTTP/1.1\r\nHost: localhost\r\n\r\n" % number for number in numbers)
     with connected(serving.http) as client:
         sender = threading.Thread(target=client.sendall, args=(asked,))
         sender.start()
         answer = b""
-        while b"<499>" not in answer:
+        while b"<149>" not in answer:
             answer += client.recv(65536)
         sender.join()
     assert [b"<%d>" % number in answer for number in numbers] == [True] * len(numbers)
     assert answer.count(b"HTTP/1.1 200 OK") == len(numbers)
+
+
+def test_an_empty_line_before_a_request_is_nothing_and_two_are_no_request(serve: Callable[..., Serving]) -> None:
+    serving = serve()
+    answer = said(serving.http, b"\r\n" + HEALTH + b"\r\n" + HEALTH, b"\r\n", HEALTH, b"\r\n\r\n" + HEALTH)
+    assert answer.count(b"HTTP/1.1 200 ") == 3
+    assert answer.count(b"HTTP/1.1 ") == 4
+    assert b"HTTP/1.1 400 " in answer
 
 
 STRANGE = {
@@ -313,7 +367,10 @@ def test_what_is_no_request_is_refused_in_a_sentence_and_is_no_news(
     assert not serving.events()
 
 
-@pytest.mark.parametrize("path", ["/nothing\0", "/%00", "/../../etc/passwd", "//evil.example/", "/%2e%2e/node.pyz", "/healthz/"])
+@pytest.mark.parametrize(
+    "path",
+    ["/nothing\0", "/%00", "/../../etc/passwd", "//evil.example/", "/%2e%2e/node.pyz", "/healthz/", "/healthz%0a", "/metrics%0A"],
+)
 def test_odd_paths_lead_nowhere(serve: Callable[..., Serving], path: str) -> None:
     answer = said(serve().http, b"GET %b HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n" % path.encode())
     assert answer[:12] in (b"HTTP/1.1 404", b"HTTP/1.1 400")

@@ -16,20 +16,22 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import pytest
+from starlette.requests import Request as Asked
+from starlette.types import Message
 
 import node_pb2 as pb
 from edge.credentials import Role
 from edge.fleet import watch
 from edge.fleet.counters import Counters
 from edge.fleet.guard import Guard
-from edge.fleet.row import Row
+from edge.fleet.row import Refused, Row
 from edge.fleet.source import EVENTS_KEPT
 from edge.fleet.watch import Feed
 from edge.program import VERSION
 from edge.protocol import MAX_VIEWERS_ELSEWHERE, hangs_after_seconds, late_after_seconds, lost_after_seconds
 from edge.text import visible
 from edge.web.site import Site
-from edge.web.stream import Pages, columns_of
+from edge.web.stream import MAX_PAGES, MAX_PAGES_OF_ONE, Pages, Stream, columns_of
 from server import Registry
 from tests.fixtures.examples import example_row
 from tests.fixtures.garbage import collected
@@ -339,15 +341,51 @@ def test_one_who_does_not_read_is_kept_one_message_and_then_told_the_sum(serving
     assert source.page.snapshots == 1
 
 
-def test_pages_have_the_places_of_viewers_elsewhere(serving: Serving, follow: Open) -> None:
-    sources = [follow(serving) for _ in range(MAX_VIEWERS_ELSEWHERE)]
+def test_pages_have_some_of_the_places_of_viewers_elsewhere(serving: Serving, follow: Open) -> None:
+    feed = serving.network._service.feed
+    sources = [follow(serving) for _ in range(MAX_PAGES)]
     with pytest.raises(HTTPError) as error:
         urlopen(f"{serving.http}/api/events")
     assert (error.value.code, error.value.headers["retry-after"]) == (503, "2")
-    assert error.value.read() == b"14 look already: that is all there may be: try again in 2 s\n"
+    assert error.value.read() == b"10 pages look already: that is all there may be: try again in 2 s\n"
     sources[0].close()
-    eventually(lambda: serving.network._service.feed.viewers() == MAX_VIEWERS_ELSEWHERE - 1)
+    eventually(lambda: feed.viewers() == MAX_PAGES - 1)
     follow(serving).read()
+    for _ in range(MAX_VIEWERS_ELSEWHERE - MAX_PAGES):
+        feed.join(pb.WatchRequest(), is_local=False)
+    with pytest.raises(Refused, match="14 look already"):
+        feed.join(pb.WatchRequest(), is_local=False)
+
+
+def test_pages_of_one_network_have_some_of_the_places_of_pages() -> None:
+    async def play() -> None:
+        looking = Looking()
+        looking.feed.leave(looking.viewer)
+
+        async def never() -> Message:
+            await asyncio.Event().wait()
+            return {}
+
+        def comes(address: str) -> asyncio.Task[None] | bytes:
+            scope = {"type": "http", "headers": [], "query_string": b"", "state": {"address": address}}
+            answer = looking.pages.answer(Asked(scope))
+            return asyncio.create_task(answer({}, never, said.put)) if isinstance(answer, Stream) else bytes(answer.body)
+
+        said = asyncio.Queue[Message]()
+        streams = [comes("10.0.0.7") for _ in range(MAX_PAGES_OF_ONE)]
+        full = b"6 pages of 10.0.0.7 look already: that is all there may be of one network: try again in 2 s\n"
+        assert comes("10.0.0.7") == full
+        other = comes("10.0.0.8")
+        assert isinstance(other, asyncio.Task)
+        for stream in (*streams, other):
+            assert isinstance(stream, asyncio.Task)
+            assert await said.get()  # each has begun
+            stream.cancel()
+        while looking.pages._pages:
+            await asyncio.sleep(0)
+        assert looking.feed.viewers() == 0
+
+    asyncio.run(play())
 
 
 def test_pages_that_come_again_and_again_are_held_up(serving: Serving, follow: Open) -> None:
