@@ -34,11 +34,17 @@ async def sliced(items: Iterable[T], seconds: float = SLICE_SECONDS) -> AsyncIte
 
 
 async def rest() -> None:
-    """Until the loop has nothing else to do: then a rest is as long as it should be."""
-    now = time.perf_counter()
-    give_up_at, took = now + PATIENCE_SECONDS, IDLE_SECONDS
-    while took >= IDLE_SECONDS and now < give_up_at:
-        began = now
-        await asyncio.sleep(REST_SECONDS)
-        now = time.perf_counter()
-        took = now - began
+    """Until the loop has nothing else to do; where it has, at least as long as a slice: gRPC's own thread needs that time, too, to
+    bring what has come."""
+    give_up_at = time.perf_counter() + PATIENCE_SECONDS
+    if not await is_idle():
+        await asyncio.sleep(SLICE_SECONDS)
+        while not await is_idle() and time.perf_counter() < give_up_at:
+            pass
+
+
+async def is_idle() -> bool:
+    """Whether a rest is no longer than it should be."""
+    began = time.perf_counter()
+    await asyncio.sleep(REST_SECONDS)
+    return time.perf_counter() - began < IDLE_SECONDS
