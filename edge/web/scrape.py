@@ -20,7 +20,7 @@ from edge.fleet.lens import counting
 from edge.fleet.listening import open_files
 from edge.fleet.row import Row
 from edge.web.exposition import CONTENT_TYPE, NODES_A_BLOCK, Block, Faces, Single, fleet_families, node_lines, server_families
-from edge.web.gate import address_of, sentence
+from edge.web.gate import address_of, own_task, sentence
 from edge.web.selection import Busy, select
 from edge.web.site import Site
 from edge.web.slices import sliced
@@ -142,22 +142,15 @@ class Scrapes:
 
     async def tell(self, body: Body, is_packed: bool, put: Put) -> None:
         """A body to one reader."""
-        body.readers.add(this_task())
+        body.readers.add(own_task())
         self._bodies[body] = None
         try:
             async with contextlib.aclosing(pieces_of(body, is_packed)) as pieces:
                 async for piece in pieces:
                     await put(piece)
         finally:
-            body.readers.discard(this_task())  # a name for it here would be a circle, by the traceback of its end
+            body.readers.discard(own_task())  # a name for it here would be a circle, by the traceback of its end
             self._let_go(body)
-
-
-def this_task() -> asyncio.Task[Any]:
-    """That runs just now."""
-    task = asyncio.current_task()
-    assert task
-    return task
 
 
 async def pieces_of(body: Body, is_packed: bool) -> AsyncGenerator[bytes, None]:
