@@ -20,7 +20,7 @@ from bench.processes import free_port
 from edge.credentials import Role
 from edge.event_log import Event
 from edge.fleet.columns import natural
-from edge.fleet.events import newest_lines
+from edge.fleet.events import newest_lines, parse_event_filter
 from edge.fleet.guard import Guard
 from edge.fleet.lens import count_totals
 from edge.fleet.row import Row, Session, hanging_seconds, reason_of, state_of
@@ -72,6 +72,10 @@ class Page:
             return eventually(found, seconds)
         except pytest.fail.Exception:
             pytest.fail(f"{words} are not in {selector}, which has: {self.text(selector)}")
+
+    def hears_nothing(self) -> None:
+        """As if as long as the page is patient had gone by without news."""
+        self.browser.run("fleet.newsAt -= QUIET_MILLISECONDS; changed()")
 
     def colour(self, selector: str, name: str = "color") -> str:
         return str(self.browser.run("return getComputedStyle(document.querySelector(arguments[0]))[arguments[1]]", selector, name))
@@ -235,6 +239,29 @@ def test_opens_a_node_by_the_keyboard_alone(page: Page, fleet: Fleet) -> None:
     page.browser.press("e", "/", *"box-10 joined")
     assert page.shows("#events", "Box-10").count("joined") == 1
     page.browser.press("Esc", "Esc")
+    page.shows("#grid", "100%")  # where the events were opened
+
+
+def test_events_are_chosen_and_their_nodes_opened_by_the_keyboard(page: Page, fleet: Fleet) -> None:
+    page.open(fleet.http)
+    page.shows("#table", "Box-10")
+    page.shows("footer", "Enter opens   ", "v grid")
+    page.browser.press("e", "/", *"box-9 kind:jo", "Enter")
+    page.shows("#matching", "1 line")
+    page.shows("footer", "Esc back")
+    chosen = "return [...document.querySelectorAll('#events [aria-selected=true]')].map(line => line.textContent)"
+    (line,) = page.browser.run(chosen)
+    assert "Box-9" in line
+    assert page.browser.run("return document.getElementById(eventsBox.getAttribute('aria-activedescendant')).textContent") == line
+    page.browser.press("Enter")
+    page.shows("#node", "GPU 1", "edge-01")  # its host beside its name
+    page.browser.run("history.back()")
+    page.shows("#events", "Box-9")
+    page.browser.press("/", *"kind:never", "Enter")
+    page.shows("#matching", "not understood: kind:never")
+    page.browser.press("/", *"nothing is like this", "Enter")
+    page.shows("#empty", "Nothing matches the filter")
+    page.browser.run("history.back()")  # it leads to what was before, not out of the page
     page.shows("#table", "Box-10")
 
 
@@ -259,8 +286,11 @@ def test_a_node_that_is_opened_and_closed_is_one_step_back(page: Page, fleet: Fl
 def test_an_address_may_say_anything(page: Page, fleet: Fleet) -> None:
     page.open(f"{fleet.http}/#sort=constructor&metric=toString&view=__proto__")
     page.shows("#table", "Box-10")
-    page.open(f"{fleet.http}/#view=grid&metric=constructor")
+    assert page.browser.run("return location.hash") == ""  # what can't be read goes
+    page.open(f"{fleet.http}/?match=rack%3Da3#view=grid&metric=constructor")  # as programs ask
     page.shows("#metric", "by utilization")
+    page.shows("#matching", "1 of 3")
+    assert page.browser.run("return location.search + location.hash") == "#match=rack%3Da3&view=grid"
 
 
 def test_all_that_can_be_pressed_is_reached_by_tab_and_seen(page: Page, fleet: Fleet) -> None:
@@ -399,6 +429,28 @@ def test_events_are_grouped_as_on_the_screen(page: Page, fleet: Fleet) -> None:
         assert told["node_id"] == (f"{nodes} nodes" if nodes > 1 else first.node_id)
         said = [line.said] * bool(line.said) + [", ".join(line.node_ids)] * (nodes > 1)
         assert told["text"] == (" · ".join(said) if nodes else first.text)
+
+
+def test_events_are_filtered_in_the_language_of_the_screen(page: Page, fleet: Fleet) -> None:
+    kinds, texts = ("joined", "hung", "failed", "lost"), ("GPU 1 of 4 is lost", "it's a-l4", "")
+    events = [Event(1e9 + at, *said) for at, said in enumerate(itertools.product(kinds, ("l4-1", "Box-2"), texts))]
+    filters = [
+        "", "kind:joined", "kind:hung,failed", "-l4", "!joined", "joined|hung", "joined | hung", '"1 of 4"', "1 of 4", '-"1 of',
+        "k:j,h -kind:jo", "--l4", "-", "|", "kind:", "kind:no", "kind:j,no l4", "kind:jo|box", "box:2", ":", "kinds:joined",
+        "-kind:no|l4",
+    ]  # fmt: skip
+    page.open(fleet.http)
+    script = """
+        return arguments[0].map((text) => {
+            const { tests, notUnderstood } = parseEvents(text);
+            return [arguments[1].map((event) => tests.every((test) => test(event))), notUnderstood];
+        });
+    """
+    told = page.browser.run(script, filters, [in_the_pages_words(event) for event in events])
+    for text, (matches, not_understood) in zip(filters, told, strict=True):
+        tests, wanted = parse_event_filter(text)
+        assert (text, not_understood) == (text, wanted)
+        assert (text, matches) == (text, [all(test(event) for test in tests) for event in events])
 
 
 def in_the_pages_words(event: Event) -> dict[str, Any]:
@@ -556,7 +608,9 @@ def test_what_does_not_fit_is_said_and_locks_nobody_out(page: Page, fleet: Fleet
     page.open(fleet.http)
     page.shows("#link", "● live")
     page.browser.run("window.taken = take; take = () => { throw new Error('why') }; stream.reopen()")
-    page.shows("#stale", "this page and its server do not fit: reload this page (why)")
+    page.hears_nothing()
+    page.shows("#stale", "this page and its server do not fit: reload this page (why)", "asked again in ")
+    assert page.browser.run("return document.title") == "? Edge fleet"
     viewers = f"{fleet.http}/metrics/fleet"
     eventually(lambda: b"\nedge_server_viewers 0\n" in urllib.request.urlopen(viewers).read())  # it holds no place
     page.browser.run("take = taken; stream.wake()")
@@ -625,7 +679,8 @@ def test_a_secure_server_is_looked_at_by_its_view_token(page: Page, tmp_path: pa
         page.shows("#server", "secure")
         (issued,) = (issued for issued in guard.tokens.issued() if issued.role is Role.VIEW)
         guard.tokens.revoke(issued.id)  # its stream ends, and the browser asks for another one
-        page.shows("#stale", "or wants another view token", "what is shown is old")
+        page.hears_nothing()
+        page.shows("#stale", "the server wants another view token: reload this page", "what is shown is old")
     finally:
         serving.network.stop()
 
@@ -656,6 +711,7 @@ def test_what_is_old_is_grey_and_a_restart_is_a_clean_beginning(page: Page) -> N
         assert page.rows()["●Box-1"][-1] is False
 
         server.process.send_signal(signal.SIGSTOP)  # no byte comes, and no connection breaks
+        page.hears_nothing()
         page.shows("#stale", "no news from the server for ", "what is shown is old")
         page.shows("#states", "? 2 unheard")
         assert [row[-1] for row in page.rows().values()] == [True, True]
@@ -665,6 +721,7 @@ def test_what_is_old_is_grey_and_a_restart_is_a_clean_beginning(page: Page) -> N
         eventually(lambda: page.browser.run("return matching.aborter !== null"))
         assert page.browser.run("const was = matching.aborter; matching.tick(clock() + 11000); return was.signal.aborted")
         page.browser.press("Enter")
+        page.browser.run("opened.wantedAt -= 2000")
         page.shows("#node", "the server has not answered for ")
         page.browser.press("Esc")
         page.shows("#table", "Box-1")
@@ -677,7 +734,8 @@ def test_what_is_old_is_grey_and_a_restart_is_a_clean_beginning(page: Page) -> N
 
         sparks = page.browser.run("return derived.shown[0].sparks.length")
         server.kill()  # and one that starts again: another epoch, and other numbers
-        page.shows("#stale", "no news from the server for ", "the server does not answer")
+        page.hears_nothing()
+        page.shows("#stale", "no news from the server for ", "the server does not answer; ask")
         programs.append(serve(port, http))
         page.shows("#states", "● 1 online", seconds=30)
         eventually(lambda: list(page.rows()) == ["●Box-1"])
