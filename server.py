@@ -660,8 +660,12 @@ def run(options: argparse.Namespace, make_registry: Callable[..., Registry] = Re
         return run_replay(options)
     if options.attach is not None:
         return look_elsewhere(options)
+    return serve(options, make_registry(options.interval, options.max_nodes))
+
+
+def serve(options: argparse.Namespace, registry: Registry) -> int:
+    """A server, until it is told to end. Raises Failure."""
     screen = is_screen() and not options.headless and not options.json
-    registry = make_registry(options.interval, options.max_nodes)
     guard = Guard(options.state, options.tls_cert, options.tls_key, options.client_ca) if options.secure else None
     logging.getLogger().addHandler(ErrorEvents(registry.errors.append))
     with Inputs(keyboard=screen) as inputs, contextlib.ExitStack() as ending:

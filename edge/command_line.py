@@ -158,18 +158,18 @@ def no_secret(_text: str) -> NoReturn:
     )
 
 
-def parse_count(text: str) -> int:
-    """A number of things, at least one. Raises argparse.ArgumentTypeError."""
-    if not re.fullmatch(r"\d{1,7}", text, re.ASCII) or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no count from 1 to 9999999")
-    return int(text)
+def count_from(lowest: int) -> Callable[[str], int]:
+    """A parser of a number of things, at least so many, which raises argparse.ArgumentTypeError."""
+
+    def parse(text: str) -> int:
+        if not re.fullmatch(r"\d{1,7}", text, re.ASCII) or int(text) < lowest:
+            raise argparse.ArgumentTypeError(f"{text!r} is no count from {lowest} to 9999999")
+        return int(text)
+
+    return parse
 
 
-def parse_threshold(text: str) -> int:
-    """A number of things, or none. Raises argparse.ArgumentTypeError."""
-    if not re.fullmatch(r"\d{1,7}", text, re.ASCII):
-        raise argparse.ArgumentTypeError(f"{text!r} is no count from 0 to 9999999")
-    return int(text)
+parse_count, parse_threshold = count_from(1), count_from(0)
 
 
 def parse_size(text: str) -> int:

@@ -84,9 +84,26 @@ def why_no_filter(words: Sequence[str]) -> str:
     return f"{word} reads as an option there: write --check={shlex.quote(word)}" if word not in ("", "-h") else ""
 
 
-def parse_options(argv: Sequence[str] | None, kind: type[Options] = Options) -> argparse.Namespace:
-    """The command line. Exits with 2 when it can't be understood; `kind` may do otherwise."""
-    secret = os.environ.pop("EDGE_TOKEN", "")  # no child inherits it
+def contradictions(options: argparse.Namespace, words: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Flags that can't be had as they stand, and why. `words`: of the command line."""
+    pair = {"--tls-cert": options.tls_cert, "--tls-key": options.tls_key}
+    given = [flag for flag, path in {**pair, "--client-ca": options.client_ca}.items() if path]
+    if given and (missing := [flag for flag, path in pair.items() if not path]):
+        yield given[0], f"{' and '.join(missing)} {'are' if len(missing) > 1 else 'is'} missing"
+    if options.attach is not None and options.replay:
+        yield "--replay", "it plays a file, and --attach looks at a server: give one of them"
+    flags = {word.partition("=")[0] for word in words}
+    yield from ((flag, why) for flag, why in void_options(options) if flag in flags)
+    if None not in (options.check, options.warning, options.critical) and options.warning > options.critical:
+        why = f"{options.warning} is never reached, since more than {options.critical} are critical"
+        yield "--warning", f"{why}: give --critical the larger count"
+    if options.http and options.attach is None and options.check is None and not options.replay:
+        taken = (listened for listened in options.listen or [default_endpoint()] if is_taken(options.http, listened))
+        yield from (("--http", f"--listen has {one}, for the nodes: give one of them another port") for one in taken)
+
+
+def parser_of(kind: type[Options]) -> Options:
+    """All options."""
     parser = kind(
         prog="server",
         description="The orchestrator of Edge Compute Node: one live table of all your GPU and edge boxes.",
@@ -145,6 +162,13 @@ def parse_options(argv: Sequence[str] | None, kind: type[Options] = Options) -> 
     parser.switch("--headless", "no screen: one plain line an event; by itself where stdout is no terminal")
     parser.switch("--json", "no screen: the whole fleet as one line of JSON each second")
     parser.common()
+    return parser
+
+
+def parse_options(argv: Sequence[str] | None, kind: type[Options] = Options) -> argparse.Namespace:
+    """The command line. Exits with 2 when it can't be understood; `kind` may do otherwise."""
+    secret = os.environ.pop("EDGE_TOKEN", "")  # no child inherits it
+    parser = parser_of(kind)
     words = list(sys.argv[1:] if argv is None else argv)
     if why := why_no_filter(words):
         parser.error(f"argument --check: {why}")
@@ -152,22 +176,8 @@ def parse_options(argv: Sequence[str] | None, kind: type[Options] = Options) -> 
     if unknown:
         told = "token comes first: python3 server.pyz token new|list|revoke [option …]"
         parser.error(told if "token" in unknown else f"unrecognized arguments: {' '.join(unknown)}")
-    pair = {"--tls-cert": options.tls_cert, "--tls-key": options.tls_key}
-    given = [flag for flag, path in {**pair, "--client-ca": options.client_ca}.items() if path]
-    if given and (missing := [flag for flag, path in pair.items() if not path]):
-        parser.error(f"argument {given[0]}: {' and '.join(missing)} {'are' if len(missing) > 1 else 'is'} missing")
-    if options.attach is not None and options.replay:
-        parser.error("argument --replay: it plays a file, and --attach looks at a server: give one of them")
-    flags = {word.partition("=")[0] for word in words}
-    if void := next(((flag, why) for flag, why in void_options(options) if flag in flags), None):
-        parser.error(f"argument {void[0]}: {void[1]}")
-    if None not in (options.check, options.warning, options.critical) and options.warning > options.critical:
-        parser.error(f"argument --warning: {options.warning} is never reached, since more than {options.critical} are critical: "
-                     "give --critical the larger count")  # fmt: skip
-    if options.attach is None and options.check is None and not options.replay:
-        for listened in options.listen or [default_endpoint()]:
-            if options.http and is_taken(options.http, listened):
-                parser.error(f"argument --http: --listen has {listened}, for the nodes: give one of them another port")
+    if wrong := next(contradictions(options, words), None):
+        parser.error(f"argument {wrong[0]}: {wrong[1]}")
     options.secure = options.secure or bool(options.tls_cert)
     try:
         options.tokens = [] if options.token_file or options.attach is None else parse_tokens(secret)
