@@ -15,7 +15,7 @@ import re
 import socket
 import threading
 from collections.abc import Callable, Mapping
-from urllib.parse import unquote
+from urllib.parse import parse_qsl, unquote
 
 import grpc
 from starlette.responses import PlainTextResponse
@@ -131,6 +131,9 @@ class Gate:
             return nothing_here
         if len(scope["query_string"]) > MAX_QUERY_BYTES:
             return sentence(414, f"more than {MAX_QUERY_BYTES} bytes after the ?: give a shorter filter")
+        if (name := repeated(scope["query_string"])) is not None:  # or the last would be taken in silence
+            told = f"{visible(name, 40)!r} is given more than once"
+            return sentence(400, f"{told}: give it once, and the terms of a filter in one, with blanks between")
         if "host" in headers and (refusal := self._why_not_host(scope, headers["host"])):
             return refusal
         if path.startswith(OWN) and is_foreign(scope["scheme"], headers):
@@ -231,6 +234,12 @@ def is_foreign(scheme: str, headers: Mapping[str, str]) -> bool:
     """Whether a browser asks for a page of another site, or of another port or scheme of this one."""
     own = f"{scheme}://{headers.get('host', '')}".lower()
     return headers.get("sec-fetch-site", "").lower() in ("cross-site", "same-site") or headers.get("origin", own).lower() != own
+
+
+def repeated(query: bytes) -> str | None:
+    """A parameter that is given again; None where each is given once."""
+    counts = collections.Counter(name for name, _ in parse_qsl(query.decode("latin-1"), keep_blank_values=True))
+    return next((name for name, count in counts.items() if count > 1), None)
 
 
 def own_task() -> asyncio.Task[object]:

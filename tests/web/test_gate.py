@@ -90,6 +90,18 @@ def test_sizes_are_bounded(serving: Serving) -> None:
     assert b"more than 128 headers: send fewer" in at_once
 
 
+@pytest.mark.parametrize("path", ["/api/fleet", "/api/match", "/api/nodes", "/api/events", "/metrics", "/metrics/fleet", "/"])
+def test_what_means_one_thing_is_given_once(serving: Serving, path: str) -> None:
+    again = ask(serving.http, f"{path}?match=a&%6Datch=b")
+    what_to_do = "give it once, and the terms of a filter in one, with blanks between"
+    assert (again.status, again.text) == (400, f"'match' is given more than once: {what_to_do}\n")
+    assert ask(serving.http, f"{path}?id=&x=1&id").text.startswith("'id' is given more than once: ")
+
+
+def test_a_filter_may_have_a_term_again(serving: Serving) -> None:
+    assert ask(serving.http, "/api/match?match=a+a&other=a").status == 200
+
+
 # ---- Hosts ----
 
 
