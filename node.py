@@ -56,7 +56,7 @@ from edge.panels import Subject, reach_of, scrolled
 from edge.program import FAILED, VERSION, OutputClosed, is_screen, main_of, put, time_stamp
 from edge.summary import box_summary, own_frame
 from edge.terminal import Inputs, Screen
-from edge.text import visible
+from edge.text import MAX_SENTENCE, visible
 from edge.trust import Metadata, Trust, trust_of
 
 FIRST_SAMPLE_SECONDS = 2.0
@@ -143,7 +143,7 @@ class NodeState:
 
     def log(self, text: str, level: str = "info") -> None:
         """A line of the log; `level` is a key of LOG_STYLES. The text may come from outside."""
-        self.events.add(level, visible(text, 300))
+        self.events.add(level, visible(text, 2 * MAX_SENTENCE))  # what a server says, and what to do about it
         with self._changed:
             self._touch()
 
@@ -399,7 +399,7 @@ class Session:
             request.info.CopyFrom(view.info)
             request.info.box_id, request.info.id_is_drawn = self._identity.box_id, not self._identity.given
             request.info.session_number = self._number
-            request.info.last_error = view.link.last_error[:200]
+            request.info.last_error = view.link.last_error[: protocol.MAX_TEXT]
             self._sent_info = view.info
         if self._first or self._unary:
             request.node_id = view.node_id

@@ -81,7 +81,7 @@ from edge.protocol import (
     server_options,
 )
 from edge.terminal import Inputs, Screen
-from edge.text import MISSING, show_seconds, visible
+from edge.text import MAX_SENTENCE, MISSING, show_seconds, visible
 from edge.web.prometheus_config import print_config
 
 if TYPE_CHECKING:
@@ -424,7 +424,7 @@ class Registry:
         `stranger`: the address of who has not shown that it belongs here. Its network has a line a minute.
         """
         with self._lock:
-            self._lines.add(kind, visible(text, 500), visible(node_id, MAX_NODE_ID) or MISSING, self.clock(), stranger)
+            self._lines.add(kind, visible(text, MAX_SENTENCE), visible(node_id, MAX_NODE_ID) or MISSING, self.clock(), stranger)
 
 
 # ---- The network thread ----
@@ -625,7 +625,7 @@ def look_elsewhere(options: argparse.Namespace) -> int:
     """The program with --attach: the same screen, of other servers. Raises Failure."""
     screen = is_screen() and not options.headless and not options.json
     with Inputs(keyboard=screen) as inputs, attach(options) as attached, contextlib.ExitStack() as ending:
-        logging.getLogger().addHandler(ErrorEvents(lambda text: attached.log.add("error", visible(text, 500), "server")))
+        logging.getLogger().addHandler(ErrorEvents(lambda text: attached.log.add("error", visible(text, MAX_SENTENCE), "server")))
         if options.record:
             keep(options, attached, functools.partial(attached.log.add, node_id="server"), ending)
         names = ", ".join(link.name for link in attached.links)

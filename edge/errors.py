@@ -9,7 +9,7 @@ import grpc
 import grpc.aio
 
 from edge.credentials import without_tokens
-from edge.text import visible
+from edge.text import MAX_SENTENCE, visible
 
 
 class SessionEnded(Exception):
@@ -32,7 +32,7 @@ class Distrust(SessionEnded):
 
 def explain(error: grpc.RpcError, server: str, flag: str = "--server") -> SessionEnded:
     """gRPC's error, the one kind that a session meets, in words that say what to do. The details come from outside."""
-    code, details = error.code(), without_tokens(visible(error.details() or ""))
+    code, details = error.code(), without_tokens(visible(error.details() or "", MAX_SENTENCE))
     known = {
         "Connection refused": f"nothing listens on {server} (is the server running?)",
         "address lookup failed": f"cannot resolve {server} (check the name, or give {flag} an address)",

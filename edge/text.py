@@ -7,6 +7,7 @@ import re
 import unicodedata
 
 MISSING = "—"  # what a box does not report; never shown as 0
+MAX_SENTENCE = 500  # characters of what another machine says in words: no sentence of our own is longer
 
 # Printable, says Unicode, and not to be seen: fillers, joiners, selectors of a character's variant.
 INVISIBLE = re.compile(

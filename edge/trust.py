@@ -22,7 +22,7 @@ from edge.files import read_text, reason
 from edge.program import Failure, OutputClosed, is_screen, put
 from edge.protocol import CHANNEL_OPTIONS, VIEWER_OPTIONS
 from edge.state_folder import locked, read_private, state_folder, write_private
-from edge.text import visible
+from edge.text import MAX_SENTENCE, visible
 
 MAX_SAVED = 16  # tokens
 SOCKET = "unix:"  # begins the address of a server's socket on this machine
@@ -184,7 +184,7 @@ class Trust:
         token, code, details = self._in_use[server], error.code(), error.details() or ""
         is_secure = bool(token or self._files.ca)
         if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
-            said = without_tokens(visible(details)) or f"no reason given ({code.name})"
+            said = without_tokens(visible(details, MAX_SENTENCE)) or f"no reason given ({code.name})"
             if token in self._saved_of(server) and token not in self.given and not self._files.tokens:
                 where = f"the token is in {saved_path(self.holder)}"
                 said += f" ({where}: remove it there, and a new start on a terminal asks for another)"

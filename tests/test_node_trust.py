@@ -21,9 +21,12 @@ import node_pb2 as pb
 from edge import trust
 from edge.credentials import NO_KEY, PREFIX, Role, Token, point_of
 from edge.errors import Distrust
+from edge.fleet.guard import NAMES_TOLD, Guard
 from edge.hardware.identity import Identity
 from edge.hardware.options import parse_options
 from edge.program import Failure
+from edge.protocol import MAX_NODE_ID
+from edge.text import MAX_SENTENCE
 from edge.trust import (
     MAX_SAVED,
     NAME_ALONE,
@@ -40,6 +43,7 @@ from edge.trust import (
 from tests.fixtures.pki import Authority, pem_of
 from tests.fixtures.processes import Program, Terminal, eventually
 from tests.fixtures.secure import Between, Guarded, own_server, start_guarded
+from tests.fixtures.sessions import Serving
 
 SIMULATED = ("--hardware", "simulated", "--seed", "1")
 OWN, OWN_KEY, OWN_CERTIFICATE = own_server()
@@ -242,6 +246,28 @@ def test_a_refusal_is_told_in_the_servers_words_and_tried_again_until_it_is_mend
     assert token.text() not in log_of(state)
     servicer.tokens.append(token)
     eventually(lambda: connected(state))
+
+
+def test_the_longest_sentence_of_a_server_comes_whole(run: Callable[..., node.NodeState], tmp_path: pathlib.Path) -> None:
+    ca = tmp_path / "company.pem"
+    ca.write_bytes(COMPANY.pem)
+    names = [f"{place}".ljust(MAX_NODE_ID, "x") for place in range(NAMES_TOLD - 1)]  # the first is its common name, too
+    certificate, key = map(str, COMPANY.write(tmp_path, *names))
+    serving = Serving(guard=Guard(tmp_path / "state", *COMPANY.write(tmp_path, "127.0.0.1"), ca))
+    state = run(serving.address, files=Files(ca=str(ca), certificate=certificate, key=key))
+    said = f"the certificate is for {', '.join(names)}: not for a node box-1; see --id"
+    assert refusal(state) == f"{serving.address} refuses this node: {said}"
+    assert f"{said}; next try in" in log_of(state)
+    serving.network.stop()
+
+
+@pytest.mark.parametrize("code", [grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.INTERNAL])
+def test_what_a_server_says_without_end_is_cut(guarded: Serve, run: Callable[..., node.NodeState], code: grpc.StatusCode) -> None:
+    servicer = Guarded(refusal="no\n" * 2000)
+    servicer.code = code
+    said = refusal(run(guarded(servicer, OWN_KEY, OWN_CERTIFICATE), [OWN.token()]))
+    assert "no�no�no" in said
+    assert len(said) < MAX_SENTENCE + 60
 
 
 def test_a_server_that_speaks_no_tls_is_not_spoken_to(

@@ -36,7 +36,7 @@ from edge.fleet.source import EVENTS_KEPT, MayNot, Moment, NoPast, Readings, Sou
 from edge.fleet.wire import graph_of
 from edge.program import Failure
 from edge.protocol import DEFAULT_PORT, GOODBYE_SECONDS, MAX_OPEN_NODES, SILENCE_SECONDS
-from edge.text import show_seconds, visible
+from edge.text import MAX_SENTENCE, show_seconds, visible
 from edge.trust import SOCKET, VIEWER, Metadata, Trust, trust_of
 
 ADDRESS = re.compile(r"[\w.:%\[\]-]{1,100}", re.ASCII)  # that may stand in a command which people copy
@@ -145,7 +145,7 @@ class Link:
     def why_not(self, error: grpc.RpcError) -> NoPast:
         """Why there is no answer, in words."""
         if error.code() in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.FAILED_PRECONDITION):
-            return NoPast(f"{self.name}: {visible(error.details() or 'nothing is kept of that')}")
+            return NoPast(f"{self.name}: {visible(error.details() or 'nothing is kept of that', MAX_SENTENCE)}")
         if error.code() is grpc.StatusCode.CANCELLED:  # with the channel
             return NoPast(f"the connection to {self.name} broke before it answered: try again")
         return NoPast(str(self._trust.explain(error, self.server)))
@@ -173,7 +173,7 @@ class Link:
 
     def _tell(self, kind: str, text: str) -> None:
         """What happens to it is told under its name, which need not be said twice."""
-        self._tell_all(kind, visible(text.removeprefix(self.name).lstrip(": "), 500), self.name)
+        self._tell_all(kind, visible(text.removeprefix(self.name).lstrip(": "), 2 * MAX_SENTENCE), self.name)
 
     def _tell_end(self, ended: SessionEnded) -> None:
         """Once, however often it is tried in vain; and once for each other reason, which may need other hands."""

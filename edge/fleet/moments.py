@@ -30,7 +30,7 @@ from edge.fleet.source import EVENTS_KEPT, Moment, NoPast, Readings, Source
 from edge.fleet.wire import node_row, row_of
 from edge.program import version_numbers
 from edge.protocol import MAX_DEVICES, MAX_NODE_ID
-from edge.text import visible
+from edge.text import MAX_SENTENCE, visible
 
 try:
     import sqlite3 as sqlite3  # noqa: PLC0414  # the journal has it from here
@@ -257,7 +257,7 @@ class Kept:
                     rows.append(row_of(message, made_at, known))
         query = "SELECT * FROM events WHERE unix_milliseconds <= ? ORDER BY unix_milliseconds DESC, rowid DESC LIMIT ?"
         events = [
-            Event(at / 1000, visible(str(kind), 20), visible(str(node_id), MAX_NODE_ID), visible(str(text), 500))
+            Event(at / 1000, visible(str(kind), 20), visible(str(node_id), MAX_NODE_ID), visible(str(text), MAX_SENTENCE))
             for at, kind, node_id, text in database.execute(query, [milliseconds, EVENTS_KEPT])
         ]
         return Moment(made_at, made_at, rows, events[::-1])

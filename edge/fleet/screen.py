@@ -45,7 +45,7 @@ from edge.fleet.users import User, draw_users, shown_name
 from edge.fleet.users import lay_out as lay_out_users
 from edge.panels import Reach, Subject, node_panels, reach_of
 from edge.program import VERSION
-from edge.protocol import LATE_INTERVALS, LOST_INTERVALS, LOST_SECONDS
+from edge.protocol import LATE_INTERVALS, LOST_INTERVALS, LOST_SECONDS, MAX_TEXT
 from edge.text import show_bytes, show_celsius, show_energy, show_percent, show_seconds, show_watts, visible
 
 STATE_HELP = {
@@ -627,7 +627,7 @@ def page_facts(row: Row, now: float, width: int) -> list[Line]:
         "" if row.vitals.energy_joules is None else f"energy {show_energy(row.vitals.energy_joules)}",
         " ".join(f"{visible(name)}={visible(value)}" for name, value in row.labels),
         f"reconnected {info.session_number - 1}×" if info.session_number > 1 else "",
-        f"last error: {visible(info.last_error)}" if info.last_error.strip() else "",
+        f"last error: {visible(info.last_error, MAX_TEXT)}" if info.last_error.strip() else "",
     ]
     lines: list[str] = []
     for fact in filter(None, facts):

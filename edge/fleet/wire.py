@@ -17,7 +17,7 @@ from edge.fleet.row import Capacities, Refused, Row, Session, Vitals
 from edge.fleet.source import Readings
 from edge.program import version_numbers
 from edge.protocol import MAX_DEVICES, MAX_NODE_ID, MAX_TEXT, check_node_id
-from edge.text import visible
+from edge.text import MAX_SENTENCE, visible
 
 HERE = Session(pb.HeartbeatRequest(), "", None)  # of a row that has a session with another server
 MEBIBYTE = 2**20
@@ -133,7 +133,7 @@ def row_of(message: pb.NodeRow, made_at: float, before: Row | None = None, serve
         history=frames,
         round_trip_seconds=trip,
         left=message.left,
-        reason=visible(message.reason, 500),
+        reason=visible(message.reason, MAX_SENTENCE),
         token_id=visible(message.token_id, MAX_NODE_ID),
         labels=labels,
         version=version,
@@ -268,7 +268,7 @@ def event_of(message: pb.FleetEvent) -> Event:
         seconds_of(message.unix_milliseconds),
         visible(message.kind, 16),
         visible(message.node_id, MAX_NODE_ID),
-        visible(message.text, 500),
+        visible(message.text, MAX_SENTENCE),
     )
 
 

@@ -26,7 +26,7 @@ from edge.credentials import AUTHORIZATION, SERVER_NAME, Role
 from edge.fleet.admission import RateLimit, network_of
 from edge.fleet.row import Refused
 from edge.fleet.tokens import authorization_of
-from edge.text import visible
+from edge.text import MAX_SENTENCE, visible
 from edge.web.site import Site
 
 MAX_QUERY_BYTES = 2048
@@ -51,7 +51,7 @@ REFUSED_CODES = {grpc.StatusCode.PERMISSION_DENIED: 403}  # of a token; else 401
 
 def sentence(status: int, text: str, headers: Mapping[str, str] | None = None) -> PlainTextResponse:
     """An answer that says what is wrong, and what to do."""
-    return PlainTextResponse(f"{visible(text, 500)}\n", status, headers)
+    return PlainTextResponse(f"{visible(text, MAX_SENTENCE)}\n", status, headers)
 
 
 async def nothing_here(scope: Scope, receive: Receive, send: Send) -> None:

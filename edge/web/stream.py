@@ -23,7 +23,7 @@ from edge.fleet.service import LOOKS, LOOKS_OF_ONE, LOOKS_SECONDS
 from edge.fleet.watch import Feed, Viewer
 from edge.fleet.wire import KELVIN, event_of, milliseconds
 from edge.protocol import hangs_after_seconds, late_after_seconds, lost_after_seconds
-from edge.text import visible
+from edge.text import MAX_SENTENCE, visible
 from edge.web.gate import address_of, is_loopback, sentence
 from edge.web.site import Site
 from edge.web.slices import sliced
@@ -198,7 +198,7 @@ def node_json(number: int, row: Row, made_at: float) -> dict[str, Any]:
         "failed_devices": vitals.errors,
         "has_session": row.session is not None,
         "left": row.left,
-        "reason": visible(row.reason, 500),
+        "reason": visible(row.reason, MAX_SENTENCE),
         "token_id": visible(row.token_id),
         "interval_milliseconds": round(1000 * row.interval_seconds),
         "late_after_milliseconds": round(1000 * late_after_seconds(row.interval_seconds)),
