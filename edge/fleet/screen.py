@@ -311,6 +311,8 @@ def totals_parts(view: View) -> list[Line]:
     parts: list[Line] = [[(" matching:", "bold yellow")]] * view.is_filtered
     if not view.about.is_known:
         return parts
+    if view.is_filtered and not any(totals.states.values()):
+        return [[(" nothing matches the filter", "")]]
     if not totals.states.get(State.ONLINE):
         if totals.states.get(State.UNHEARD):  # nobody knows
             return parts

@@ -301,6 +301,11 @@ def test_a_filter_shows_its_count_and_its_own_sums() -> None:
     assert "Nodes 2 of 28 · /" in few
     assert "2 of 28 nodes match " in few
     assert " matching: 9 GPUs · " in few
+    none = Screen(example_registry(28)).press("/", *"no such").text()
+    assert "0 of 28 nodes match " in none
+    assert "\n nothing matches the filter " in none
+    assert "is online" not in none
+    assert " matching: no node is online" in Screen(example_registry(28)).press("/", *"state:lost").text()
     assert "1 of 28 nodes matches  ✗ 1 lost" in Screen(example_registry(28)).press("/", *"state:lost").text()
     half_typed = Screen(example_registry(28)).press("/", *"util<").text()
     assert "28 nodes  ●" in half_typed
