@@ -42,7 +42,7 @@ LAYERS = (
     ("edge.fleet.token_command", "edge.fleet.options"),
     ("edge.fleet.check_command",),
     ("edge.web.site",),
-    ("edge.web.slices",),
+    ("edge.web.slices", "edge.web.packing"),
     ("edge.web.selection", "edge.web.files", "edge.web.gate"),
     ("edge.web.stream", "edge.web.exposition", "edge.web.prometheus_config"),
     ("edge.web.api", "edge.web.scrape"),

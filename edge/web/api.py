@@ -20,6 +20,7 @@ from edge.fleet.export import fleet_pieces, row_json
 from edge.fleet.moments import spacing_seconds
 from edge.fleet.row import Row
 from edge.web.gate import address_of, sentence
+from edge.web.packing import Packing, Piece, piece_of
 from edge.web.selection import Busy, Selection, select
 from edge.web.site import Fleet, Site
 from edge.web.slices import sliced
@@ -45,22 +46,22 @@ def routes(site: Site) -> list[Route]:
             return sentence(400, chosen.why_not)
         names = [row.node_id for row in chosen.rows]
         rows = (row for node_id in names for row in site.fleet.rows([node_id]) if row)  # one who reads slowly holds no rows
-        return Stream(functools.partial(put_all, fleet_pieces(rows, site.fleet.clock(), site.fleet.wall())), JSON)
+        return streamed(request, fleet_pieces(rows, site.fleet.clock(), site.fleet.wall()))
 
     async def node(request: Request) -> Response:
         node_id = request.path_params.get("node_id") or request.query_params.get("id", "")
         (row,) = site.fleet.rows([node_id])
         if not row:
             return sentence(404, f"there is no node {node_id!r} here: /api/fleet has all")
-        pieces = [piece async for piece in sliced(node_pieces(row, site.fleet.clock()))]
-        return Response("".join(pieces), media_type=JSON)
+        return streamed(request, node_pieces(row, site.fleet.clock()))
 
     async def match(request: Request) -> Response:
         try:
             answer = await answers.to(request.query_params.get("match", ""), network_of(address_of(request.scope)))
         except Busy as error:
             return later(error)
-        return Response(answer, media_type=JSON)
+        packing = Packing(request)
+        return Response(packing.whole(answer), headers=packing.headers, media_type=JSON)
 
     async def events(request: Request) -> Response:
         return pages.answer(request)
@@ -74,16 +75,22 @@ def routes(site: Site) -> list[Route]:
     ]
 
 
-async def put_all(pieces: Iterator[str], put: Put) -> None:
+def streamed(request: Request, pieces: Iterator[str]) -> Response:
+    """An answer of these, which are made while it is sent."""
+    packing = Packing(request)
+    return Stream(functools.partial(put_all, pieces, packing), JSON, packing.headers)
+
+
+async def put_all(pieces: Iterator[str], packing: Packing, put: Put) -> None:
     """These, in larger ones."""
     held, size = [], 0
     async for piece in sliced(pieces):
         held.append(piece)
         size += len(piece)
         if size >= CHUNK_CHARACTERS:
-            await put("".join(held).encode())
+            await put(packing.next("".join(held).encode()))
             held, size = [], 0
-    await put("".join(held).encode())
+    await put(packing.next("".join(held).encode()) + packing.end())
 
 
 # ---- One node ----
@@ -117,6 +124,7 @@ def series_of(row: Row, device: int) -> dict[str, list[int | None]]:
 
 ANSWER_SECONDS = 1.0  # that an answer is good for, at least
 ANSWERS_KEPT = 16
+NOTHING = Piece(b"", b"")
 
 
 class Answers:
@@ -124,12 +132,12 @@ class Answers:
 
     def __init__(self, fleet: Fleet, clock: Callable[[], float] = time.monotonic) -> None:
         self._fleet, self._clock = fleet, clock
-        self._making: dict[str, asyncio.Task[bytes]] = {}
-        self._kept: dict[str, tuple[float, bytes]] = {}  # by filter: until when it is good, and the answer; the oldest first
+        self._making: dict[str, asyncio.Task[Piece]] = {}
+        self._kept: dict[str, tuple[float, Piece]] = {}  # by filter: until when it is good, and the answer; the oldest first
 
-    async def to(self, text: str, network: str = "") -> bytes:
+    async def to(self, text: str, network: str = "") -> Piece:
         """The answer to a filter, as it is sent. `network`: of who asks. Raises Busy."""
-        until, answer = self._kept.get(text, (0.0, b""))
+        until, answer = self._kept.get(text, (0.0, NOTHING))
         if self._clock() < until:
             return answer
         making = self._making.get(text)
@@ -138,10 +146,10 @@ class Answers:
             making.add_done_callback(lambda _: self._making.pop(text))
         return await asyncio.shield(making)
 
-    async def _make(self, text: str, network: str) -> bytes:
+    async def _make(self, text: str, network: str) -> Piece:
         chosen = await select(self._fleet, text, network)
         told: dict[str, Any] = {"node_ids": [row.node_id for row in chosen.rows], "not_understood": chosen.not_understood}
-        answer = json.dumps(told).encode()
+        answer = piece_of(json.dumps(told).encode())
         self._kept.pop(text, None)
         self._kept[text] = self._clock() + max(ANSWER_SECONDS, chosen.rest_seconds), answer
         if len(self._kept) > ANSWERS_KEPT:

@@ -15,11 +15,14 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from edge.web.packing import Packing, Piece, piece_of
 from edge.web.site import Site
 
 PAGE = pathlib.Path(__file__).with_name("page.html")
 SUMS = "SHA256SUMS"
 MAX_SUMS = 64 * 1024  # characters of it that are read
+BEST = 9  # level of zlib, for what is packed once
+OF_CONTENT = ("content-length", "content-type", "content-encoding")
 ASK_AGAIN = {"cache-control": "no-cache"}  # what is kept elsewhere is used only after asking whether it is still the same
 NO_AGENT = PlainTextResponse("there is no node.pyz beside server.pyz: put it there, and start the server again\n", 404)
 # What the page may do: run its own script, look as its own style says, and ask this server. No frame around it.
@@ -34,7 +37,7 @@ def routes(site: Site) -> list[Route]:
     made = Made()
 
     async def page(request: Request) -> Response:
-        return conditional(request, await asyncio.to_thread(made.page))
+        return conditional(request, await asyncio.to_thread(made.page, request))
 
     async def healthz(_request: Request) -> Response:
         return PlainTextResponse("ok\n")
@@ -61,17 +64,19 @@ class Made:
     """What is made of files that may change, once for each state of theirs. For threads: two may make it twice."""
 
     def __init__(self) -> None:
-        self._page: tuple[tuple[int, ...], bytes, Mapping[str, str]] = ((), b"", {})
+        self._page: tuple[tuple[int, ...], Piece, Mapping[str, str]] = ((), Piece(b"", b""), {})
         self._sums: tuple[tuple[int, ...], str] = ((), "")
 
-    def page(self) -> Response:
+    def page(self, request: Request) -> Response:
         """The page, with the policy that lets it do what it has to, and no more. Raises OSError."""
         stamp = stamp_of(PAGE.stat())
         if self._page[0] != stamp:
             content = PAGE.read_bytes()
-            self._page = stamp, content, page_headers(content)
-        _, content, headers = self._page
-        return Response(content, headers=headers, media_type="text/html")
+            self._page = stamp, piece_of(content, BEST), page_headers(content)
+        _, page, headers = self._page
+        packing = Packing(request)
+        tag = f'"{headers["etag"]}{"-gzip" * packing.is_wanted}"'
+        return Response(packing.whole(page), headers={**headers, **packing.headers, "etag": tag}, media_type="text/html")
 
     def sums(self, path: pathlib.Path) -> Response:
         """The line of a file for sha256sum: that in the sums beside it, which tells of a damaged copy; else of what lies there."""
@@ -107,7 +112,7 @@ def page_headers(content: bytes) -> dict[str, str]:
     """Of the page: what it may do is told by what it has."""
     policy = POLICY.format(script=sources_of(content, b"script"), style=sources_of(content, b"style"))
     tag = hashlib.sha256(content).hexdigest()[:32]
-    return {"content-security-policy": policy, "x-frame-options": "DENY", "etag": f'"{tag}"', **ASK_AGAIN}
+    return {"content-security-policy": policy, "x-frame-options": "DENY", "etag": tag, **ASK_AGAIN}
 
 
 def sources_of(content: bytes, element: bytes) -> str:
@@ -138,5 +143,5 @@ def conditional(request: Request, response: Response) -> Response:
     given = [each.strip().removeprefix("W/") for each in request.headers.get("if-none-match", "").split(",")]
     if not tag or (tag not in given and "*" not in given):
         return response
-    kept = {name: value for name, value in response.headers.items() if name not in ("content-length", "content-type")}
+    kept = {name: value for name, value in response.headers.items() if name not in OF_CONTENT}
     return Response(status_code=304, headers=kept)

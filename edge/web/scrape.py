@@ -6,7 +6,6 @@ import asyncio
 import collections
 import contextlib
 import functools
-import re
 import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Any, NamedTuple
@@ -21,6 +20,7 @@ from edge.fleet.listening import open_files
 from edge.fleet.row import Row
 from edge.web.exposition import CONTENT_TYPE, NODES_A_BLOCK, Block, Faces, Single, fleet_families, node_lines, server_families
 from edge.web.gate import address_of, own_task, sentence
+from edge.web.packing import LEVEL, Packing
 from edge.web.selection import Busy, select
 from edge.web.site import Site
 from edge.web.slices import sliced
@@ -30,9 +30,7 @@ KEPT_SECONDS = 1.0  # a body, for who asks again
 MAX_BODIES = 4  # at once, those that are still being sent among them
 BODIES_OF_ONE = 2  # of a network, without a filter: /metrics and /metrics/fleet never give way to who asks with one
 GZIP = 16 + zlib.MAX_WBITS  # as zlib calls the format
-LEVEL = 1  # a tenth as many bytes, in a third of the time that a better one takes
 CHUNK_BYTES = 2**17  # of what is unpacked at once
-WANTS_GZIP = re.compile(r"(?:^|[\s,])gzip\s*(?:$|,|;(?!\s*q=0(?:\.0*)?\s*(?:,|$)))", re.IGNORECASE)
 
 
 class Question(NamedTuple):
@@ -217,9 +215,8 @@ def routes(site: Site) -> list[Route]:
             return sentence(400, str(error))
         except Busy as error:
             return later(error)
-        is_packed = bool(WANTS_GZIP.search(request.headers.get("accept-encoding", "")))
-        headers = {"Vary": "Accept-Encoding", **({"Content-Encoding": "gzip"} if is_packed else {})}
-        return Stream(functools.partial(scrapes.tell, body, is_packed), CONTENT_TYPE, headers)
+        packing = Packing(request)
+        return Stream(functools.partial(scrapes.tell, body, packing.is_wanted), CONTENT_TYPE, packing.headers)
 
     async def metrics(request: Request) -> Response:
         return await answer(request, with_nodes=True)

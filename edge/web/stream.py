@@ -1,4 +1,4 @@
-"""The fleet as server-sent events, for pages: what Watch tells a viewer, in JSON. What is told to many is put into JSON once."""
+"""The fleet as server-sent events, for pages: what Watch tells a viewer, in JSON. What is told to many is made and packed once."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from edge.fleet.wire import KELVIN, event_of, milliseconds
 from edge.protocol import hangs_after_seconds, late_after_seconds, lost_after_seconds
 from edge.text import MAX_SENTENCE, visible
 from edge.web.gate import address_of, is_loopback, sentence
+from edge.web.packing import Packing, Piece, piece_of
 from edge.web.site import Site
 from edge.web.slices import sliced
 
@@ -47,7 +48,7 @@ class Pages:
         self._site = site
         self._pages: collections.Counter[str] = collections.Counter()  # by network
         self._looks = RateLimit(LOOKS_SECONDS, LOOKS, LOOKS_OF_ONE)
-        self._made: dict[bytes, asyncio.Task[bytes]] = {}  # the newest messages, as they are sent
+        self._made: dict[bytes, asyncio.Task[Piece]] = {}  # the newest messages, as they are sent
 
     def answer(self, request: Request) -> Response:
         """A stream, from where the page was; or why there is none."""
@@ -66,22 +67,23 @@ class Pages:
             return later(error)
         self._pages[network] += 1
         request.scope["state"]["is_endless"] = True
-        return Stream(functools.partial(self._tell, viewer, network), "text/event-stream")
+        packing = Packing(request)
+        return Stream(functools.partial(self._tell, viewer, network, packing), "text/event-stream", packing.headers)
 
-    async def _tell(self, viewer: Viewer, network: str, put: Put) -> None:
+    async def _tell(self, viewer: Viewer, network: str, packing: Packing, put: Put) -> None:
         async def write(message: bytes) -> None:
-            await put(await self.event(message))
+            await put(packing.next(await self.event(message)))
             await put(b"")  # it waits until the message is taken: what a page misses meanwhile comes as one sum
 
         try:
-            await put(f"retry: {1000 * RETRY_SECONDS}\n\n".encode())
+            await put(packing.next(f"retry: {1000 * RETRY_SECONDS}\n\n".encode()))
             await self._site.feed.follow(viewer, write)
         finally:
             self._site.feed.leave(viewer)
             self._pages[network] -= 1
             self._pages += collections.Counter()  # those alone that have some
 
-    async def event(self, message: bytes) -> bytes:
+    async def event(self, message: bytes) -> Piece:
         """A WatchUpdate as it is sent. Those who are told the same share it, also while it is made."""
         making = self._made.get(message)
         if not making:
@@ -90,11 +92,11 @@ class Pages:
                 del self._made[next(iter(self._made))]
         return await asyncio.shield(making)
 
-    async def _event(self, message: bytes) -> bytes:
+    async def _event(self, message: bytes) -> Piece:
         update = pb.WatchUpdate.FromString(message)
         text = "".join([piece async for piece in sliced(pieces_of(update, self._site))])
         name = f"id: {update.epoch}-{update.version}\n" if update.version else ""  # the browser says it when it comes back
-        return f"event: update\n{name}data: {text}\n\n".encode()
+        return piece_of(f"event: update\n{name}data: {text}\n\n".encode())
 
 
 class Stream(Response):

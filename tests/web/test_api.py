@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
+import subprocess
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote
@@ -16,6 +18,7 @@ from edge.fleet.export import row_json, snapshot_json
 from edge.fleet.row import Row
 from edge.web import api
 from edge.web.api import Answers, node_pieces
+from edge.web.packing import Piece
 from edge.web.selection import Selection
 from server import Registry
 from tests.fixtures.examples import NOW, WALL, example_row, shared_registry
@@ -42,6 +45,20 @@ def test_a_fleet_is_told_as_json_prints_it_byte_for_byte(serving: Serving) -> No
     answer = ask(serving.http, "/api/fleet")
     assert answer.text == snapshot_json(serving.registry)
     assert (answer.status, answer.headers["content-type"]) == (200, "application/json")
+
+
+@pytest.mark.skipif(not shutil.which("curl"), reason="needs curl")
+@pytest.mark.parametrize("path", ["/api/fleet", "/api/fleet?match=h200", "/api/nodes/Node-1007", "/api/match"])
+def test_an_answer_is_packed_where_that_is_asked_for(serving: Serving, path: str) -> None:
+    plain, packed = (
+        subprocess.run(["curl", "-fsSi", *options, serving.http + path], check=True, capture_output=True, timeout=10).stdout
+        for options in ((), ("--compressed",))
+    )
+    head, content = packed.split(b"\r\n\r\n")
+    assert b"content-encoding: gzip" in head
+    assert b"content-encoding" not in plain
+    assert plain.endswith(b"\r\n\r\n" + content)
+    assert ask(serving.http, path, Accept_Encoding="identity").headers["Vary"] == "Accept-Encoding"
 
 
 def test_a_fleet_of_any_size_is_told_in_pieces(serving: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,10 +216,10 @@ class Made:
         monkeypatch.setattr(api, "select", choose)
 
     def ask(self, *texts: str) -> list[Any]:
-        async def run() -> list[bytes]:
+        async def run() -> list[Piece]:
             return await asyncio.gather(*map(self.answers.to, texts))
 
-        return [json.loads(answer)["not_understood"][0] for answer in asyncio.run(run())]
+        return [json.loads(answer.plain)["not_understood"][0] for answer in asyncio.run(run())]
 
 
 def test_who_asks_the_same_shares_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:

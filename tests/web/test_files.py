@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import gzip
 import hashlib
+import http.client
 import pathlib
 import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from typing import NamedTuple
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -88,6 +93,34 @@ def test_what_a_client_has_already_is_not_sent_again(serving: Serving, path: str
     assert again.headers["Cache-Control"] == "no-cache"
     assert ask(serving.http, path, "HEAD", If_None_Match='"another"').status == 200
     assert ask(serving.http, path, "HEAD", If_None_Match='"another", W/' + first["ETag"]).status == 304
+
+
+def test_the_page_is_packed_where_that_is_asked_for_and_is_kept_under_another_tag(serving: Serving) -> None:
+    plain = ask(serving.http)
+    packed = fetched(serving, "gzip")
+    assert gzip.decompress(packed.body).decode() == plain.text
+    assert len(packed.body) < len(plain.text) / 3
+    assert (packed.headers["Content-Encoding"], packed.headers["Vary"]) == ("gzip", "Accept-Encoding")
+    assert packed.headers["ETag"] != plain.headers["ETag"]
+    again = fetched(serving, "gzip", packed.headers["ETag"])
+    assert (again.status, again.body, again.headers["Content-Encoding"]) == (304, b"", None)
+    assert (again.headers["Vary"], again.headers["ETag"]) == ("Accept-Encoding", packed.headers["ETag"])
+    assert fetched(serving, "identity", packed.headers["ETag"]).status == 200
+
+
+class Fetched(NamedTuple):
+    """The page, or what is said instead, as it came."""
+
+    status: int
+    headers: http.client.HTTPMessage
+    body: bytes
+
+
+def fetched(serving: Serving, encoding: str, tag: str = "") -> Fetched:
+    with contextlib.closing(http.client.HTTPConnection(urlsplit(serving.http).netloc, timeout=10)) as connection:
+        connection.request("GET", "/", headers={"accept-encoding": encoding, "if-none-match": tag})
+        answer = connection.getresponse()
+        return Fetched(answer.status, answer.headers, answer.read())
 
 
 # ---- The agent ----

@@ -66,17 +66,6 @@ def test_it_is_prometheus_text_packed_where_that_is_asked_for(serving: Serving) 
     assert status == 200 and not none and headers["Content-Type"].startswith("text/plain; version=0.0.4")
 
 
-@pytest.mark.parametrize(
-    ("encoding", "is_packed"),
-    [
-        ("GZIP", True), ("br;q=1.0, gzip;q=0.8", True), ("gzip;q=0", False), ("gzip; q=0.0, identity", False),
-        ("*", False), ("deflate", False), ("x-gzipped", False), ("", False),
-    ],
-)  # fmt: skip
-def test_who_does_not_ask_for_gzip_gets_none(serving: Serving, encoding: str, is_packed: bool) -> None:
-    assert get(serving, "/metrics/fleet", encoding)[1]["Content-Encoding"] == ("gzip" if is_packed else None)
-
-
 def test_a_filter_chooses_the_nodes_as_on_the_screen(serving: Serving) -> None:
     found = readings_of(get(serving, "/metrics?match=h200%20state:online")[2].decode())
     assert found[line("edge_fleet_gpus")] == 8 * len(of(found, "edge_node_up")) > 0

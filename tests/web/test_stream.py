@@ -9,6 +9,8 @@ import itertools
 import json
 import pathlib
 import random
+import shutil
+import subprocess
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -31,6 +33,7 @@ from edge.fleet.watch import Feed
 from edge.program import VERSION
 from edge.protocol import MAX_VIEWERS_ELSEWHERE, hangs_after_seconds, late_after_seconds, lost_after_seconds
 from edge.text import visible
+from edge.web.packing import Piece
 from edge.web.site import Site
 from edge.web.stream import MAX_PAGES, MAX_PAGES_OF_ONE, Pages, Stream, columns_of
 from server import Registry
@@ -73,7 +76,7 @@ class Looking:
         asyncio.run(self.feed.publish())
 
     def take(self, message: bytes) -> None:
-        fields = dict(line.split(": ", 1) for line in asyncio.run(self.pages.event(message)).decode().splitlines() if line)
+        fields = dict(line.split(": ", 1) for line in asyncio.run(self.pages.event(message)).plain.decode().splitlines() if line)
         self.page.take(fields.get("id", ""), fields["data"])
 
     def look(self) -> None:
@@ -476,13 +479,31 @@ def test_texts_of_nodes_can_not_break_the_stream(serving: Serving, follow: Open)
     assert source.page.events[0][3] == shown
 
 
-def test_what_is_told_to_many_is_put_into_json_once() -> None:
+@pytest.mark.skipif(not shutil.which("curl"), reason="needs curl")
+def test_a_stream_is_packed_where_that_is_asked_for_and_comes_as_it_is_made(serve: Serve) -> None:
+    serving = serve(http=True)
+    command = ["curl", "-fsSNi", "--compressed", f"{serving.http}/api/events"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as curl:
+        assert curl.stdout
+        head = list(itertools.takewhile(str.strip, curl.stdout))
+        assert "content-encoding: gzip\n" in head
+        page = Page()
+        for node_id in ("first", "second"):  # each is there before the stream ends
+            serving.registry.restore(example_row(2)._replace(node_id=node_id))
+            while node_id not in page.by_id():
+                fields = dict(line.rstrip().split(": ", 1) for line in itertools.takewhile(str.strip, curl.stdout))
+                if "data" in fields:
+                    page.take(fields.get("id", ""), fields["data"])
+        curl.kill()
+
+
+def test_what_is_told_to_many_is_made_once() -> None:
     looking = Looking()
     looking.registry.restore(example_row(1))
     looking.publish()
     message = list(looking.feed._news(looking.viewer))[-1]
 
-    async def ask() -> list[bytes]:
+    async def ask() -> list[Piece]:
         return await asyncio.gather(*(looking.pages.event(message) for _ in range(3)), looking.pages.event(bytes(message)))
 
     first, *others = asyncio.run(ask())
