@@ -14,6 +14,7 @@ import re
 import socket
 import sys
 import time
+from asyncio.sslproto import SSLProtocol
 from typing import Any, cast
 
 import h11
@@ -36,6 +37,7 @@ MAX_REQUEST_BYTES = 16 * 1024  # of a request's line and headers
 MAX_REQUEST_LINES = 128  # each costs more than its bytes do
 HEAD_END = re.compile(rb"\n\r?\n")  # of a request's line and headers, as h11 has it
 READ_BYTES = 1024  # read at once of what has come
+TLS_BYTES = 16 * 1024  # that asyncio holds for each connection of TLS, to read into: 256 KiB, where it is not told
 FIRST_REQUEST_SECONDS = 10.0  # from the connection to a request that is whole, TLS included
 KEEP_ALIVE_SECONDS = 30.0  # from an answer to the next request that is whole
 STUCK_SECONDS = 30.0  # that a client may take nothing of what was written; and
@@ -189,6 +191,7 @@ class Listener:
         """Listen; returns where, with the real port. Raises Failure."""
         if self._guard:
             self._guard.tls_context()
+            SSLProtocol.max_size = TLS_BYTES  # type: ignore[attr-defined]  # of all, and there are no others; from 3.11 on
         self._socket = listening_socket(endpoint, "--http")
         self._socket.setblocking(False)
         self._tasks = [asyncio.create_task(self._accept()), asyncio.create_task(self._look())]
@@ -245,7 +248,7 @@ class Listener:
                 settings = {"ssl": self._guard.tls_context(), "ssl_handshake_timeout": FIRST_REQUEST_SECONDS}
             await asyncio.get_running_loop().connect_accepted_socket(lambda: connection, client, **settings)
         except OSError as error:  # a handshake that failed is one, too
-            error.__traceback__ = None  # its frames hold 300 KB of TLS, and are held by it
+            error.__traceback__ = None  # its frames hold the buffer of TLS, and are held by it
 
     def _opened(self, connection: Connection, client: socket.socket) -> None:
         connection.opening = None

@@ -13,6 +13,7 @@ import socket
 import ssl
 import threading
 import time
+import tracemalloc
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
@@ -288,7 +289,7 @@ def test_many_who_come_at_once_are_taken_one_by_one() -> None:
 
 @pytest.mark.parametrize("is_secure", [False, True])
 def test_a_connection_that_is_over_leaves_no_cycle(serve: Callable[..., Serving], tmp_path: pathlib.Path, is_secure: bool) -> None:
-    """Of what asyncio leaves, no bytes hang on it; else each that comes would cost 300 KB until the garbage collector does."""
+    """Of what asyncio leaves, no bytes hang on it; else each that comes would cost 30 KB until the garbage collector does."""
     serving = serve(Guard(tmp_path) if is_secure else None)
     gc.collect()
     gc.disable()
@@ -517,6 +518,24 @@ def test_a_handshake_that_breaks_costs_nothing_and_is_no_news(
     assert ask(serving.http, "/healthz").text == "ok\n"
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
     assert not serving.events()
+
+
+def test_a_connection_of_tls_costs_little_memory(tls: Callable[..., Serving]) -> None:
+    serving = tls()
+    with contextlib.ExitStack() as held:
+
+        def connect(count: int) -> None:
+            for _ in range(count):
+                client = held.enter_context(handshake(serving.http))
+                client.sendall(HEALTH)
+                assert client.recv(9) == b"HTTP/1.1 "
+
+        connect(3)
+        tracemalloc.start()
+        connect(10)
+        kept, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert kept < 10 * 100_000  # both ends
 
 
 def test_who_speaks_no_tls_is_told_so_and_nothing_else(tls: Callable[..., Serving], tmp_path: pathlib.Path) -> None:
