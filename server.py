@@ -50,7 +50,7 @@ from edge.fleet.extremes import new_extremes
 from edge.fleet.guard import Guard
 from edge.fleet.headless import run_headless
 from edge.fleet.intake import after, identify
-from edge.fleet.joining import Joining, Web, own_addresses, own_look, told, web_of
+from edge.fleet.joining import Joining, own_addresses, own_look, told
 from edge.fleet.journal import keep, restored
 from edge.fleet.keys import follow, press
 from edge.fleet.lens import Lens, Ui
@@ -477,7 +477,6 @@ class Network:
         self._listen = listen
         self._http = http
         self.http: Endpoint | None = None  # with its real port, once it listens
-        self.web: Web | None = None  # what to tell of it then
         self.listener: Listener | None = None
         self._bound: concurrent.futures.Future[list[Endpoint]] = concurrent.futures.Future()
         self._thread = threading.Thread(target=self._run, name="network", daemon=True)
@@ -538,22 +537,18 @@ class Network:
         from edge.web.listener import Listener
         from edge.web.site import Site
 
-        beside = pathlib.Path(sys.argv[0]).with_name("node.pyz")
-        agent = beside if beside.exists() else None
-        name, pin = (self._guard.name, self._guard.pin) if self._guard else ("", "")
         site = Site(
             fleet=self._registry,
             feed=self._service.feed,
             counters=self._registry.counters,
             guard=self._guard,
-            agent=agent,
+            agent=pathlib.Path(sys.argv[0]).with_name("node.pyz"),
             is_ready=lambda: self._bound.done() and not self._stop.is_set(),
             names=[endpoint.host],
             complain=self._registry.complain,
         )
         self.listener = Listener(site)
         self.http = await self.listener.start(endpoint)
-        self.web = web_of(self.http, bool(agent), self._guard is not None, name, pin)
 
     async def _wait_for_grpc(self) -> None:
         """Until gRPC knows that its calls have ended: what its poller tells a loop that is closed is an error."""
@@ -680,7 +675,7 @@ def serve(options: argparse.Namespace, registry: Registry) -> int:
 
         def joining() -> Joining:  # tokens come and go
             found = guard.joining(addresses) if guard else Joining(is_secure=False, addresses=addresses)
-            return found._replace(web=network.web)
+            return found._replace(web=network.listener.web if network.listener else None)
 
         network = Network(registry, options.listen, guard=guard, past=past, socket_folder=folder, http=options.http)
         bound = network.start()

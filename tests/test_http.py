@@ -24,7 +24,7 @@ from edge.credentials import SERVER_NAME, Role, authority_of
 from edge.fleet.certificates import OwnKey
 from edge.fleet.guard import Guard
 from tests.fixtures.pki import Authority
-from tests.fixtures.processes import EXECUTE, ROOT, Program, Terminal
+from tests.fixtures.processes import EXECUTE, ROOT, Program, Terminal, eventually
 from tests.fixtures.web import ask, basic, connected, heard
 
 Start = Callable[..., Program]
@@ -67,6 +67,23 @@ def test_a_box_fetches_its_agent_by_the_line_that_is_told(serve: Callable[..., P
     assert json.loads(told[5:])["server"]["has_agent"]  # the page tells it too
     command = program.line(r"^To check that it came whole: (curl -fO http://\S+/SHA256SUMS && sha256sum --check SHA256SUMS)$")[1]
     subprocess.run(["sh", "-c", command], cwd=box, check=True, capture_output=True)
+
+
+def test_an_agent_that_is_put_there_later_is_told_on_the_screen_and_to_pages(terminal: Open, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "server.py").symlink_to(ROOT / "server.py")
+    options = ("--listen", "127.0.0.1:0", "--state", str(tmp_path / "state"), "--no-journal", "--http", "0.0.0.0:0")
+    screen = terminal(str(tmp_path / "server.py"), *options)
+    screen.shows("No node yet")
+    page = screen.shows(r"http://\S+:(\d+)/")
+    assert "curl" not in screen.text()
+    url = f"http://127.0.0.1:{page[1]}"
+    (tmp_path / "node.pyz").write_bytes(AGENT)
+    screen.shows(r"curl -fO http://\S+/node\.pyz")
+    with urllib.request.urlopen(f"{url}/api/events", timeout=10) as events:
+        told = next(line for line in events if line.startswith(b"data:"))
+    assert json.loads(told[5:])["server"]["has_agent"]
+    (tmp_path / "node.pyz").unlink()
+    eventually(lambda: "curl" not in screen.text())
 
 
 @pytest.mark.skipif(not shutil.which("curl"), reason="needs curl")

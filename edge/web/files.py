@@ -24,7 +24,7 @@ MAX_SUMS = 64 * 1024  # characters of it that are read
 BEST = 9  # level of zlib, for what is packed once
 OF_CONTENT = ("content-length", "content-type", "content-encoding")
 ASK_AGAIN = {"cache-control": "no-cache"}  # what is kept elsewhere is used only after asking whether it is still the same
-NO_AGENT = PlainTextResponse("there is no node.pyz beside server.pyz: put it there, and start the server again\n", 404)
+NO_AGENT = PlainTextResponse("there is no node.pyz beside server.pyz: put it there, and ask again\n", 404)
 # What the page may do: run its own script, look as its own style says, and ask this server. No frame around it.
 POLICY = (
     "default-src 'none'; script-src {script}; style-src {style}; connect-src 'self'; img-src data:; "
@@ -49,7 +49,7 @@ def routes(site: Site) -> list[Route]:
         return await asyncio.to_thread(sent, request, site.agent, "application/octet-stream") or NO_AGENT
 
     async def sums(_request: Request) -> Response:
-        return await asyncio.to_thread(made.sums, site.agent) if site.agent else NO_AGENT
+        return await asyncio.to_thread(made.sums, site.agent) or NO_AGENT
 
     return [
         Route("/", page),
@@ -78,10 +78,14 @@ class Made:
         tag = f'"{headers["etag"]}{"-gzip" * packing.is_wanted}"'
         return Response(packing.whole(page), headers={**headers, **packing.headers, "etag": tag}, media_type="text/html")
 
-    def sums(self, path: pathlib.Path) -> Response:
-        """The line of a file for sha256sum: that in the sums beside it, which tells of a damaged copy; else of what lies there."""
+    def sums(self, path: pathlib.Path | None) -> Response | None:
+        """The line of a file for sha256sum: that in the sums beside it, which tells of a damaged copy; else of what lies there.
+        None where there is none that this user may read."""
+        status = status_of(path)
+        if not path or not status:
+            return None
+        stamp = stamp_of(status)
         try:
-            stamp = stamp_of(path.stat())
             if kept := kept_line(path):
                 return PlainTextResponse(kept, headers=ASK_AGAIN)
             if self._sums[0] != stamp:
@@ -91,7 +95,7 @@ class Made:
                         digest.update(part)
                 self._sums = stamp, f"{digest.hexdigest()}  {path.name}\n"
         except OSError:
-            return NO_AGENT
+            return None
         return PlainTextResponse(self._sums[1], headers=ASK_AGAIN)
 
 
@@ -123,13 +127,19 @@ def sources_of(content: bytes, element: bytes) -> str:
 
 def sent(request: Request, path: pathlib.Path | None, kind: str) -> Response | None:
     """A file as it is; None where there is none that this user may read."""
+    status = status_of(path)
+    if not path or not status:
+        return None
+    return conditional(request, FileResponse(path, headers=ASK_AGAIN, media_type=kind, stat_result=status))
+
+
+def status_of(path: pathlib.Path | None) -> os.stat_result | None:
+    """Of a file that this user may read; None where there is none. For threads."""
     try:
         status = path.stat() if path and os.access(path, os.R_OK) else None
     except OSError:
         return None
-    if not path or not status or not stat.S_ISREG(status.st_mode):
-        return None
-    return conditional(request, FileResponse(path, headers=ASK_AGAIN, media_type=kind, stat_result=status))
+    return status if status and stat.S_ISREG(status.st_mode) else None
 
 
 def stamp_of(status: os.stat_result) -> tuple[int, ...]:

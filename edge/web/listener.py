@@ -26,8 +26,10 @@ from uvicorn.server import ServerState
 
 from edge.command_line import Endpoint
 from edge.fleet.admission import network_of
+from edge.fleet.joining import Web, web_of
 from edge.fleet.listening import HTTP_CONNECTIONS, listening_socket
 from edge.web import api, files, scrape
+from edge.web.files import status_of
 from edge.web.gate import ALWAYS, PIECE_BYTES, Gate, Pace, is_loopback, nothing_here, sentence
 from edge.web.site import Site
 
@@ -159,8 +161,10 @@ class Connection(H11Protocol):
 class Listener:
     """Serves a site, from `start` to `stop`, in the loop that calls them."""
 
+    web: Web  # what is told of it, once it has started
+
     def __init__(self, site: Site) -> None:
-        self._guard = site.guard
+        self._guard, self._agent = site.guard, site.agent
         self._pace = Pace(site, CONNECTIONS_A_REQUEST)
         routes = [*files.routes(site), *api.routes(site), *scrape.routes(site)]
         app = Gate(Router(routes, redirect_slashes=False, default=nothing_here), site, self._end)
@@ -194,8 +198,12 @@ class Listener:
             SSLProtocol.max_size = TLS_BYTES  # type: ignore[attr-defined]  # of all, and there are no others; from 3.11 on
         self._socket = listening_socket(endpoint, "--http")
         self._socket.setblocking(False)
-        self._tasks = [asyncio.create_task(self._accept()), asyncio.create_task(self._look())]
-        return endpoint._replace(port=self._socket.getsockname()[1])
+        bound = endpoint._replace(port=self._socket.getsockname()[1])
+        name, pin = (self._guard.name, self._guard.pin) if self._guard else ("", "")
+        self._webs = [web_of(bound, has_agent, self._guard is not None, name, pin) for has_agent in (False, True)]
+        await self._look_for_agent()
+        self._tasks = [asyncio.create_task(work) for work in (self._accept(), self._look(), self._follow_agent())]
+        return bound
 
     async def stop(self) -> None:
         """Take no more requests, and end those that go on."""
@@ -283,6 +291,15 @@ class Listener:
                         connection.end()
                 except Exception:  # the others must be looked at
                     logging.getLogger(__name__).exception("a connection was not looked at")
+
+
+    async def _follow_agent(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            await self._look_for_agent()
+
+    async def _look_for_agent(self) -> None:
+        self.web = self._webs[await asyncio.to_thread(status_of, self._agent) is not None]
 
 
 async def speaks_plainly(client: socket.socket) -> bool:

@@ -31,7 +31,7 @@ class Site(NamedTuple):
     feed: watch.Feed
     counters: Counters
     guard: Guard | None = None  # None: open to whoever reaches it
-    agent: pathlib.Path | None = None  # node.pyz, where it lies beside server.pyz
+    agent: pathlib.Path | None = None  # where node.pyz lies, if it does: it may come and go
     is_ready: Callable[[], bool] = lambda: True  # False while the server goes away
     names: Sequence[str] = ()  # that this server may be called by, beside its addresses and what its machine is called
     complain: Callable[[str, str, str, str], object] = say_nothing  # writes into the log: Registry.complain

@@ -24,6 +24,7 @@ from edge.fleet.watch import Feed, Viewer
 from edge.fleet.wire import KELVIN, event_of, milliseconds
 from edge.protocol import hangs_after_seconds, late_after_seconds, lost_after_seconds
 from edge.text import MAX_SENTENCE, visible
+from edge.web.files import status_of
 from edge.web.gate import address_of, is_loopback, sentence
 from edge.web.packing import Packing, Piece, piece_of
 from edge.web.site import Site
@@ -94,7 +95,8 @@ class Pages:
 
     async def _event(self, message: bytes) -> Piece:
         update = pb.WatchUpdate.FromString(message)
-        text = "".join([piece async for piece in sliced(pieces_of(update, self._site))])
+        has_agent = update.HasField("server") and await asyncio.to_thread(status_of, self._site.agent) is not None
+        text = "".join([piece async for piece in sliced(pieces_of(update, self._site.feed, has_agent))])
         name = f"id: {update.epoch}-{update.version}\n" if update.version else ""  # the browser says it when it comes back
         return piece_of(f"event: update\n{name}data: {text}\n\n".encode())
 
@@ -149,7 +151,7 @@ async def until_gone(receive: Receive) -> None:
         pass
 
 
-def pieces_of(update: pb.WatchUpdate, site: Site) -> Iterator[str]:
+def pieces_of(update: pb.WatchUpdate, feed: Feed, has_agent: bool) -> Iterator[str]:
     """An update as JSON, a little at a time."""
     head: dict[str, Any] = {"epoch": str(update.epoch), "version": update.version}
     if update.is_snapshot:
@@ -159,7 +161,7 @@ def pieces_of(update: pb.WatchUpdate, site: Site) -> Iterator[str]:
         server = update.server
         head["server"] = {
             "version": server.version, "is_secure": server.is_secure, "journal": server.journal,
-            "addresses": list(server.addresses), "has_agent": site.agent is not None,
+            "addresses": list(server.addresses), "has_agent": has_agent,
         }  # fmt: skip
     if update.removed:
         head["removed"] = list(update.removed)
@@ -168,11 +170,11 @@ def pieces_of(update: pb.WatchUpdate, site: Site) -> Iterator[str]:
     yield dumped(head)[:-1]
     made_at = update.clock_milliseconds / 1000
     if update.rows:
-        known = ((message.number, site.feed.row(message.number)) for message in update.rows)
+        known = ((message.number, feed.row(message.number)) for message in update.rows)
         rows = (dumped(node_json(number, row, made_at)) for number, row in known if row)  # else it is gone since
         yield from joined(',"rows":[', rows, "]")
     if update.HasField("beats"):
-        yield from joined(',"beats":{', columns_of(update.beats, site.feed), "}")
+        yield from joined(',"beats":{', columns_of(update.beats, feed), "}")
     yield "}"
 
 

@@ -7,6 +7,7 @@ import contextlib
 import gzip
 import hashlib
 import http.client
+import os
 import pathlib
 import re
 import shutil
@@ -171,12 +172,14 @@ def test_the_sums_that_lie_there_tell_of_an_agent_that_is_damaged(serving: Servi
     assert ask(serving.http, "/SHA256SUMS").text == f"{'1' * 64} *node.pyz\n"
 
 
-@pytest.mark.parametrize("kind", ["gone", "a folder", "nobody's"])
+@pytest.mark.parametrize("kind", ["gone", "a folder", "a pipe", "nobody's"])
 def test_an_agent_that_is_not_there_is_told(serving: Serving, folder: pathlib.Path, kind: str) -> None:
     agent = folder / "node.pyz"
     agent.unlink()
     if kind == "a folder":
         agent.mkdir()
+    elif kind == "a pipe":
+        os.mkfifo(agent)
     elif kind == "nobody's":
         agent.symlink_to(folder / "nothing")
     for path in ("/node.pyz", "/SHA256SUMS"):
@@ -184,8 +187,11 @@ def test_an_agent_that_is_not_there_is_told(serving: Serving, folder: pathlib.Pa
         assert (answer.status, answer.text.partition(":")[0]) == (404, "there is no node.pyz beside server.pyz"), answer
 
 
-def test_without_an_agent_at_the_start_none_is_served(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", [str(tmp_path / "server.pyz")])
-    here = Serving(http=True)
-    assert [ask(here.http, path).status for path in ("/node.pyz", "/SHA256SUMS")] == [404, 404]
-    here.network.stop()
+def test_an_agent_may_come_and_go_while_the_server_runs(folder: pathlib.Path, serving: Serving) -> None:
+    agent = folder / "node.pyz"
+    for _ in range(2):
+        agent.unlink()
+        assert [ask(serving.http, path).status for path in ("/node.pyz", "/SHA256SUMS")] == [404, 404]
+        agent.write_bytes(b"newer")
+        assert ask(serving.http, "/node.pyz").text == "newer"
+        assert ask(serving.http, "/SHA256SUMS").text == f"{hashlib.sha256(b'newer').hexdigest()}  node.pyz\n"
