@@ -317,11 +317,11 @@ def test_a_first_heartbeat_brings_all_and_the_next_ones_what_is_new() -> None:
         state.publish(sample)
     processes = pb.ProcessList(processes=[pb.Process(pid=7)])
     state.publish_processes(processes)
-    state.update_link(sessions=4, last_error="x" * 201)
+    state.update_link(sessions=4, last_error="x" * 257)
     clock.now += 1.5
     session = session_of(state, identity)
     info = pb.NodeInfo(
-        hostname="edge-07", box_id=identity.box_id, id_is_drawn=True, session_number=5, last_error="x" * 200
+        hostname="edge-07", box_id=identity.box_id, id_is_drawn=True, session_number=5, last_error="x" * MAX_TEXT
     )  # fmt: skip
     assert session._heartbeat() == pb.HeartbeatRequest(
         node_id="Node-1", clock_milliseconds=1500, info=info, backlog=samples[:2], sample=samples[2], processes=processes,
