@@ -823,7 +823,7 @@ class Scripted(node_pb2_grpc.NodeServiceServicer):
     def __init__(self, *refusals: tuple[grpc.StatusCode, str] | None, interval_milliseconds: int = 0) -> None:
         self.refusals = list(refusals)
         self.interval_milliseconds = interval_milliseconds
-        self.sessions: list[list[tuple[float, pb.HeartbeatRequest]]] = []
+        self.sessions: list[list[pb.HeartbeatRequest]] = []
 
     def StreamHeartbeats(self, requests: Iterator[pb.HeartbeatRequest], context: Any) -> Iterator[pb.HeartbeatResponse]:
         self.sessions.append([])
@@ -834,7 +834,7 @@ class Scripted(node_pb2_grpc.NodeServiceServicer):
                 yield pb.HeartbeatResponse(acknowledged=True)
             context.abort(*(refusal or ENDED))
         for request in requests:
-            session.append((time.monotonic(), request))
+            session.append(request)
             if len(session) == 1:
                 yield pb.HeartbeatResponse(acknowledged=True, heartbeat_interval_milliseconds=self.interval_milliseconds)
 
@@ -893,21 +893,26 @@ def test_the_first_message_of_a_session_has_all_and_the_rest_what_is_new(start: 
     servicer = Scripted((grpc.StatusCode.UNAVAILABLE, "not yet"))
     start("node.py", "--server", grpc_server(servicer), "--id", "box-1", "--interval", "0.1", *SIMULATED)
     eventually(lambda: len(servicer.sessions) == 2 and len(servicer.sessions[1]) >= 6)
-    requests = [request for _, request in servicer.sessions[1]]
+    requests = list(servicer.sessions[1])
     assert (requests[0].node_id, requests[0].info.hostname) == ("box-1", "h200-01")
     assert all(not request.node_id and not request.HasField("info") for request in requests[1:])
-    sequences = [sample.sequence for sample in requests[0].backlog] + [request.sample.sequence for request in requests]
+    brought = [request for request in requests if request.HasField("sample")]  # a beat comes without one where that one is late
+    sequences = [sample.sequence for sample in (*requests[0].backlog, *(request.sample for request in brought))]
     assert sequences == list(range(1, len(sequences) + 1))  # none lost, none twice
-    assert all(0 <= request.clock_milliseconds - request.sample.taken_milliseconds < 1000 for request in requests)
+    assert all(0 <= request.clock_milliseconds - request.sample.taken_milliseconds < 10_000 for request in brought)  # of one clock
 
 
 def test_the_server_sets_the_cadence(start: Start, grpc_server: Callable[..., str]) -> None:
-    servicer = Scripted(interval_milliseconds=700)
+    servicer = Scripted(interval_milliseconds=500)
     start("node.py", "--server", grpc_server(servicer), "--interval", "0.1", *SIMULATED)
-    eventually(lambda: servicer.sessions and len(servicer.sessions[0]) >= 5)
-    assert servicer.sessions[0][0][1].sample.sequence  # a box appears with its readings
-    times = [at for at, _ in servicer.sessions[0]][1:5]
-    assert 0.5 <= (times[-1] - times[0]) / 3 <= 1.2
+
+    def gaps() -> list[int]:
+        """By the node's own clock: in milliseconds, from one heartbeat to the next."""
+        times = [request.clock_milliseconds for request in servicer.sessions[0]] if servicer.sessions else []
+        return [later - sooner for sooner, later in itertools.pairwise(times)]
+
+    eventually(lambda: len(gaps()) >= 3 and min(gaps()[-3:]) >= 440)  # 450, and the clock is rounded
+    assert servicer.sessions[0][0].sample.sequence  # a box appears with its readings
 
 
 def test_a_taken_id_is_drawn_again_or_ends_a_node_with_its_own_id(start: Start, grpc_server: Callable[..., str]) -> None:
@@ -979,7 +984,7 @@ def test_a_goodbye_is_said_and_its_acknowledgement_waited_for(grpc_server: Calla
     eventually(lambda: state.view().link.sessions)
     end(state, thread)
     assert log_of(state)[-1] == "goodbye acknowledged"
-    assert [[request.leaving for _, request in session] for session in servicer.sessions] == [[False, True]]
+    assert [[request.leaving for request in session] for session in servicer.sessions] == [[False, True]]
 
 
 def test_a_goodbye_that_is_not_acknowledged_is_not_waited_for_without_end(
@@ -1145,7 +1150,7 @@ def test_a_box_appears_with_its_readings(grpc_server: Callable[..., str]) -> Non
     assert eventually(lambda: state.waits) == [node.FIRST_SAMPLE_SECONDS]
     state.publish(pb.Sample(sequence=1))
     eventually(lambda: servicer.sessions and servicer.sessions[0])
-    assert servicer.sessions[0][0][1].sample.sequence == 1
+    assert servicer.sessions[0][0].sample.sequence == 1
     end(state, thread)
 
 
@@ -1170,7 +1175,7 @@ def test_who_held_its_own_id_asks_for_it_again_while_another_has_it(grpc_server:
     state = connecting(grpc_server(servicer), Identity("box-1", "machine"))
     eventually(lambda: state.view().link.sessions == 2)
     assert not servicer.refusals
-    assert servicer.sessions[-1][0][1].node_id == "box-1"
+    assert servicer.sessions[-1][0].node_id == "box-1"
     state.close()
 
 
@@ -1202,7 +1207,7 @@ def test_the_first_message_says_which_box_it_is(grpc_server: Callable[..., str])
         servicer = Scripted()
         state = connecting(grpc_server(servicer), identity)
         eventually(lambda: servicer.sessions and servicer.sessions[0])  # noqa: B023
-        info = servicer.sessions[0][0][1].info
+        info = servicer.sessions[0][0].info
         assert (info.box_id, info.id_is_drawn) == (identity.box_id, not identity.given)
         assert len(identity.box_id) == 16
         state.close()
@@ -1404,11 +1409,10 @@ def test_a_quiet_screen_sends_only_what_changed(terminal: Open) -> None:
 
 
 def test_fps_bounds_the_frames(terminal: Open) -> None:
+    begun = time.monotonic()  # before the first frame: those that are read late are fewer than were drawn, and never more
     screen = terminal("node.py", "--server", "127.0.0.1:1", "--fps", "2", "--interval", "0.1", *SIMULATED)
-    screen.shows("disconnected")
-    start, begun = len(screen.raw), time.monotonic()
-    eventually(lambda: screen.raw[start:].count(b"\x1b[?2026h") >= 4)
-    assert time.monotonic() - begun >= 1.4
+    eventually(lambda: screen.raw.count(b"\x1b[?2026h") >= 6)  # ten are wanted each second
+    assert 2 + 2 * (time.monotonic() - begun) >= 6  # the first, one that was due, and two each second
 
 
 @pytest.mark.parametrize("how", ["--no-color", "NO_COLOR"])
