@@ -734,10 +734,10 @@ def test_half_open_connections_are_found_within_15_seconds(start: Start) -> None
         server.process.send_signal(signal.SIGSTOP)
         seldom.process.send_signal(signal.SIGSTOP)
         frozen_at = time.monotonic()
-        mute.line("half-open.*next try in", 15)
+        mute.line("half-open.*next try in", 20)
         pinging.line("does not answer: the connection is half-open; next try in", 20)
         frozen.line("half-open.*next try in", 20)
-        assert time.monotonic() - frozen_at < 17  # 15 s, and 2 for a busy machine
+        assert time.monotonic() - frozen_at < 20  # 15 s, and 5 for a busy machine; by gRPC's own settings it takes a minute
     server.process.send_signal(signal.SIGCONT)
     eventually(lambda: sum("connected to" in line for line in frozen.lines) >= 2, 40)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import collections
 import os
 import re
-import socket
 import time
 import unicodedata
 from collections.abc import Callable
@@ -627,11 +626,9 @@ def test_the_screen_follows_a_fleet_and_its_keys(terminal: Open) -> None:
 @pytest.fixture
 def fleet(start: Start, terminal: Open) -> Terminal:
     """A server's screen with two simulated nodes."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    screen = terminal("server.py", "--listen", address)
+    screen = terminal("server.py", "--listen", "127.0.0.1:0")
     screen.shows("No node yet")
+    address = screen.shows(r"listening on (127\.0\.0\.1:\d+)")[1]
     for seed in ("1", "2"):
         options = ("--hardware", "simulated", "--seed", seed, "--label", f"rack=a{seed}", "--headless")
         start("node.py", "--server", address, "--id", f"box-{seed}", *options)

@@ -435,7 +435,7 @@ def test_it_ends_whoever_is_connected(serve: Callable[..., Serving], caplog: pyt
     assert clients[0].recv(9) == b"HTTP/1.1 "
     began = time.monotonic()
     serving.network.stop()
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 4  # 2 s, and the machine may be busy
     assert not serving.network.is_alive()
     for client in clients:
         heard(client)  # to its end
@@ -550,7 +550,7 @@ def test_a_stream_ends_with_its_token(tls: Callable[..., Serving], tmp_path: pat
         tokens.revoke(token.name[:6])
         began = time.monotonic()
         heard(client)
-        assert time.monotonic() - began < 5  # 2 s, and the machine may be busy
+        assert time.monotonic() - began < 10  # 2 s, and the machine may be busy; else it would go on for ever
     eventually(lambda: not connections(serving))
     assert ask(serving.http, "/stream", Authorization=f"Bearer {token.text}").status == 401
 
