@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import pathlib
 import pty
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
+import psutil
 import pytest
 
-from bench.processes import free_port
 from edge.program import VERSION, Failure, OutputClosed, is_screen, main_of, put, time_stamp, version_text
 from tests.fixtures.processes import ROOT, Program, Terminal, environment, eventually, fill, waits_to_write
 from tests.fixtures.sessions import unary
@@ -187,9 +185,8 @@ def test_a_node_leaves_though_nobody_reads_its_lines(start: Start, full_pipe: in
     ids=["int", "term", "hup"],
 )
 def test_a_server_says_goodbye_though_nobody_reads_its_lines(start: Start, full_pipe: int, option: str, number: int) -> None:
-    port = free_port()
-    with closed("", "server.py", option, "--listen", f"127.0.0.1:{port}", stdout=full_pipe, stderr=full_pipe) as process:
-        node = start("node.py", "--headless", "--server", f"127.0.0.1:{port}", *SIMULATED)
+    with closed("", "server.py", option, "--listen", "127.0.0.1:0", stdout=full_pipe, stderr=full_pipe) as process:
+        node = start("node.py", "--headless", "--server", listens(process.pid), *SIMULATED)
         node.line("connected to")
         eventually(lambda: waits_to_write(process.pid))
         process.send_signal(number)
@@ -237,11 +234,10 @@ def test_a_terminal_that_stands_still_is_given_back(terminal: Open, program: tup
 
 
 def test_a_node_leaves_and_a_server_says_goodbye_though_nobody_reads_their_screens(terminal: Open) -> None:
-    port = free_port()
-    server = terminal("server.py", "--listen", f"127.0.0.1:{port}")
-    server.shows("listening on")
+    server = terminal("server.py", "--listen", "127.0.0.1:0")
+    address = server.shows(r"listening on (127\.0\.0\.1:\d+)")[1]
     for number in (1, 2):
-        node = terminal("node.py", "--server", f"127.0.0.1:{port}", "--id", f"box-{number}", *SIMULATED)
+        node = terminal("node.py", "--server", address, "--id", f"box-{number}", *SIMULATED)
         node.shows("● connected")
     server.shows("● box-1")
     with node.unread():
@@ -449,10 +445,8 @@ def closed(streams: str, *program: str, unbuffered: str = "", **pipes: int) -> s
 
 
 def test_a_server_without_stdout_runs_until_it_is_stopped() -> None:
-    port = free_port()
-    with closed(">&-", "server.py", "--headless", "--listen", f"127.0.0.1:{port}", stderr=subprocess.PIPE) as process:
-        eventually(lambda: listens(port))
-        assert unary(f"127.0.0.1:{port}", node_id="box").acknowledged
+    with closed(">&-", "server.py", "--headless", "--listen", "127.0.0.1:0", stderr=subprocess.PIPE) as process:
+        assert unary(listens(process.pid), node_id="box").acknowledged
         time.sleep(0.5)  # the event is printed meanwhile
         assert process.poll() is None
         process.send_signal(signal.SIGTERM)
@@ -474,10 +468,11 @@ def test_a_signal_that_ends_the_reader_too_is_what_ended_it(program: tuple[str, 
         assert process.stderr.read() == ""
 
 
-def listens(port: int) -> bool:
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
-        return True
-    return False
+def listens(pid: int) -> str:
+    """Where a process listens that can't say it, as soon as it does."""
+    sockets = psutil.Process(pid)
+    ports = eventually(lambda: [each.laddr.port for each in sockets.net_connections("tcp") if each.status == psutil.CONN_LISTEN])
+    return f"127.0.0.1:{ports[0]}"
 
 
 @pytest.mark.parametrize(
@@ -581,7 +576,7 @@ def test_a_second_interrupt_does_not_wait_for_the_goodbye(start: Start) -> None:
     server.process.send_signal(signal.SIGSTOP)
     eventually(lambda: stands_still(server.process.pid))  # it can't answer
     node.process.send_signal(signal.SIGINT)
-    time.sleep(0.7)  # sooner it would be the same one
+    time.sleep(1.0)  # sooner than in half a second it would be the same one
     assert node.end() == 130
     assert "connected to" in node.lines[-1]  # no word of the goodbye, and no traceback
 
