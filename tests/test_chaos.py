@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import re
 import signal
 import socket
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -34,26 +35,9 @@ def shorter(case: Case) -> Case:
     return case._replace(seconds=min(case.seconds, enough))
 
 
-def events_of_a_standstill(stop: threading.Event) -> list[str]:
-    """What a server says that is stopped for a while, and goes on."""
-    server = Program("server.py", "--headless", "--no-journal", "--listen", "127.0.0.1:0")
-    node = Program("node.py", "--server", server.line(r"listening on (\S+:\d+)")[1], *SIMULATED)
-    try:
-        server.line("joined")
-        server.process.send_signal(signal.SIGSTOP)
-        stop.wait(UNTIL_LOST_SECONDS)
-        server.process.send_signal(signal.SIGCONT)
-        server.line("stood still")
-        node.end()
-        server.line("left")
-        return server.lines
-    finally:
-        node.kill()
-        server.kill()
-
-
-def find_half_open_connections() -> None:
-    """Of nodes whose servers fall silent: one in a session, one that seldom hears of its server, one that has just come."""
+@contextlib.contextmanager
+def starting() -> Iterator[Callable[..., Program]]:
+    """Starts programs, and kills at the end what is left of them."""
     with contextlib.ExitStack() as ending:
 
         def start(*argv: str) -> Program:
@@ -61,16 +45,35 @@ def find_half_open_connections() -> None:
             ending.callback(program.kill)
             return program
 
-        def connected(*options: str) -> tuple[Program, Program]:
-            """A server, and a node of it."""
-            server = start("server.py", "--headless", "--no-journal", "--listen", "127.0.0.1:0", *options)
-            node = start("node.py", "--server", server.line(r"listening on (\S+:\d+)")[1], *SIMULATED)
-            node.line("connected to")
-            return server, node
+        yield start
 
-        server, frozen = connected()
-        seldom, pinging = connected("--interval", "5")  # its silence counts after 22 s: a ping is not answered before
-        silent = ending.enter_context(socket.create_server(("127.0.0.1", 0)))  # accepts, and never says a word
+
+def started(start: Callable[..., Program], *options: str) -> tuple[Program, Program]:
+    """A server, and a node that is connected to it."""
+    server = start("server.py", "--no-journal", "--listen", "127.0.0.1:0", *options)
+    node = start("node.py", "--server", server.line(r"listening on (\S+:\d+)")[1], *SIMULATED)
+    node.line("connected to")
+    return server, node
+
+
+def events_of_a_standstill(stop: threading.Event) -> list[str]:
+    """What a server says that is stopped for a while, and goes on."""
+    with starting() as start:
+        server, node = started(start, "--headless")
+        server.process.send_signal(signal.SIGSTOP)
+        stop.wait(UNTIL_LOST_SECONDS)
+        server.process.send_signal(signal.SIGCONT)
+        server.line("stood still")
+        node.end()
+        server.line("left")
+        return server.lines
+
+
+def find_half_open_connections() -> None:
+    """Of nodes whose servers fall silent: one in a session, one that seldom hears of its server, one that has just come."""
+    with starting() as start, socket.create_server(("127.0.0.1", 0)) as silent:  # it accepts, and never says a word
+        server, frozen = started(start, "--headless")
+        seldom, pinging = started(start, "--headless", "--interval", "5")  # silence counts after 22 s: a ping is before
         mute = start("node.py", "--server", f"127.0.0.1:{silent.getsockname()[1]}", *SIMULATED)
         server.process.send_signal(signal.SIGSTOP)
         seldom.process.send_signal(signal.SIGSTOP)
@@ -83,6 +86,17 @@ def find_half_open_connections() -> None:
         eventually(lambda: sum("connected to" in line for line in frozen.lines) >= 2, 40)
 
 
+def rows_of_a_kill() -> list[dict[str, Any]]:
+    """How a server has a node that was killed: at first, and once it has another state."""
+    with starting() as start:
+        server, node = started(start, "--json")
+        server.json_line(lambda line: any(row["state"] == "ONLINE" for row in line["nodes"]))
+        node.kill()
+        lines = [server.json_line(lambda line: line["nodes"][0]["state"] != "ONLINE")]
+        lines += [server.json_line(lambda line: line["nodes"][0]["state"] != "DISCONNECTED", 30)]
+        return [line["nodes"][0] for line in lines]
+
+
 @pytest.fixture(scope="module")
 def playing() -> Iterator[dict[str, concurrent.futures.Future[Any]]]:
     """All cases by their names, on their way: those that can be played here."""
@@ -92,11 +106,11 @@ def playing() -> Iterator[dict[str, concurrent.futures.Future[Any]]]:
     except OSError:
         known = []
     stop = threading.Event()
-    with concurrent.futures.ThreadPoolExecutor(len(known) + 2) as pool, contextlib.ExitStack() as stack:
+    with concurrent.futures.ThreadPoolExecutor(len(known) + 3) as pool, contextlib.ExitStack() as stack:
         stack.callback(stop.set)
         courses = {case.name: pool.submit(play, shorter(case), stop) for case in known}
-        standstill, half_open = pool.submit(events_of_a_standstill, stop), pool.submit(find_half_open_connections)
-        yield {**courses, "standstill": standstill, "half-open": half_open}
+        standstill, kill = pool.submit(events_of_a_standstill, stop), pool.submit(rows_of_a_kill)
+        yield {**courses, "standstill": standstill, "kill": kill, "half-open": pool.submit(find_half_open_connections)}
 
 
 def course_of(playing: dict[str, concurrent.futures.Future[Any]], name: str) -> Course:
@@ -130,6 +144,15 @@ def test_a_server_that_stood_still_says_so_and_takes_nobody_for_lost(playing: di
     events = playing["standstill"].result()
     assert sum("stood still" in line for line in events) == 1
     assert not [line for line in events if " late " in line or " lost " in line]
+
+
+def test_a_killed_node_is_lost_after_ten_seconds(playing: dict[str, Any]) -> None:
+    disconnected, lost = playing["kill"].result()
+    assert (disconnected["state"], disconnected["reason"]) == ("DISCONNECTED", "the stream broke")
+    assert lost["state"] == "LOST"
+    assert 10 < lost["heartbeat_age_seconds"] < 13
+    assert re.fullmatch(r"no heartbeat for 1\ds; the stream broke", lost["reason"])
+    assert lost["sample"]["devices"]  # the last values stay
 
 
 def test_half_open_connections_are_found_within_15_seconds(playing: dict[str, Any]) -> None:

@@ -1039,11 +1039,11 @@ def test_headless_tells_each_event_in_a_line(start: Start) -> None:
     stamp = r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d "
     program.line(stamp + r"joined box: \S+, 127\.0\.0\.1$")
     agent.process.send_signal(signal.SIGSTOP)
-    program.line(stamp + r"late box: no heartbeat for 3s$")
+    program.line(stamp + r"late box: no heartbeat for \ds$")
     agent.process.send_signal(signal.SIGCONT)
     program.line(stamp + "back box: after ")
     agent.kill()
-    program.line(stamp + "disconnected box: the stream broke$", 2)
+    program.line(stamp + "disconnected box: the stream broke$")
     again = start("node.py", "--server", address, "--id", "box", "--interval", "0.2", *SIMULATED)
     again.line("connected to")
     clone = start("node.py", "--server", address, "--id", "box", *SIMULATED)
@@ -1052,19 +1052,6 @@ def test_headless_tells_each_event_in_a_line(start: Start) -> None:
     again.end()
     program.line(stamp + "left box: said goodbye$")
     assert program.end() == 130
-
-
-def test_a_killed_node_is_lost_after_ten_seconds(start: Start) -> None:
-    program, address = started(start, "--json")
-    agent = start("node.py", "--server", address, "--id", "box", *SIMULATED)
-    program.json_line(lambda line: line["nodes"] and line["nodes"][0]["state"] == "ONLINE")
-    agent.kill()
-    (row,) = program.json_line(lambda line: line["nodes"][0]["state"] != "ONLINE", 4)["nodes"]
-    assert (row["state"], row["reason"]) == ("DISCONNECTED", "the stream broke")
-    (row,) = program.json_line(lambda line: line["nodes"][0]["state"] == "LOST")["nodes"]
-    assert 10 < row["heartbeat_age_seconds"] < 13
-    assert re.fullmatch(r"no heartbeat for 1\ds; the stream broke", row["reason"])
-    assert row["sample"]["devices"]  # the last values stay
 
 
 RUN_NODE = "import node, sys; sys.exit(node.main(sys.argv[1:]))"
