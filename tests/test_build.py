@@ -518,7 +518,7 @@ def kill_while_unpacking(box: Box, whole: int, percents: range) -> None:
         shutil.rmtree(box.cache, ignore_errors=True)
         process = subprocess.Popen([HERE.path, str(pyz), "--version"], env=box.environment(), stdout=subprocess.DEVNULL)
         while process.poll() is None and measure(box.cache) < whole * number // 100:
-            time.sleep(0.002)  # the processors are for the unpacking
+            time.sleep(0.01)  # the processors are for the unpacking
         assert process.poll() is None
         process.kill()
         process.wait()
