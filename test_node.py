@@ -610,19 +610,24 @@ def nodes_of(server: Program) -> dict[str, Any]:
     return {row["node_id"]: row for row in snapshot["nodes"]}
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
-def test_a_node_reports_and_leaves_cleanly(start: Start, number: int, code: int) -> None:
+def test_nodes_report_and_leave_cleanly(start: Start) -> None:
     server, address = started_server(start, "--json")
-    agent = start("node.py", "--server", address, "--id", "box-1", *SIMULATED)
-    row = server.json_line(lambda line: line["nodes"] and line["nodes"][0]["sample"].get("sequence", "0") >= "2")["nodes"][0]
-    assert (row["node_id"], row["state"]) == ("box-1", "ONLINE")
-    assert len(row["sample"]["devices"]) == len(row["info"]["devices"]) == 8
-    assert row["info"]["devices"][0]["index"] == 0
-    assert row["heartbeat_age_seconds"] < 2
-    agent.line("connected to")
-    assert agent.end(number) == code
-    agent.line("goodbye acknowledged")
-    assert server.json_line(lambda line: line["nodes"][0]["state"] == "LEFT")
+    ends = {"box-1": signal.SIGINT, "box-2": signal.SIGTERM, "box-3": signal.SIGHUP}
+    agents = {node_id: start("node.py", "--server", address, "--id", node_id, *SIMULATED) for node_id in ends}
+
+    def have_reported(line: Any) -> bool:
+        return {row["node_id"] for row in line["nodes"] if int(row["sample"].get("sequence", 0)) >= 2} == {*ends}
+
+    for row in server.json_line(have_reported)["nodes"]:
+        assert row["state"] == "ONLINE"
+        assert len(row["sample"]["devices"]) == len(row["info"]["devices"]) == 8
+        assert row["info"]["devices"][0]["index"] == 0
+        assert row["heartbeat_age_seconds"] < 3
+    for node_id, number in ends.items():
+        agents[node_id].line("connected to")
+        assert agents[node_id].end(number) == 128 + number
+        agents[node_id].line("goodbye acknowledged")
+    assert server.json_line(lambda line: {row["state"] for row in line["nodes"]} == {"LEFT"})
 
 
 GROWING = """
