@@ -113,7 +113,7 @@ def get(url: str, path: str) -> socket.socket:
 
 
 def test_a_client_that_does_not_ask_in_time_is_cut(serve: Callable[..., Serving]) -> None:
-    serving = serve(FIRST_REQUEST_SECONDS=0.3, KEEP_ALIVE_SECONDS=0.3, LOOK_SECONDS=0.05)
+    serving = serve(FIRST_REQUEST_SECONDS=0.5, KEEP_ALIVE_SECONDS=0.5, LOOK_SECONDS=0.05)
     silent, slow, second = connected(serving.http), connected(serving.http), connected(serving.http)
     slow.sendall(b"GET /healthz HTTP/1.1\r\nX: ")
     second.sendall(HEALTH)
@@ -128,7 +128,7 @@ def test_a_client_that_does_not_ask_in_time_is_cut(serve: Callable[..., Serving]
 
 
 def test_a_client_that_takes_nothing_is_cut_and_one_that_waits_for_an_answer_is_not(serve: Callable[..., Serving]) -> None:
-    serving = serve(FIRST_REQUEST_SECONDS=0.3, KEEP_ALIVE_SECONDS=0.3, STUCK_SECONDS=0.3, LOOK_SECONDS=0.05)
+    serving = serve(FIRST_REQUEST_SECONDS=0.5, KEEP_ALIVE_SECONDS=0.5, STUCK_SECONDS=0.3, LOOK_SECONDS=0.05)
     stuck, waiting, reading = (get(serving.http, path) for path in ("/big", "/silent", "/stream"))
     eventually(lambda: len(connections(serving)) == 2)
     deadline = time.monotonic() + 1
