@@ -31,7 +31,7 @@ import pytest
 import build
 from pyz import bootstrap
 from tests.fixtures.foreign import ARCHITECTURES, foreign_python
-from tests.fixtures.processes import EXECUTE, ROOT, Program, Terminal, eventually
+from tests.fixtures.processes import EXECUTE, ROOT, Program, Terminal, eventually, starting
 
 STRANGER = 12345  # a user id that is neither root's nor ours
 NAME = "edge-compute-node"
@@ -366,13 +366,7 @@ def emulated(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[d
     """The nodes for other processors, on their way to their heartbeats: two at a time, since qemu takes its time of one core."""
 
     def report(target: str, folder: Path) -> None:
-        with contextlib.ExitStack() as ending:
-
-            def start(*argv: str, **environ: str) -> Program:
-                program = Program(*argv, **environ)
-                ending.callback(program.kill)
-                return program
-
+        with starting() as start:
             expect_foreign_heartbeat(Box(folder, dist), start, target, folder)
 
     folders = {target: tmp_path_factory.mktemp(target) for target in EMULATED}

@@ -22,7 +22,7 @@ import pytest
 from bench.chaos import CASES, FAKETIME, Case, Course, clock_is_set, play, server_stands_still
 from bench.network import Lossy, Nat, Wire, at_most_300_bytes
 from edge.protocol import LOST_SECONDS, silent_after_seconds
-from tests.fixtures.processes import Program, eventually
+from tests.fixtures.processes import Program, eventually, starting
 
 SIMULATED = ("--hardware", "simulated", "--seed", "1")
 UNTIL_LOST_SECONDS = LOST_SECONDS + 2
@@ -33,19 +33,6 @@ def shorter(case: Case) -> Case:
     """As long as it takes to be noticed."""
     enough = UNTIL_SILENT_SECONDS if case.trouble is server_stands_still else UNTIL_LOST_SECONDS
     return case._replace(seconds=min(case.seconds, enough))
-
-
-@contextlib.contextmanager
-def starting() -> Iterator[Callable[..., Program]]:
-    """Starts programs, and kills at the end what is left of them."""
-    with contextlib.ExitStack() as ending:
-
-        def start(*argv: str) -> Program:
-            program = Program(*argv)
-            ending.callback(program.kill)
-            return program
-
-        yield start
 
 
 def started(start: Callable[..., Program], *options: str) -> tuple[Program, Program]:

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from edge.web.prometheus_config import JOB
-from tests.fixtures.processes import ROOT, Program, environment, eventually
+from tests.fixtures.processes import ROOT, Program, environment, eventually, starting
 from tests.fixtures.prometheus import Prometheus, any_of, as_grafana_asks, need_prometheus, promtool
 from tests.fixtures.sessions import Stream, refusal
 
@@ -44,7 +44,7 @@ class Fleet:
     """A server, its nodes, and who scrapes it."""
 
     def __init__(self, folder: pathlib.Path, ending: contextlib.ExitStack) -> None:
-        self._ending = ending
+        self.start = ending.enter_context(starting())
         options = ("--listen", "127.0.0.1:0", "--state", str(folder / "state"))
         self.server = self.start("server.py", "--json", *options, "--http", "0")
         secure = ("--secure", "--listen", "127.0.0.1:0", "--state", str(folder / "secure"))
@@ -75,12 +75,6 @@ class Fleet:
         ))  # fmt: skip
         self.prometheus = Prometheus(folder, self.config)
         ending.callback(self.prometheus.close)
-
-    def start(self, *argv: str) -> Program:
-        """A program that ends with the tests."""
-        program = Program(*argv)
-        self._ending.callback(program.kill)
-        return program
 
     def node(self, *options: str) -> Program:
         """A box that does not exist."""
