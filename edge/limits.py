@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import _thread
 import errno
 import os
 import threading
@@ -31,19 +30,19 @@ def allow_open_files(wanted: int) -> int:
 
 
 def may_start_threads(count: int) -> bool:
-    """Try it: what bounds them is the user's, the control group's or memory, and no one place tells of all. Takes half a ms."""
-    gate = threading.Lock()
-
-    def wait() -> None:
-        with gate:
-            pass
-
-    with gate:  # all are there at once, and gone as soon as it opens
-        try:
-            for _ in range(count):
-                _thread.start_new_thread(wait, ())
-        except RuntimeError:
-            return False
+    """Try it: what bounds them is the user's, the control group's or memory, and no one place tells of all. Takes a ms or two."""
+    gate, started = threading.Event(), list[threading.Thread]()
+    try:
+        for _ in range(count):  # all are there at once
+            thread = threading.Thread(target=gate.wait, daemon=True)
+            thread.start()
+            started.append(thread)
+    except RuntimeError:
+        return False
+    finally:
+        gate.set()
+        for thread in started:
+            thread.join()  # one that is still there when Python ends, as it may here at once, may crash it
     return True
 
 

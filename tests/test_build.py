@@ -21,7 +21,7 @@ import urllib.request
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,8 +30,8 @@ import pytest
 
 import build
 from pyz import bootstrap
-from tests.fixtures.foreign import foreign_python
-from tests.fixtures.processes import EXECUTE, ROOT, Program, Terminal, eventually
+from tests.fixtures.foreign import ARCHITECTURES, foreign_python
+from tests.fixtures.processes import EXECUTE, ROOT, Program, Terminal, eventually, starting
 
 STRANGER = 12345  # a user id that is neither root's nor ours
 NAME = "edge-compute-node"
@@ -100,6 +100,23 @@ needs_public_python = pytest.mark.skipif(PUBLIC.version < (3, 10), reason="no ne
 OLD = [python for python in INTERPRETERS if python.version < (3, 10)]
 HERE = NEW[0]
 every_new_python = pytest.mark.parametrize("python", NEW, ids=str)
+EMULATED = ("cp314-linux-aarch64", "cp315-linux-aarch64", "cp314-linux-armv7l")
+ABROAD = ("cp314-linux-x86_64", "cp315-linux-x86_64", "cp311-linux-aarch64", *EMULATED)  # whose Pythons are Debian's
+
+
+@pytest.fixture(scope="module")
+def abroad() -> Iterator[None]:
+    """Debian's other Pythons come from afar: they are fetched while other tests go on."""
+
+    def fetch(targets: list[str]) -> None:
+        for target in targets:
+            with contextlib.suppress(pytest.skip.Exception):  # the test that needs it says why
+                find_foreign(target)
+
+    with ThreadPoolExecutor() as pool:
+        for processor in ARCHITECTURES:
+            pool.submit(fetch, [target for target in ABROAD if target.endswith(processor)])
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -220,6 +237,7 @@ def find_damaged(pyz: Path, cache: Path) -> list[str]:
 # --- Any Python, any processor ---
 
 
+@pytest.mark.usefixtures("abroad")
 @every_new_python
 def test_a_heartbeat_arrives(box: Box, start: Callable[..., Program], tmp_path: Path, python: Interpreter) -> None:
     """The released files do what they are for under this Python, and nobody listens, in an environment that would have gRPC abort
@@ -343,13 +361,25 @@ def test_another_python_has_the_ways_out(box: Box, start: Callable[..., Program]
     expect_ways_out(start, execute, box.dist / "server.pyz", {"HOME": str(box.home)})
 
 
-@pytest.mark.parametrize("target", ["cp314-linux-aarch64", "cp315-linux-aarch64", "cp314-linux-armv7l"])
-def test_a_node_for_another_python_alone_sends_a_heartbeat(
-    box: Box, start: Callable[..., Program], tmp_path: Path, target: str
-) -> None:
+@pytest.fixture(scope="module")
+def emulated(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[None]]]:
+    """The nodes for other processors, on their way to their heartbeats: two at a time, since qemu takes its time of one core."""
+
+    def report(target: str, folder: Path) -> None:
+        with starting() as start:
+            expect_foreign_heartbeat(Box(folder, dist), start, target, folder)
+
+    folders = {target: tmp_path_factory.mktemp(target) for target in EMULATED}
+    for target, folder in folders.items():
+        build.pack(build.parse_target(target), dist=folder)
+    with ThreadPoolExecutor(2) as pool:
+        yield {target: pool.submit(report, target, folder) for target, folder in folders.items()}
+
+
+@pytest.mark.parametrize("target", EMULATED)
+def test_a_node_for_another_python_alone_sends_a_heartbeat(emulated: dict[str, Future[None]], target: str) -> None:
     """Packed for that one: under qemu, unpacking what is for all takes a minute."""
-    build.pack(build.parse_target(target), dist=tmp_path)
-    expect_foreign_heartbeat(box, start, target, tmp_path)
+    emulated[target].result()
 
 
 def expect_foreign_heartbeat(box: Box, start: Callable[..., Program], target: str, dist: Path) -> None:
@@ -482,7 +512,7 @@ def kill_while_unpacking(box: Box, whole: int, percents: range) -> None:
         shutil.rmtree(box.cache, ignore_errors=True)
         process = subprocess.Popen([HERE.path, str(pyz), "--version"], env=box.environment(), stdout=subprocess.DEVNULL)
         while process.poll() is None and measure(box.cache) < whole * number // 100:
-            time.sleep(0.002)  # the processors are for the unpacking
+            time.sleep(0.01)  # the processors are for the unpacking
         assert process.poll() is None
         process.kill()
         process.wait()

@@ -1,6 +1,6 @@
 """What befalls a network, a server and a clock, and what the two programs make of it: the cases of `bench chaos`, shorter.
 
-All are played side by side, each with a server, a node and a network of its own, and each test waits for its own: the whole file
+All are played side by side, each with programs of its own, most with a network too, and each test waits for its own: the whole file
 takes as long as the longest, in which a node is silent until it is lost.
 """
 
@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import re
 import signal
+import socket
 import struct
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -19,8 +22,9 @@ import pytest
 from bench.chaos import CASES, FAKETIME, Case, Course, clock_is_set, play, server_stands_still
 from bench.network import Lossy, Nat, Wire, at_most_300_bytes
 from edge.protocol import LOST_SECONDS, silent_after_seconds
-from tests.fixtures.processes import Program
+from tests.fixtures.processes import Program, eventually, starting
 
+SIMULATED = ("--hardware", "simulated", "--seed", "1")
 UNTIL_LOST_SECONDS = LOST_SECONDS + 2
 UNTIL_SILENT_SECONDS = silent_after_seconds(1) + 2
 
@@ -31,12 +35,18 @@ def shorter(case: Case) -> Case:
     return case._replace(seconds=min(case.seconds, enough))
 
 
+def started(start: Callable[..., Program], *options: str) -> tuple[Program, Program]:
+    """A server, and a node that is connected to it."""
+    server = start("server.py", "--no-journal", "--listen", "127.0.0.1:0", *options)
+    node = start("node.py", "--server", server.line(r"listening on (\S+:\d+)")[1], *SIMULATED)
+    node.line("connected to")
+    return server, node
+
+
 def events_of_a_standstill(stop: threading.Event) -> list[str]:
     """What a server says that is stopped for a while, and goes on."""
-    server = Program("server.py", "--headless", "--listen", "127.0.0.1:0")
-    node = Program("node.py", "--server", server.line(r"listening on (\S+:\d+)")[1], "--hardware", "simulated", "--seed", "1")
-    try:
-        server.line("joined")
+    with starting() as start:
+        server, node = started(start, "--headless")
         server.process.send_signal(signal.SIGSTOP)
         stop.wait(UNTIL_LOST_SECONDS)
         server.process.send_signal(signal.SIGCONT)
@@ -44,31 +54,62 @@ def events_of_a_standstill(stop: threading.Event) -> list[str]:
         node.end()
         server.line("left")
         return server.lines
-    finally:
+
+
+def find_half_open_connections() -> None:
+    """Of nodes whose servers fall silent: one in a session, one that seldom hears of its server, one that has just come."""
+    with starting() as start, socket.create_server(("127.0.0.1", 0)) as silent:  # it accepts, and never says a word
+        server, frozen = started(start, "--headless")
+        seldom, pinging = started(start, "--headless", "--interval", "5")  # silence counts after 22 s: a ping is before
+        mute = start("node.py", "--server", f"127.0.0.1:{silent.getsockname()[1]}", *SIMULATED)
+        server.process.send_signal(signal.SIGSTOP)
+        seldom.process.send_signal(signal.SIGSTOP)
+        frozen_at = time.monotonic()
+        mute.line("half-open.*next try in", 20)
+        pinging.line("does not answer: the connection is half-open; next try in", 20)
+        frozen.line("half-open.*next try in", 20)
+        assert time.monotonic() - frozen_at < 20  # 15 s, and 5 for a busy machine; by gRPC's own settings it takes a minute
+        server.process.send_signal(signal.SIGCONT)
+        eventually(lambda: sum("connected to" in line for line in frozen.lines) >= 2, 40)
+
+
+def rows_of_a_kill() -> list[dict[str, Any]]:
+    """How a server has a node that was killed: at first, and once it has another state."""
+    with starting() as start:
+        server, node = started(start, "--json")
+        server.json_line(lambda line: any(row["state"] == "ONLINE" for row in line["nodes"]))
         node.kill()
-        server.kill()
+        lines = [server.json_line(lambda line: line["nodes"][0]["state"] != "ONLINE")]
+        lines += [server.json_line(lambda line: line["nodes"][0]["state"] != "DISCONNECTED", 30)]
+        return [line["nodes"][0] for line in lines]
 
 
 @pytest.fixture(scope="module")
 def playing() -> Iterator[dict[str, concurrent.futures.Future[Any]]]:
-    """All cases by their names, on their way."""
+    """All cases by their names, on their way: those that can be played here."""
+    known = [case for case in CASES if FAKETIME or case.trouble is not clock_is_set]
     try:
         Wire().close()
-    except OSError as error:
-        pytest.skip(str(error))
+    except OSError:
+        known = []
     stop = threading.Event()
-    with concurrent.futures.ThreadPoolExecutor(len(CASES) + 1) as pool, contextlib.ExitStack() as stack:
+    with concurrent.futures.ThreadPoolExecutor(len(known) + 3) as pool, contextlib.ExitStack() as stack:
         stack.callback(stop.set)
-        known = [case for case in CASES if FAKETIME or case.trouble is not clock_is_set]
         courses = {case.name: pool.submit(play, shorter(case), stop) for case in known}
-        yield {**courses, "standstill": pool.submit(events_of_a_standstill, stop)}
+        standstill, kill = pool.submit(events_of_a_standstill, stop), pool.submit(rows_of_a_kill)
+        yield {**courses, "standstill": standstill, "kill": kill, "half-open": pool.submit(find_half_open_connections)}
+
+
+def course_of(playing: dict[str, concurrent.futures.Future[Any]], name: str) -> Course:
+    if name not in playing:
+        pytest.skip("needs root, and a TUN device; where the wall clock is set, faketime too")
+    course: Course = playing[name].result()
+    return course
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_the_states_stand_in_their_order_and_the_node_comes_back(playing: dict[str, Any], case: Case) -> None:
-    if case.name not in playing:
-        pytest.skip("the wall clock can't be set: install faketime")
-    course: Course = playing[case.name].result()
+    course = course_of(playing, case.name)
     if case.states:
         assert course.sequence() == case.states, course
     if case.ends_session:
@@ -78,11 +119,11 @@ def test_the_states_stand_in_their_order_and_the_node_comes_back(playing: dict[s
 
 
 def test_a_cut_is_explained(playing: dict[str, Any]) -> None:
-    first, *later = (line.text for line in playing["a partition, both ways"].result().ended)
+    first, *later = (line.text for line in course_of(playing, "a partition, both ways").ended)
     assert "orchestrator:50051 does not answer: the connection is half-open; next try in" in first
     assert later
     assert all("does not answer (is it on, and its port open in the firewall?); next try in" in text for text in later)
-    (silent, *_) = playing["the server stopped"].result().ended
+    (silent, *_) = course_of(playing, "the server stopped").ended
     assert "the connection is half-open" in silent.text
 
 
@@ -90,6 +131,19 @@ def test_a_server_that_stood_still_says_so_and_takes_nobody_for_lost(playing: di
     events = playing["standstill"].result()
     assert sum("stood still" in line for line in events) == 1
     assert not [line for line in events if " late " in line or " lost " in line]
+
+
+def test_a_killed_node_is_lost_after_ten_seconds(playing: dict[str, Any]) -> None:
+    disconnected, lost = playing["kill"].result()
+    assert (disconnected["state"], disconnected["reason"]) == ("DISCONNECTED", "the stream broke")
+    assert lost["state"] == "LOST"
+    assert 10 < lost["heartbeat_age_seconds"] < 13
+    assert re.fullmatch(r"no heartbeat for 1\ds; the stream broke", lost["reason"])
+    assert lost["sample"]["devices"]  # the last values stay
+
+
+def test_half_open_connections_are_found_within_15_seconds(playing: dict[str, Any]) -> None:
+    playing["half-open"].result()
 
 
 # ---- The network itself ----

@@ -204,9 +204,10 @@ def test_what_the_environment_says_is_named(check: Check, monkeypatch: pytest.Mo
 
 
 def test_who_does_not_answer(check: Check, hung: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edge.fleet.check_command.PATIENCE_SECONDS", 0.3)
     address = address_of(hung)
-    assert check("--attach", address) == (3, f"EDGE UNKNOWN - {address}: no answer within 0.3 s")
+    with monkeypatch.context() as hasty:
+        hasty.setattr("edge.fleet.check_command.PATIENCE_SECONDS", 0.3)
+        assert check("--attach", address) == (3, f"EDGE UNKNOWN - {address}: no answer within 0.3 s")
     hung.close()
     code, line = check("--attach", address)
     assert (code, line) == (3, f"EDGE UNKNOWN - {address}: nothing listens on {address} (is the server running?)")

@@ -16,7 +16,6 @@ from collections.abc import Callable
 import pytest
 
 import node_pb2 as pb
-from bench.processes import free_port
 from edge.fleet.journal import FILE
 from edge.fleet.moments import Kept
 from edge.fleet.source import NoPast
@@ -73,9 +72,9 @@ def kept_there(server: Program, folder: pathlib.Path, celsius: int) -> int:
 
 
 def test_what_was_there_before_a_kill_is_there_again(start: Start, connect: Connect, tmp_path: pathlib.Path) -> None:
-    address, folder = f"127.0.0.1:{free_port()}", tmp_path / "state"
-    server = start(*HEADLESS, address, "--state", str(folder))
-    server.line("listening on")
+    folder = tmp_path / "state"
+    server = start(*HEADLESS, "127.0.0.1:0", "--state", str(folder))
+    address = server.line(r"listening on (\S+)")[1]
     streams = [connect(address, f"Node-{number}", info=INFO, sample=sample(41)) for number in range(12)]
     eventually(lambda: kept(folder, 41) == 12)
     server.end(signal.SIGKILL)

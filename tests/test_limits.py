@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import _thread
 import errno
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -52,16 +52,18 @@ def test_the_least_is_enough_for_both(start: Callable[..., Program]) -> None:
 
 def test_too_few_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     assert limits.lacking() == ""
-    started: list[object] = []
+    started, start = list[threading.Thread](), threading.Thread.start
 
-    def start_new_thread(body: object, _arguments: object) -> None:
+    def start_few(thread: threading.Thread) -> None:
         if len(started) > 3:
             raise RuntimeError("can't start new thread")
-        started.append(body)
+        started.append(thread)
+        start(thread)
 
-    monkeypatch.setattr(_thread, "start_new_thread", start_new_thread)
+    monkeypatch.setattr("threading.Thread.start", start_few)
     assert limits.lacking().startswith("too few threads may be started here, and ")
     assert "ulimit -u" in limits.lacking()
+    assert [thread.is_alive() for thread in started] == [False] * 4  # a program that ends at once leaves none behind
 
 
 def test_a_limit_that_is_reached_later_is_told_as_one() -> None:

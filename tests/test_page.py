@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 
 import node_pb2 as pb
-from bench.processes import free_port
 from edge.credentials import Role
 from edge.event_log import Event
 from edge.fleet.columns import natural
@@ -714,20 +713,19 @@ def test_a_secure_server_is_looked_at_by_its_view_token(page: Page, tmp_path: pa
 # ---- A server that is silent, or gone, and a clock that stood still ----
 
 
-def serve(port: int, http: int) -> Program:
-    server = Program("server.py", "--headless", "--no-journal", "--listen", f"127.0.0.1:{port}", "--http", str(http))
-    server.line("listening on")
-    return server
+def serve(address: str = "127.0.0.1:0", http: str = "0") -> tuple[Program, str, str]:
+    """A server, where nodes report to it, and where its page is."""
+    server = Program("server.py", "--headless", "--no-journal", "--listen", address, "--http", http)
+    return server, server.line(r"listening on (\S+)")[1], server.line(r"http://(127\.0\.0\.1:\d+)/$")[1]
 
 
 def test_what_is_old_is_grey_and_a_restart_is_a_clean_beginning(page: Page) -> None:
-    port, http = free_port(), free_port()
-    server = serve(port, http)
-    simulated = ("--server", f"127.0.0.1:{port}", "--hardware", "simulated", "--seed")
+    server, address, http = serve()
+    simulated = ("--server", address, "--hardware", "simulated", "--seed")
     nodes = [Program("node.py", *simulated, seed, "--id", f"Box-{seed}") for seed in ("1", "2")]
     programs = [server, *nodes]
     try:
-        page.open(f"http://127.0.0.1:{http}")
+        page.open(f"http://{http}")
         page.shows("#states", "● 2 online")
         page.browser.run("window.isTheSame = true")
 
@@ -762,7 +760,7 @@ def test_what_is_old_is_grey_and_a_restart_is_a_clean_beginning(page: Page) -> N
         server.kill()  # and one that starts again: another epoch, and other numbers
         page.hears_nothing()
         page.shows("#stale", "no news from the server for ", "the server does not answer; ask")
-        programs.append(serve(port, http))
+        programs.append(serve(address, http)[0])
         page.shows("#states", "● 1 online", seconds=30)
         eventually(lambda: list(page.rows()) == ["●Box-1"])
         assert page.browser.run("return window.isTheSame") is True

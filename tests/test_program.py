@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import os
 import pathlib
 import pty
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import IO, Any
 
+import psutil
 import pytest
 
-from bench.processes import free_port
 from edge.program import VERSION, Failure, OutputClosed, is_screen, main_of, put, time_stamp, version_text
 from tests.fixtures.processes import ROOT, Program, Terminal, environment, eventually, fill, waits_to_write
 from tests.fixtures.sessions import unary
@@ -30,11 +31,8 @@ SIMULATED = ("--hardware", "simulated", "--seed", "1")
 SERVER = ("server.py", "--listen", "127.0.0.1:0", "--headless")
 NODE = ("node.py", "--headless", "--server", "127.0.0.1:1", *SIMULATED)
 ONCE = ("node.py", "--once", *SIMULATED)
-ALL = pytest.mark.parametrize(
-    "program",
-    [SERVER, NODE, ONCE, (*NODE, "--json"), (*ONCE, "--json")],
-    ids=["server", "node", "once", "node-json", "once-json"],
-)
+ALL = (SERVER, NODE, ONCE, (*NODE, "--json"), (*ONCE, "--json"))
+TOLD = tuple((*program, option) for program in (SERVER, NODE) for option in ("--version", "--help"))  # what argparse prints
 BOTH = pytest.mark.parametrize("program", [SERVER, NODE], ids=["server", "node"])
 SCREENS = pytest.mark.parametrize(
     ("program", "shown"),
@@ -49,6 +47,13 @@ BUFFERED = pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "un
 
 def name_of(program: tuple[str, ...]) -> str:
     return program[0].removesuffix(".py")
+
+
+def ended_each(*programs: tuple[str, ...], stdout: int | IO[str]) -> list[tuple[tuple[str, ...], tuple[int, str]]]:
+    """How each ends that writes there, with a buffer and, as containers have it, without. Some at a time."""
+    cases = [(program, unbuffered) for program in programs for unbuffered in ("", "1")]
+    with ThreadPoolExecutor(4) as pool:
+        return list(pool.map(lambda case: (case[0], ended(case[0], stdout, unbuffered=case[1])), cases))
 
 
 def ended(program: tuple[str, ...], stdout: int | IO[Any], *more: str, unbuffered: str = "") -> tuple[int, str]:
@@ -86,20 +91,9 @@ def unread() -> Iterator[int]:
     os.close(writing)
 
 
-@BUFFERED
-@ALL
-def test_a_full_disk_is_one_line(program: tuple[str, ...], full: IO[str], unbuffered: str) -> None:
-    assert ended(program, full, unbuffered=unbuffered) == (1, f"{name_of(program)}: cannot write: no space left on device\n")
-
-
-@BUFFERED
-@BOTH
-@pytest.mark.parametrize("option", ["--version", "--help"])
-def test_a_full_disk_is_one_line_for_what_argparse_prints_too(
-    program: tuple[str, ...], option: str, full: IO[str], unbuffered: str
-) -> None:
-    said = f"{name_of(program)}: cannot write: no space left on device\n"
-    assert ended(program, full, option, unbuffered=unbuffered) == (1, said)
+def test_a_full_disk_is_one_line(full: IO[str]) -> None:
+    for program, end in ended_each(*ALL, *TOLD, stdout=full):
+        assert end == (1, f"{name_of(program)}: cannot write: no space left on device\n"), program
 
 
 @BOTH
@@ -109,17 +103,9 @@ def test_the_command_line_is_judged_before_the_disk(program: tuple[str, ...], fu
     assert said.startswith(f"{name_of(program)}: unrecognized arguments: --nonsense\n")
 
 
-@BUFFERED
-@ALL
-def test_a_reader_that_is_gone_ends_it_without_a_word(program: tuple[str, ...], unread: int, unbuffered: str) -> None:
-    assert ended(program, unread, unbuffered=unbuffered) == (141, "")
-
-
-@BUFFERED
-@BOTH
-@pytest.mark.parametrize("option", ["--version", "--help"])
-def test_a_reader_that_is_gone_before_the_help(program: tuple[str, ...], option: str, unread: int, unbuffered: str) -> None:
-    assert ended(program, unread, option, unbuffered=unbuffered) == (141, "")
+def test_a_reader_that_is_gone_ends_it_without_a_word(unread: int) -> None:
+    for program, end in ended_each(*ALL, *TOLD, stdout=unread):
+        assert end == (141, ""), program
 
 
 @pytest.mark.parametrize("program", [("server.py", "--listen", "127.0.0.1:0", "--json"), (*NODE, "--json")], ids=["server", "node"])
@@ -187,9 +173,8 @@ def test_a_node_leaves_though_nobody_reads_its_lines(start: Start, full_pipe: in
     ids=["int", "term", "hup"],
 )
 def test_a_server_says_goodbye_though_nobody_reads_its_lines(start: Start, full_pipe: int, option: str, number: int) -> None:
-    port = free_port()
-    with closed("", "server.py", option, "--listen", f"127.0.0.1:{port}", stdout=full_pipe, stderr=full_pipe) as process:
-        node = start("node.py", "--headless", "--server", f"127.0.0.1:{port}", *SIMULATED)
+    with closed("", "server.py", option, "--listen", "127.0.0.1:0", stdout=full_pipe, stderr=full_pipe) as process:
+        node = start("node.py", "--headless", "--server", listens(process.pid), *SIMULATED)
         node.line("connected to")
         eventually(lambda: waits_to_write(process.pid))
         process.send_signal(number)
@@ -237,11 +222,10 @@ def test_a_terminal_that_stands_still_is_given_back(terminal: Open, program: tup
 
 
 def test_a_node_leaves_and_a_server_says_goodbye_though_nobody_reads_their_screens(terminal: Open) -> None:
-    port = free_port()
-    server = terminal("server.py", "--listen", f"127.0.0.1:{port}")
-    server.shows("listening on")
+    server = terminal("server.py", "--listen", "127.0.0.1:0")
+    address = server.shows(r"listening on (127\.0\.0\.1:\d+)")[1]
     for number in (1, 2):
-        node = terminal("node.py", "--server", f"127.0.0.1:{port}", "--id", f"box-{number}", *SIMULATED)
+        node = terminal("node.py", "--server", address, "--id", f"box-{number}", *SIMULATED)
         node.shows("● connected")
     server.shows("● box-1")
     with node.unread():
@@ -449,10 +433,8 @@ def closed(streams: str, *program: str, unbuffered: str = "", **pipes: int) -> s
 
 
 def test_a_server_without_stdout_runs_until_it_is_stopped() -> None:
-    port = free_port()
-    with closed(">&-", "server.py", "--headless", "--listen", f"127.0.0.1:{port}", stderr=subprocess.PIPE) as process:
-        eventually(lambda: listens(port))
-        assert unary(f"127.0.0.1:{port}", node_id="box").acknowledged
+    with closed(">&-", "server.py", "--headless", "--listen", "127.0.0.1:0", stderr=subprocess.PIPE) as process:
+        assert unary(listens(process.pid), node_id="box").acknowledged
         time.sleep(0.5)  # the event is printed meanwhile
         assert process.poll() is None
         process.send_signal(signal.SIGTERM)
@@ -474,23 +456,22 @@ def test_a_signal_that_ends_the_reader_too_is_what_ended_it(program: tuple[str, 
         assert process.stderr.read() == ""
 
 
-def listens(port: int) -> bool:
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
-        return True
-    return False
+def listens(pid: int) -> str:
+    """Where a process listens that can't say it, as soon as it does."""
+    sockets = psutil.Process(pid)
+    ports = eventually(lambda: [each.laddr.port for each in sockets.net_connections("tcp") if each.status == psutil.CONN_LISTEN])
+    return f"127.0.0.1:{ports[0]}"
 
 
-@pytest.mark.parametrize(
-    "program",
-    [ONCE, (*ONCE, "--json"), ("node.py", "--version"), ("server.py", "--help")],
-    ids=["once", "once-json", "version", "help"],
-)
 @pytest.mark.parametrize("streams", [">&-", "<&- >&-"])
-def test_without_stdout_it_does_what_it_does(program: tuple[str, ...], streams: str) -> None:
-    with closed(streams, *program, stderr=subprocess.PIPE) as process:
-        assert process.wait(20) == 0
-        assert process.stderr
-        assert process.stderr.read() == ""
+def test_without_stdout_it_does_what_it_does(streams: str) -> None:
+    programs = (ONCE, (*ONCE, "--json"), ("node.py", "--version"), ("server.py", "--help"))
+    with contextlib.ExitStack() as ending:
+        started = [ending.enter_context(closed(streams, *program, stderr=subprocess.PIPE)) for program in programs]
+        for program, process in zip(programs, started, strict=True):
+            assert process.wait(20) == 0, program
+            assert process.stderr
+            assert process.stderr.read() == "", program
 
 
 @BOTH
@@ -514,15 +495,17 @@ def test_without_any_stream_a_node_reports_and_leaves(start: Start) -> None:
 
 
 @pytest.mark.parametrize("streams", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
-@pytest.mark.parametrize(
-    "program", [SERVER, (*SERVER[:-1], "--json"), NODE, (*NODE, "--json")], ids=["server", "json", "node", "node-json"]
-)
-def test_a_stream_that_was_closed_is_as_if_it_led_nowhere(program: tuple[str, ...], streams: str) -> None:
-    with closed(streams, *program, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        eventually(lambda: catches_terminate(process.pid))
-        assert {str(pathlib.Path(f"/proc/{process.pid}/fd/{number}").readlink()) for number in range(3)} == {os.devnull}
-        process.terminate()
-        assert process.wait(10) == 143
+def test_a_stream_that_was_closed_is_as_if_it_led_nowhere(streams: str) -> None:
+    null, started = subprocess.DEVNULL, list[subprocess.Popen[str]]()
+    with contextlib.ExitStack() as ending:
+        for program in (SERVER, (*SERVER[:-1], "--json"), NODE, (*NODE, "--json")):
+            started.append(ending.enter_context(closed(streams, *program, stdin=null, stdout=null, stderr=null)))
+            ending.callback(started[-1].kill)  # where this test fails, nobody else ends it
+        for process in started:
+            eventually(functools.partial(catches_terminate, process.pid))
+            assert {str(pathlib.Path(f"/proc/{process.pid}/fd/{number}").readlink()) for number in range(3)} == {os.devnull}
+            process.terminate()
+            assert process.wait(10) == 143
 
 
 def catches_terminate(pid: int) -> bool:
@@ -581,7 +564,7 @@ def test_a_second_interrupt_does_not_wait_for_the_goodbye(start: Start) -> None:
     server.process.send_signal(signal.SIGSTOP)
     eventually(lambda: stands_still(server.process.pid))  # it can't answer
     node.process.send_signal(signal.SIGINT)
-    time.sleep(0.7)  # sooner it would be the same one
+    time.sleep(1.0)  # sooner than in half a second it would be the same one
     assert node.end() == 130
     assert "connected to" in node.lines[-1]  # no word of the goodbye, and no traceback
 

@@ -1,6 +1,6 @@
 """A real Prometheus scrapes a real server with fifty nodes: what its API answers, its rules, and the dashboards' queries.
 
-Six of the nodes are the program, each with what a dashboard must show; the others come from the load generator, 8 GPUs each.
+All of the nodes are node.py; six have what a dashboard must show.
 """
 
 from __future__ import annotations
@@ -17,17 +17,16 @@ from typing import Any
 
 import pytest
 
-from bench.generator import Load, Plan
-from bench.processes import free_port
 from edge.web.prometheus_config import JOB
-from tests.fixtures.processes import ROOT, Program, environment, eventually
+from tests.fixtures.processes import ROOT, Program, environment, eventually, starting
 from tests.fixtures.prometheus import Prometheus, any_of, as_grafana_asks, need_prometheus, promtool
 from tests.fixtures.sessions import Stream, refusal
 
 DOCS = ROOT / "docs"
 RULES = DOCS / "prometheus-rules.yml"
 DASHBOARD = json.loads((DOCS / "grafana.json").read_text())
-LOADED = 44
+OTHERS = range(10, 54)  # seeds of the nodes with nothing special
+AT_ONCE = 4  # nodes that start together: more would keep a machine of two cores from all else
 # NVIDIA's dashboard for DCGM's exporter (grafana.com, 12239). Its panel of the tensor cores asks for a figure of the profiler.
 DCGM_LABELS = '{instance=~"$instance", gpu=~"$gpu"}'
 DCGM_QUERIES = (
@@ -45,41 +44,37 @@ class Fleet:
     """A server, its nodes, and who scrapes it."""
 
     def __init__(self, folder: pathlib.Path, ending: contextlib.ExitStack) -> None:
-        self._ending = ending
-        port, web = free_port(), f"127.0.0.1:{free_port()}"
-        self.address, self.url = f"127.0.0.1:{port}", f"http://{web}"
-        self.instance = f'instance="{web}"'
-        options = ("--http", web, "--listen", self.address, "--state", str(folder / "state"))
-        self.server = self.start("server.py", "--json", *options)
-        self.secure_url = f"https://127.0.0.1:{free_port()}"
-        secure = ("--secure", "--http", self.secure_url[8:], "--listen", "127.0.0.1:0", "--state", str(folder / "secure"))
-        behind_tls = self.start("server.py", "--headless", *secure)
-        self.server.line("listening on")
-        ending.enter_context(Load(Plan(port, LOADED)))
+        self.start = ending.enter_context(starting())
+        options = ("--listen", "127.0.0.1:0", "--state", str(folder / "state"))
+        self.server = self.start("server.py", "--json", *options, "--http", "0")
+        secure = ("--secure", "--listen", "127.0.0.1:0", "--state", str(folder / "secure"))
+        behind_tls = self.start("server.py", "--headless", *secure, "--http", "0")
+        self.address = self.server.line(r"listening on (\S+)")[1]
+        web = self.server.line(r"http://(127\.0\.0\.1:\d+)/$")[1]
+        self.url, self.instance = f"http://{web}", f'instance="{web}"'
         self.doomed = self.node("--id", "doomed", "--seed", "5")
         self.node("--id", "hot", "--seed", "2", "--faults", "hot", "--label", "rack=a3", "--label", "team=ml")
         self.node("--id", "failed", "--seed", "3", "--faults", "failed-gpu", "--label", "rack=a3")
         for seed, node_id in ((6, "dgx"), (8, "pi"), (4, 'a "quoted\\ name"')):
             self.node("--id", node_id, "--seed", str(seed))
+        for number in range(0, len(OTHERS), AT_ONCE):
+            started = [self.node("--id", f"box-{seed}", "--seed", str(seed)) for seed in OTHERS[number : number + AT_ONCE]]
+            for node in started:
+                node.line("connected to", 60)
         self.break_off("cut off")
         refusal(self.address, node_id="x" * 100)
-        behind_tls.line("listening on")
+        self.secure_url = behind_tls.line(r"(https://127\.0\.0\.1:\d+)/$")[1]
         rules = folder / "rules.yml"
         rules.write_text(re.sub(r"interval: \w+", "interval: 1s", RULES.read_text()))
+        secure_job = self.scrape_config(folder, self.secure_url, *secure)
         self.config = "\n".join((
             "global: {scrape_interval: 1s, evaluation_interval: 1s}",
             f"rule_files: [{rules}]",
-            self.scrape_config(folder, options),
-            self.scrape_config(folder, secure).replace("scrape_configs:\n", "").replace("job_name: ", "job_name: secure-"),
+            self.scrape_config(folder, self.url, *options),
+            secure_job.replace("scrape_configs:\n", "").replace("job_name: ", "job_name: secure-"),
         ))  # fmt: skip
         self.prometheus = Prometheus(folder, self.config)
         ending.callback(self.prometheus.close)
-
-    def start(self, *argv: str) -> Program:
-        """A program that ends with the tests."""
-        program = Program(*argv)
-        self._ending.callback(program.kill)
-        return program
 
     def node(self, *options: str) -> Program:
         """A box that does not exist."""
@@ -91,9 +86,9 @@ class Fleet:
         stream.answer()
         stream.close()
 
-    def scrape_config(self, folder: pathlib.Path, options: tuple[str, ...]) -> str:
+    def scrape_config(self, folder: pathlib.Path, url: str, *options: str) -> str:
         """What the program prints for a server with these options, after what it says is to be done beside prometheus.yml."""
-        program = self.start("server.py", *options, "--prometheus-config")
+        program = self.start("server.py", *options, "--http", url.partition("//")[2], "--prometheus-config")
         assert program.wait() == 0, program.lines
         config = "\n".join(program.lines)
         for command in re.findall(r"^#     (.+)", config, re.MULTILINE):

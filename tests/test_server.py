@@ -39,7 +39,7 @@ from edge.fleet.row import End, Refused, Session, State, state_of
 from edge.fleet.source import EVENTS_KEPT
 from edge.history import UTILIZATION, WHOLE_NODE, series
 from edge.program import VERSION
-from edge.protocol import ACKNOWLEDGE_SECONDS, GOODBYE_SECONDS, SILENCE_SECONDS
+from edge.protocol import ACKNOWLEDGE_SECONDS, SILENCE_SECONDS
 from server import BACKLOG_OF_MANY, STRAINED_NODES, Registry, Ticker
 from tests.fixtures.examples import example_registry
 from tests.fixtures.garbage import collected
@@ -356,7 +356,7 @@ def test_a_broken_stream_is_disconnected_at_once_and_later_lost(serve: Serve, co
     stream = connect(serving.address)
     stream.answer()
     {"half-close": stream.half_close, "cancel": stream.call.cancel, "reset": stream.channel.close}[how]()
-    eventually(lambda: serving.state("box") is State.DISCONNECTED, 1.0)
+    eventually(lambda: serving.state("box") is State.DISCONNECTED)  # no time passes
     assert serving.rows()["box"].reason == "the stream broke"
     clock.now += 10.1
     assert serving.state("box") is State.LOST
@@ -888,10 +888,8 @@ def test_nodes_that_never_read_can_not_hold_the_server(serve: Serve, dial: Dial)
         dial(serving, request_headers(), *beats, greeting=UNREAD)
     eventually(lambda: len(serving.rows()) == 10)
     unary(serving.address, node_id="other")
-    begun = time.monotonic()
-    serving.network.stop()
+    serving.network.stop()  # it waits for GOODBYE_SECONDS, and one more
     assert not serving.network.is_alive()
-    assert time.monotonic() - begun < GOODBYE_SECONDS
 
 
 def test_a_node_that_never_reads_can_be_taken_over(
@@ -911,10 +909,8 @@ def test_a_node_that_never_reads_can_be_taken_over(
     assert all(after[node_id].session not in (None, before[node_id].session) for node_id in node_ids)
     eventually(lambda: serving.streams() == 10)
     assert {serving.state(node_id) for node_id in node_ids} == {State.ONLINE}
-    begun = time.monotonic()
-    serving.network.stop()
+    serving.network.stop()  # it waits for GOODBYE_SECONDS, and one more
     assert not serving.network.is_alive()
-    assert time.monotonic() - begun < GOODBYE_SECONDS
     assert not [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
 
 
@@ -989,7 +985,7 @@ def test_a_signal_ends_all_sessions_with_unavailable(start: Start, connect: Conn
     program.line("joined box-19")
     begun = time.monotonic()
     assert program.end(number) == code
-    assert time.monotonic() - begun < 2
+    assert time.monotonic() - begun < 4  # 2 s, and the machine may be busy
     for stream in streams:
         assert stream.status() == (grpc.StatusCode.UNAVAILABLE, "the server is going away: come back soon")
     assert silent.status()[0] is grpc.StatusCode.UNAVAILABLE
@@ -1038,16 +1034,16 @@ def test_what_a_real_node_sums_up_is_what_the_server_would(serve: Serve, start: 
 
 
 def test_headless_tells_each_event_in_a_line(start: Start) -> None:
-    program, address = started(start)
+    program, address = started(start, "--interval", "0.5")
     agent = start("node.py", "--server", address, "--id", "box", "--interval", "0.2", *SIMULATED)
     stamp = r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d "
     program.line(stamp + r"joined box: \S+, 127\.0\.0\.1$")
     agent.process.send_signal(signal.SIGSTOP)
-    program.line(stamp + r"late box: no heartbeat for 3s$")
+    program.line(stamp + r"late box: no heartbeat for \ds$")
     agent.process.send_signal(signal.SIGCONT)
     program.line(stamp + "back box: after ")
     agent.kill()
-    program.line(stamp + "disconnected box: the stream broke$", 2)
+    program.line(stamp + "disconnected box: the stream broke$")
     again = start("node.py", "--server", address, "--id", "box", "--interval", "0.2", *SIMULATED)
     again.line("connected to")
     clone = start("node.py", "--server", address, "--id", "box", *SIMULATED)
@@ -1058,33 +1054,20 @@ def test_headless_tells_each_event_in_a_line(start: Start) -> None:
     assert program.end() == 130
 
 
-def test_a_killed_node_is_lost_after_ten_seconds(start: Start) -> None:
-    program, address = started(start, "--json")
-    agent = start("node.py", "--server", address, "--id", "box", *SIMULATED)
-    program.json_line(lambda line: line["nodes"] and line["nodes"][0]["state"] == "ONLINE")
-    agent.kill()
-    (row,) = program.json_line(lambda line: line["nodes"][0]["state"] != "ONLINE", 4)["nodes"]
-    assert (row["state"], row["reason"]) == ("DISCONNECTED", "the stream broke")
-    (row,) = program.json_line(lambda line: line["nodes"][0]["state"] == "LOST")["nodes"]
-    assert 10 < row["heartbeat_age_seconds"] < 13
-    assert re.fullmatch(r"no heartbeat for 1\ds; the stream broke", row["reason"])
-    assert row["sample"]["devices"]  # the last values stay
-
-
 RUN_NODE = "import node, sys; sys.exit(node.main(sys.argv[1:]))"
 RUN_SERVER = "import server, sys; sys.exit(server.main(sys.argv[1:]))"
 
 
-@pytest.mark.parametrize("hours", [1, -1])
-def test_ages_are_right_whatever_the_boxs_clock_says(start: Start, hours: int) -> None:
+def test_ages_are_right_whatever_the_boxs_clock_says(start: Start) -> None:
     program, address = started(start, "--json")
-    lie = f"import time; real = time.time; time.time = lambda: real() + {3600 * hours}; " + RUN_NODE
-    start("-c", lie, "--server", address, "--id", "box", "--interval", "0.2", *SIMULATED)
+    for hours in (1, -1):
+        lie = f"import time; real = time.time; time.time = lambda: real() + {3600 * hours}; " + RUN_NODE
+        start("-c", lie, "--server", address, "--id", f"box {hours}", "--interval", "0.2", *SIMULATED)
     for _ in range(2):
-        (row,) = program.json_line(lambda line: line["nodes"] and "devices" in line["nodes"][0]["sample"])["nodes"]
-        assert row["state"] == "ONLINE"
-        assert 0 <= row["heartbeat_age_seconds"] < 3
-        assert 0 <= row["sample_age_seconds"] < 3
+        for row in program.json_line(lambda line: sum("devices" in row["sample"] for row in line["nodes"]) == 2)["nodes"]:
+            assert row["state"] == "ONLINE"
+            assert 0 <= row["heartbeat_age_seconds"] < 3
+            assert 0 <= row["sample_age_seconds"] < 3
 
 
 def test_sensors_that_hang_are_told_from_a_dead_box(start: Start) -> None:

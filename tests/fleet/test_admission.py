@@ -61,8 +61,11 @@ def test_who_waits_longest_is_ended_where_too_many_wait_and_each_after_its_time(
     too_many = End("too many calls wait for their first message", grpc.StatusCode.RESOURCE_EXHAUSTED)
     too_long = End("no message within 0.05 s", grpc.StatusCode.DEADLINE_EXCEEDED)
 
+    def note(call: int, address: str, end: End) -> None:
+        ended.append((call, address, end))
+
     async def play() -> None:
-        room = WaitingRoom(2, 0.05, lambda call, address, end: ended.append((call, address, end)))
+        patient, room = WaitingRoom(2, 60, note), WaitingRoom(2, 0.05, note)
         entered: dict[int, float] = {}
 
         async def come(call: int) -> None:
@@ -76,10 +79,15 @@ def test_who_waits_longest_is_ended_where_too_many_wait_and_each_after_its_time(
             assert time.monotonic() - entered[ended[-1][0]] >= 0.05
 
         for call in (1, 2, 3):
-            await come(call)
+            patient.enter(call, f"10.0.0.{call}")
         assert ended == [(1, "10.0.0.1", too_many)]
-        room.leave(1)  # it is over
+        patient.leave(1)  # it is over
+        patient.leave(2)
+        patient.enter(4, "10.0.0.4")
+        assert len(ended) == 1
+        room.enter(2, "10.0.0.2")
         room.leave(2)  # its message has come
+        await come(3)
         await asyncio.wait_for(all_ended(2), 5)
         await come(4)  # where nobody waited any more
         await asyncio.wait_for(all_ended(3), 5)

@@ -6,12 +6,12 @@ The golden texts lie in tests/golden/: `UPDATE_GOLDEN=1 python3 build.py test -k
 from __future__ import annotations
 
 import collections
+import contextlib
 import os
 import re
-import socket
 import time
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -629,20 +629,58 @@ def test_the_screen_follows_a_fleet_and_its_keys(terminal: Open) -> None:
     assert screen.is_restored()
 
 
-@pytest.fixture
-def fleet(start: Start, terminal: Open) -> Terminal:
-    """A server's screen with two simulated nodes."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    screen = terminal("server.py", "--listen", address)
-    screen.shows("No node yet")
-    for seed in ("1", "2"):
-        options = ("--hardware", "simulated", "--seed", seed, "--label", f"rack=a{seed}", "--headless")
-        start("node.py", "--server", address, "--id", f"box-{seed}", *options)
-    screen.shows("2 online")
-    screen.shows("box-2 .*ONLINE .*RTX")
-    return screen
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Terminal]:
+    """A server's screen with two simulated nodes. Each test leaves it as it was, and the last one ends it."""
+    screen = Terminal("server.py", "--listen", "127.0.0.1:0", "--state", str(tmp_path_factory.mktemp("fleet")))
+    with contextlib.ExitStack() as ending:
+        ending.callback(screen.close)
+        address = screen.shows(r"listening on (127\.0\.0\.1:\d+)")[1]
+        for seed in ("1", "2"):
+            options = ("--hardware", "simulated", "--seed", seed, "--label", f"rack=a{seed}", "--headless")
+            ending.callback(Program("node.py", "--server", address, "--id", f"box-{seed}", *options).kill)
+        screen.shows("2 online")
+        screen.shows("box-2 .*ONLINE .*RTX")
+        yield screen
+
+
+def test_a_node_that_is_alive_is_not_forgotten_with_f(fleet: Terminal) -> None:
+    fleet.press("/box-2\r")
+    fleet.shows("Nodes .*/box-2")
+    fleet.press("f")
+    fleet.press("\x1b[B")
+    fleet.shows("box-2 .*ONLINE")
+    fleet.press("\x1b")
+    fleet.shows("box-1 .*ONLINE")
+
+
+@pytest.mark.parametrize("size", [(160, 45), (80, 24), (50, 15), (40, 10)])
+def test_resizing(fleet: Terminal, size: tuple[int, int]) -> None:
+    fleet.resize(*size)
+    eventually(lambda: fleet.text().splitlines()[-1].startswith(" q quit") and "box-1" in fleet.text())
+    fleet.resize(20, 4)
+    fleet.shows("too small")
+    fleet.resize(160, 45)
+    fleet.shows("box-2 .*ONLINE")
+
+
+def test_a_frame_sends_only_the_lines_that_changed(fleet: Terminal) -> None:
+    start = len(fleet.raw)
+    eventually(lambda: fleet.raw[start:].count(b"\x1b[?2026l") >= 2)
+    update = fleet.raw[start:].split(b"\x1b[?2026h")[1]
+    changed = {int(number) for number in re.findall(rb"\x1b\[(\d+);1H", update)}
+    assert changed <= {1, 2, 5, 6}  # the header and the two nodes
+
+
+def test_a_frozen_picture_sends_nothing(fleet: Terminal) -> None:
+    fleet.press("p")
+    fleet.shows("FROZEN at")
+    start = len(fleet.raw)
+    fleet.press("?")
+    fleet.shows("any key goes back")
+    assert fleet.raw[start:].count(b"\x1b[?2026h") == 1
+    fleet.press("qp")
+    fleet.shows("p freeze")
 
 
 def test_every_key_in_a_real_terminal(fleet: Terminal) -> None:
@@ -688,38 +726,3 @@ def test_every_key_in_a_real_terminal(fleet: Terminal) -> None:
     fleet.press("qy")
     assert fleet.wait() == 0
     assert eventually(fleet.is_restored)
-
-
-def test_a_lost_node_is_forgotten_with_f(fleet: Terminal, start: Start) -> None:
-    fleet.press("/box-2\r")
-    fleet.shows("Nodes .*/box-2")
-    fleet.press("f")  # alive: stays
-    fleet.press("\x1b[B")
-    fleet.shows("box-2 .*ONLINE")
-
-
-@pytest.mark.parametrize("size", [(160, 45), (80, 24), (50, 15), (40, 10)])
-def test_resizing(fleet: Terminal, size: tuple[int, int]) -> None:
-    fleet.resize(*size)
-    eventually(lambda: fleet.text().splitlines()[-1].startswith(" q quit") and "box-1" in fleet.text())
-    fleet.resize(20, 4)
-    fleet.shows("too small")
-    fleet.resize(160, 45)
-    fleet.shows("box-2 .*ONLINE")
-
-
-def test_a_frame_sends_only_the_lines_that_changed(fleet: Terminal) -> None:
-    start = len(fleet.raw)
-    eventually(lambda: fleet.raw[start:].count(b"\x1b[?2026l") >= 2)
-    update = fleet.raw[start:].split(b"\x1b[?2026h")[1]
-    changed = {int(number) for number in re.findall(rb"\x1b\[(\d+);1H", update)}
-    assert changed <= {1, 2, 5, 6}  # the header and the two nodes
-
-
-def test_a_frozen_picture_sends_nothing(fleet: Terminal) -> None:
-    fleet.press("p")
-    fleet.shows("FROZEN at")
-    start = len(fleet.raw)
-    fleet.press("?")
-    fleet.shows("any key goes back")
-    assert fleet.raw[start:].count(b"\x1b[?2026h") == 1

@@ -79,6 +79,7 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Serving]]:
     """A network with these routes, and other bounds in seconds if they are given."""
     started: list[Serving] = []
     monkeypatch.setattr("edge.web.api.routes", routes)
+    monkeypatch.setattr("server.TICK_SECONDS", 0.05)  # from one look at tokens and certificates to the next
 
     def start(guard: Guard | None = None, **seconds: float) -> Serving:
         for name, value in seconds.items():
@@ -114,7 +115,7 @@ def get(url: str, path: str) -> socket.socket:
 
 
 def test_a_client_that_does_not_ask_in_time_is_cut(serve: Callable[..., Serving]) -> None:
-    serving = serve(FIRST_REQUEST_SECONDS=0.3, KEEP_ALIVE_SECONDS=0.3, LOOK_SECONDS=0.05)
+    serving = serve(FIRST_REQUEST_SECONDS=0.5, KEEP_ALIVE_SECONDS=0.5, LOOK_SECONDS=0.05)
     silent, slow, second = connected(serving.http), connected(serving.http), connected(serving.http)
     slow.sendall(b"GET /healthz HTTP/1.1\r\nX: ")
     second.sendall(HEALTH)
@@ -129,7 +130,7 @@ def test_a_client_that_does_not_ask_in_time_is_cut(serve: Callable[..., Serving]
 
 
 def test_a_client_that_takes_nothing_is_cut_and_one_that_waits_for_an_answer_is_not(serve: Callable[..., Serving]) -> None:
-    serving = serve(FIRST_REQUEST_SECONDS=0.3, KEEP_ALIVE_SECONDS=0.3, STUCK_SECONDS=0.3, LOOK_SECONDS=0.05)
+    serving = serve(FIRST_REQUEST_SECONDS=0.5, KEEP_ALIVE_SECONDS=0.5, STUCK_SECONDS=0.3, LOOK_SECONDS=0.05)
     stuck, waiting, reading = (get(serving.http, path) for path in ("/big", "/silent", "/stream"))
     eventually(lambda: len(connections(serving)) == 2)
     deadline = time.monotonic() + 1
@@ -436,7 +437,7 @@ def test_it_ends_whoever_is_connected(serve: Callable[..., Serving], caplog: pyt
     assert clients[0].recv(9) == b"HTTP/1.1 "
     began = time.monotonic()
     serving.network.stop()
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 4  # 2 s, and the machine may be busy
     assert not serving.network.is_alive()
     for client in clients:
         heard(client)  # to its end
@@ -569,7 +570,7 @@ def test_a_stream_ends_with_its_token(tls: Callable[..., Serving], tmp_path: pat
         tokens.revoke(token.name[:6])
         began = time.monotonic()
         heard(client)
-        assert time.monotonic() - began < 5  # 2 s, and the machine may be busy
+        assert time.monotonic() - began < 10  # at the next look, and the machine may be busy; else it would go on for ever
     eventually(lambda: not connections(serving))
     assert ask(serving.http, "/stream", Authorization=f"Bearer {token.text}").status == 401
 
