@@ -181,9 +181,7 @@ def test_it_ends_at_once_whoever_is_connected(serve: Callable[..., Program], opt
 
 
 def test_what_clients_do_wrong_leaves_the_screen_alone(terminal: Open, tmp_path: pathlib.Path) -> None:
-    screen = terminal(
-        "server.py", "--listen", "127.0.0.1:0", "--state", str(tmp_path), "--no-journal", "--http", "0", "--secure"
-    )
+    screen = terminal("server.py", "--listen", "127.0.0.1:0", "--state", str(tmp_path), "--no-journal", "--http", "0", "--secure")
     screen.shows("No node yet")
     screen.press("j")
     url = screen.shows(r"(https://127\.0\.0\.1:\d+)/")[1]

@@ -146,9 +146,7 @@ def test_another_server_under_the_address_is_told_nothing(
 
 
 @pytest.mark.parametrize("forges", [True, False], ids=["own certificate", "the server's name and key id"])
-def test_who_stands_in_between_hears_no_secret(
-    run: Callable[..., node.NodeState], tmp_path: pathlib.Path, forges: bool
-) -> None:
+def test_who_stands_in_between_hears_no_secret(run: Callable[..., node.NodeState], tmp_path: pathlib.Path, forges: bool) -> None:
     forger = Authority("Edge Compute Node") if forges else Authority("someone")
     if forges:
         forger.public = OWN.public  # what the certificate says of who signed it
@@ -714,9 +712,7 @@ def test_a_signal_ends_the_prompt_and_the_terminal_is_as_it_was(guarded: Serve, 
     assert termios.tcgetattr(screen.slave)[:4] == screen.before[:4]
 
 
-def test_an_open_server_asks_nothing_and_neither_does_one_that_is_away(
-    guarded: Serve, terminal: Callable[..., Terminal]
-) -> None:
+def test_an_open_server_asks_nothing_and_neither_does_one_that_is_away(guarded: Serve, terminal: Callable[..., Terminal]) -> None:
     screen = terminal("node.py", "--server", guarded(Guarded(refusal="")), *SIMULATED)
     away = terminal("node.py", "--server", "127.0.0.1:1", *SIMULATED)
     screen.shows("● connected to")

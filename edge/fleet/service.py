@@ -170,9 +170,7 @@ class Service(node_pb2_grpc.NodeServiceServicer):
         del requests, context
         await call
 
-    async def _call(
-        self, context: Any, body: Callable[..., Awaitable[T | None]], role: Role | None = Role.NODE
-    ) -> T | None:
+    async def _call(self, context: Any, body: Callable[..., Awaitable[T | None]], role: Role | None = Role.NODE) -> T | None:
         """A call, and its status where `body` is refused or the server ends it. `role`: that it needs; None: whoever comes."""
         stream = next(self._numbers)
         self._streams[stream] = cast("asyncio.Task[None]", asyncio.current_task())

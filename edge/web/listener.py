@@ -292,7 +292,6 @@ class Listener:
                 except Exception:  # the others must be looked at
                     logging.getLogger(__name__).exception("a connection was not looked at")
 
-
     async def _follow_agent(self) -> None:
         while True:
             await asyncio.sleep(LOOK_SECONDS)
